@@ -1,0 +1,1 @@
+//! Reference generators as combinations of parts.

@@ -1,0 +1,6 @@
+//! The devices behind [`Device`](crate::Device): their memory, how work reaches them, what they can do.
+
+#[cfg(feature = "cpu")]
+pub mod cpu;
+#[cfg(feature = "wgpu")]
+pub mod wgpu;

@@ -1,0 +1,6 @@
+//! Every op on every backend against its f64 reference, one module per family.
+
+mod common;
+mod copy;
+mod kernels;
+mod norm;
