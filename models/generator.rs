@@ -1,0 +1,77 @@
+//! What every picture generator offers, whatever parts it is made of.
+
+use std::ops::ControlFlow;
+
+/// How tokens are drawn.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sampling {
+    /// Guidance scale on the logits: 1 is none. Each family's own convention is in its documentation.
+    pub cfg: f32,
+    /// 0 always takes the likeliest token.
+    pub temperature: f32,
+    /// Only the likeliest `top_k` tokens; 0 is off.
+    pub top_k: usize,
+    /// Only the likeliest tokens that together have this probability, in (0, 1].
+    pub top_p: f32,
+    /// The same seed draws the same pictures.
+    pub seed: u64,
+}
+
+/// Pictures and the tokens they were decoded from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Drawn {
+    /// Per picture, in the order in which the generator draws them.
+    pub tokens: Vec<Vec<u32>>,
+    /// Per picture `[3, height, width]`, in [-1, 1] but for overshoot.
+    pub planes: Vec<Vec<f32>>,
+}
+
+/// A class-conditional picture generator with its weights on a device.
+pub trait Generator {
+    /// The system's name, as in a dump's metadata.
+    fn system(&self) -> &'static str;
+    /// Class names in label order; numbers as text where the weights name none.
+    fn classes(&self) -> &[String];
+    /// How the weights' authors sample.
+    fn sampling(&self) -> Sampling;
+    /// How many tokens are drawn for one picture.
+    fn tokens_per_picture(&self) -> usize;
+    /// Height and width in pixels.
+    fn picture_size(&self) -> [usize; 2];
+    /// Draws one picture per label. Picture `i` of the call is picture `first_picture + i` of the run: that number
+    /// and the seed alone choose its random numbers, so that batches and shards do not change tokens.
+    ///
+    /// `progress` is called after each step with the tokens settled so far and in all (over the whole batch); when it
+    /// breaks, the call ends with [`Error::Interrupted`].
+    ///
+    /// # Errors
+    /// [`Error::Op`] if an op fails (a wrong option, a lost device); [`Error::Interrupted`].
+    fn draw(
+        &self,
+        labels: &[u32],
+        first_picture: u64,
+        sampling: &Sampling,
+        progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> Result<Drawn>;
+}
+
+/// What can go wrong in this crate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// An op refused its operands or its device failed.
+    #[error(transparent)]
+    Op(#[from] smalti::Error),
+    /// A file of weights or a dump cannot be read, or does not hold what was asked for.
+    #[error("{0}")]
+    Weights(String),
+    /// A request that this model or file cannot serve.
+    #[error("{0}")]
+    Request(String),
+    /// The caller broke off the work.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+/// [`std::result::Result`] with this crate's [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;
