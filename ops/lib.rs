@@ -16,6 +16,7 @@
 //!
 //! Inference only: nothing here computes gradients.
 
+pub mod attention;
 pub mod backend;
 pub mod copy;
 mod device;
@@ -24,6 +25,7 @@ mod error;
 pub mod kernels;
 mod layout;
 pub mod norm;
+pub mod rope;
 mod tensor;
 mod weight;
 

@@ -1,0 +1,229 @@
+//! Attention, its masks, and the cache of keys and values.
+
+mod cache;
+#[cfg(feature = "cpu")]
+pub mod cpu;
+mod mask;
+pub mod reference;
+#[cfg(feature = "wgpu")]
+pub mod wgpu;
+
+pub use cache::KvCache;
+pub use mask::{Align, Compiled, Lengths, Mask, ScalesKind};
+
+use crate::device::Handle;
+use crate::{Error, Float, Result, Tensor};
+
+/// The largest `head_dim` that every backend takes.
+pub const MAX_HEAD_DIM: usize = 256;
+
+/// How [`attention`] scores and hides keys.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Options {
+    /// What scores are multiplied by; commonly `1 / sqrt(head_dim)`.
+    pub scale: f32,
+    /// Which query sees which key.
+    pub mask: Mask,
+    /// Added to the scores after the scale and the softcap; its shape broadcasts to `[batch, heads, q_len, k_len]`.
+    pub bias: Option<Tensor<f32>>,
+    /// Scores become `c tanh(score / c)`.
+    pub softcap: Option<f32>,
+    /// Whether to return the logarithm of each row's sum.
+    pub lse: bool,
+}
+
+impl Options {
+    /// Every query sees every key.
+    #[must_use]
+    pub fn new(scale: f32) -> Self {
+        Self { scale, mask: Mask::Full, bias: None, softcap: None, lse: false }
+    }
+
+    /// With this mask.
+    #[must_use]
+    pub fn mask(mut self, mask: Mask) -> Self {
+        self.mask = mask;
+        self
+    }
+
+    /// With this bias.
+    #[must_use]
+    pub fn bias(mut self, bias: Tensor<f32>) -> Self {
+        self.bias = Some(bias);
+        self
+    }
+
+    /// With scores capped smoothly at this value.
+    #[must_use]
+    pub fn softcap(mut self, softcap: f32) -> Self {
+        self.softcap = Some(softcap);
+        self
+    }
+
+    /// Also returns the logarithm of each row's sum.
+    #[must_use]
+    pub fn lse(mut self) -> Self {
+        self.lse = true;
+        self
+    }
+}
+
+/// What [`attention`] returns.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Attention<T: Float> {
+    /// `[batch, heads, q_len, head_dim]`.
+    pub y: Tensor<T>,
+    /// `[batch, heads, q_len]`: the natural logarithm of the sum of exponentials of the scores; `-inf` for a row that
+    /// sees nothing. Present if [`Options::lse`] asks for it.
+    pub lse: Option<Tensor<f32>>,
+}
+
+/// What the implementations take apart from the tensors: options that have been checked, and the compiled mask.
+#[derive(Debug, Clone, Copy)]
+pub struct Scoring {
+    /// What scores are multiplied by.
+    pub scale: f32,
+    /// Scores become `c tanh(score / c)`.
+    pub softcap: Option<f32>,
+}
+
+/// Softmax-weighted sums of the values, each query over the keys it sees.
+///
+/// `y[b, h, i, ..] = sum_j p[j] v[b, g, j, ..]` with `p = softmax_j(s[j])` over the visible `j`,
+/// `s[j] = cap(scale q[b, h, i, ..] . k[b, g, j, ..]) + bias[b, h, i, j]`, `cap(x) = c tanh(x / c)` if there is a
+/// softcap, and `g = h / (heads / kv_heads)`, rounded down.
+///
+/// | operand  | shape                               | element        | layout                                  |
+/// |----------|-------------------------------------|----------------|-----------------------------------------|
+/// | `q`      | `[batch, heads, q_len, head_dim]`   | f32, f16, bf16 | any; no copy if the last axis is dense  |
+/// | `k`, `v` | `[batch, kv_heads, k_len, head_dim]`| as `q`         | likewise                                |
+/// | `bias`   | to `[batch, heads, q_len, k_len]`   | f32            | any                                     |
+/// | `y`      | as `q`                              | as `q`         | contiguous                              |
+/// | `lse`    | `[batch, heads, q_len]`             | f32            | contiguous                              |
+///
+/// Scores, exponentials and sums are in f32. A row that sees nothing, or only keys whose bias is `-inf`, gives zeros
+/// and an lse of `-inf`. A NaN in `q`, or in a key or value that a row sees, makes that row NaN (a value only if its
+/// weight is not 0) and no row that does not see it. On one device a row's result does not depend on the number of queries, heads or batch entries.
+///
+/// # Errors
+/// [`Error::Shape`] if the shapes do not fit, `heads` is not a multiple of `kv_heads`, `head_dim` is 0 or above
+/// [`MAX_HEAD_DIM`], or the bias or mask does not fit; [`Error::Value`] if the scale or the softcap is not finite, or
+/// the softcap is not positive; [`Error::Place`] if a device differs.
+///
+/// # Source
+/// Vaswani et al. 2017, arXiv:1706.03762, equation 1; the online softmax of Milakov and Gimelshein 2018,
+/// arXiv:1805.02867; grouped queries of Ainslie et al. 2023, arXiv:2305.13245.
+pub fn attention<T: Float>(q: &Tensor<T>, k: &Tensor<T>, v: &Tensor<T>, options: &Options) -> Result<Attention<T>> {
+    const OP: &str = "attention";
+    let device = q.device();
+    let &[batch, heads, q_len, head_dim] = q.shape() else {
+        return Err(Error::shape(OP, "q", q.shape(), "[batch, heads, q_len, head_dim]"));
+    };
+    let &[_, kv_heads, k_len, _] = k.shape() else {
+        return Err(Error::shape(OP, "k", k.shape(), "[batch, kv_heads, k_len, head_dim]"));
+    };
+    device.check_same(OP, "k", k.device())?;
+    device.check_same(OP, "v", v.device())?;
+    if k.shape() != [batch, kv_heads, k_len, head_dim] {
+        let expected = format!("[{batch}, kv_heads, k_len, {head_dim}], as q is {:?}", q.shape());
+        return Err(Error::shape(OP, "k", k.shape(), expected));
+    }
+    if v.shape() != k.shape() {
+        return Err(Error::shape(OP, "v", v.shape(), format!("{:?}, as k has", k.shape())));
+    }
+    if heads > 0 && (kv_heads == 0 || !heads.is_multiple_of(kv_heads)) {
+        let expected = format!("a number of heads that divides the {heads} of q");
+        return Err(Error::shape(OP, "k", k.shape(), expected));
+    }
+    if !(1..=MAX_HEAD_DIM).contains(&head_dim) {
+        return Err(Error::shape(OP, "q", q.shape(), format!("a head_dim of 1 to {MAX_HEAD_DIM}")));
+    }
+    if !options.scale.is_finite() {
+        return Err(Error::value(OP, "scale", options.scale, "a finite number"));
+    }
+    if let Some(cap) = options.softcap.filter(|cap| !(cap.is_finite() && *cap > 0.0)) {
+        return Err(Error::value(OP, "softcap", cap, "a finite number above 0"));
+    }
+    let lengths = Lengths { batch, q_len, k_len };
+    options.mask.check(OP, device, lengths)?;
+    let bias = match &options.bias {
+        None => None,
+        Some(bias) => {
+            device.check_same(OP, "bias", bias.device())?;
+            let full = [batch, heads, q_len, k_len];
+            let expected = || Error::shape(OP, "bias", bias.shape(), format!("a shape that broadcasts to {full:?}"));
+            Some(bias.broadcast(&full).map_err(|_| expected())?)
+        }
+    };
+    let (q, k, v) = (dense_rows(q)?, dense_rows(k)?, dense_rows(v)?);
+    let scoring = Scoring { scale: options.scale, softcap: options.softcap };
+    let mut y = Tensor::empty(device, q.shape())?;
+    let mut lse = Tensor::empty(device, &[batch, heads, q_len])?;
+    match device.handle() {
+        Handle::Reference => {
+            let bias = bias.as_ref().map(Tensor::host);
+            let sees = |batch, i, j| options.mask.sees(lengths, batch, i, j);
+            reference::attention(q.host(), k.host(), v.host(), scoring, bias, sees, y.host_mut(), lse.host_mut());
+        }
+        #[cfg(feature = "cpu")]
+        Handle::Cpu(cpu) => {
+            let mask = options.mask.compile(OP, lengths)?;
+            let bias = bias.as_ref().map(Tensor::host);
+            cpu::attention(cpu, q.host(), k.host(), v.host(), scoring, bias, &mask, y.host_mut(), lse.host_mut());
+        }
+        #[cfg(feature = "wgpu")]
+        Handle::Wgpu(gpu) => {
+            let mask = options.mask.compile(OP, lengths)?;
+            let _ = (gpu, mask, &bias);
+            let reason = "attention has no kernel yet".to_owned();
+            return Err(Error::Unavailable { device: device.to_string(), reason });
+        }
+    }
+    Ok(Attention { y, lse: options.lse.then_some(lse) })
+}
+
+/// Divides each row by its L2 norm, or by `1e-12` if that is larger.
+///
+/// `y[.., c] = x[.., c] / max(sqrt(sum_c x[.., c]²), 1e-12)`
+///
+/// | operand  | shape            | element        | layout     |
+/// |----------|------------------|----------------|------------|
+/// | `x`      | `[.., head_dim]` | f32, f16, bf16 | any        |
+/// | returned | as `x`           | as `x`         | contiguous |
+///
+/// Sums are in f32. A row of zeros gives zeros; a NaN makes its own row NaN and no other.
+///
+/// # Errors
+/// [`Error::Shape`] if `x` has no axis.
+///
+/// # Source
+/// Henry et al. 2020, arXiv:2010.04245 (query-key normalisation); `1e-12` as in PyTorch's `normalize`.
+pub fn l2_normalise<T: Float>(x: &Tensor<T>) -> Result<Tensor<T>> {
+    const OP: &str = "l2_normalise";
+    if x.shape().is_empty() {
+        return Err(Error::shape(OP, "x", x.shape(), "at least one axis: the last one holds the channels"));
+    }
+    let x = x.contiguous()?;
+    let mut y = Tensor::empty(x.device(), x.shape())?;
+    match x.device().handle() {
+        Handle::Reference => reference::l2_normalise(x.host(), y.host_mut()),
+        #[cfg(feature = "cpu")]
+        Handle::Cpu(cpu) => cpu::l2_normalise(cpu, x.host(), y.host_mut()),
+        #[cfg(feature = "wgpu")]
+        Handle::Wgpu(_) => {
+            let reason = "l2_normalise has no kernel yet".to_owned();
+            return Err(Error::Unavailable { device: x.device().to_string(), reason });
+        }
+    }
+    Ok(y)
+}
+
+/// Itself if the elements of its last axis are neighbours, else a contiguous copy.
+pub(crate) fn dense_rows<T: Float>(x: &Tensor<T>) -> Result<Tensor<T>> {
+    match (x.shape().last(), x.layout().strides().last()) {
+        (Some(0 | 1), _) | (_, Some(1)) => Ok(x.clone()),
+        _ => x.contiguous(),
+    }
+}

@@ -1,0 +1,260 @@
+//! Attention, its masks and its cache.
+
+use smalti::attention::{self, Align, KvCache, Mask, Options, ScalesKind};
+use smalti::{Backend, Device, Error, Float, Tensor, bf16, f16};
+
+use crate::common::{assert_close, moved, tensor, uniform, widened};
+
+/// Those whose kernels exist.
+fn devices() -> &'static [Device] {
+    let all = crate::common::devices();
+    &all[..all.iter().position(|device| device.backend() == Backend::Wgpu).unwrap_or(all.len())]
+}
+
+struct Case {
+    name: &'static str,
+    /// batch, heads, kv_heads, q_len, k_len, head_dim
+    shape: [usize; 6],
+    mask: Mask,
+    /// Axes of the bias that have length 1, if there is a bias.
+    bias: Option<[bool; 4]>,
+    softcap: Option<f32>,
+}
+
+fn case(name: &'static str, shape: [usize; 6], mask: Mask) -> Case {
+    Case { name, shape, mask, bias: None, softcap: None }
+}
+
+/// Edges: one of everything, a tile of keys and one key less and more, a block of queries and one less and more,
+/// widths that are odd, prime and the largest, rows that see nothing.
+fn cases() -> Vec<Case> {
+    let top = Mask::Causal { align: Align::TopLeft };
+    let bottom = Mask::Causal { align: Align::BottomRight };
+    let scales = |kind| Mask::Scales { patch_nums: vec![1, 2, 3, 5], kind };
+    let given = Mask::from_fn(&Device::reference(), 33, 70, |i, j| (i * 7 + j * 3) % 5 < 2 && i != 4).unwrap();
+    let given_too = Mask::from_fn(&Device::reference(), 33, 70, |i, j| (i + j) % 3 > 0).unwrap();
+    vec![
+        case("one", [1, 1, 1, 1, 1, 1], Mask::Full),
+        case("tile", [1, 2, 2, 16, 64, 64], Mask::Full),
+        case("tile less", [2, 1, 1, 15, 63, 32], Mask::Full),
+        case("tile more", [1, 2, 1, 17, 65, 33], Mask::Full),
+        case("prime width", [1, 1, 1, 3, 130, 67], Mask::Full),
+        case("widest", [1, 1, 1, 2, 66, 256], Mask::Full),
+        case("narrow", [2, 3, 3, 5, 9, 3], Mask::Full),
+        case("grouped decode", [2, 6, 2, 1, 300, 48], Mask::Full),
+        case("no keys", [1, 2, 2, 3, 0, 8], Mask::Full),
+        case("no queries", [1, 2, 2, 0, 3, 8], Mask::Full),
+        case("causal square", [1, 2, 2, 65, 65, 64], top.clone()),
+        case("causal cached", [1, 4, 2, 17, 130, 80], bottom.clone()),
+        case("more queries, top", [1, 1, 1, 70, 20, 16], top),
+        case("more queries, bottom", [1, 1, 1, 70, 20, 16], bottom.clone()),
+        case("window", [1, 2, 2, 40, 140, 32], Mask::Window { left: 9, right: 3, align: Align::BottomRight }),
+        case("window off the keys", [1, 1, 1, 40, 8, 8], Mask::Window { left: 2, right: 0, align: Align::TopLeft }),
+        case("prefix", [1, 2, 2, 40, 40, 32], Mask::Prefix { prefix: 11, align: Align::TopLeft }),
+        case("frames", [1, 2, 2, 24, 40, 32], Mask::Frames { frame: 8, align: Align::BottomRight }),
+        case("key lengths", [3, 2, 2, 5, 70, 32], Mask::KeyLengths(vec![70, 0, 65])),
+        case("and", [2, 2, 1, 33, 70, 16], Mask::And(vec![Mask::KeyLengths(vec![60, 9]), bottom])),
+        case("block causal", [1, 2, 2, 39, 39, 32], scales(ScalesKind::BlockCausal)),
+        case("last scale", [2, 2, 2, 25, 39, 32], scales(ScalesKind::BlockCausal)),
+        case("markov self", [1, 2, 2, 39, 39, 32], scales(ScalesKind::MarkovSelf)),
+        case("markov previous", [1, 2, 2, 39, 39, 32], scales(ScalesKind::MarkovPrevious)),
+        case("markov both", [1, 2, 2, 39, 39, 32], scales(ScalesKind::MarkovPreviousAndSelf)),
+        case("given", [2, 2, 2, 33, 70, 16], given.clone()),
+        case("given twice", [1, 2, 2, 33, 70, 16], Mask::And(vec![given, given_too])),
+        Case { bias: Some([false; 4]), ..case("bias", [2, 2, 2, 17, 70, 16], Mask::Full) },
+        Case { bias: Some([true, false, true, false]), ..case("bias of a row", [2, 2, 1, 17, 70, 16], Mask::Full) },
+        Case { softcap: Some(1.5), bias: Some([true; 4]), ..case("softcap", [1, 2, 2, 5, 70, 64], Mask::Full) },
+    ]
+}
+
+fn on(mask: &Mask, device: &Device) -> Mask {
+    match mask {
+        Mask::Given(given) => Mask::Given(moved(given, device)),
+        Mask::And(all) => Mask::And(all.iter().map(|mask| on(mask, device)).collect()),
+        other => other.clone(),
+    }
+}
+
+/// What rounding the weights and the result to `T` would cost at least; f32 sums of f32 terms need nothing more.
+fn naive_error<T: Float>() -> f64 {
+    if T::EPSILON < 1e-6 { 0.0 } else { T::EPSILON / 4.0 }
+}
+
+fn attention_agrees<T: Float>() {
+    for device in devices() {
+        for Case { name, shape, mask, bias, softcap } in cases() {
+            let [batch, heads, kv_heads, q_len, k_len, head_dim] = shape;
+            let q = tensor::<T>(device, &[batch, heads, q_len, head_dim], &spread(1, batch * heads * q_len * head_dim));
+            let kv_shape = [batch, kv_heads, k_len, head_dim];
+            let k = tensor::<T>(device, &kv_shape, &spread(2, batch * kv_heads * k_len * head_dim));
+            let v = tensor::<T>(device, &kv_shape, &uniform(3, batch * kv_heads * k_len * head_dim));
+            let bias = bias.map(|ones| {
+                let full = [batch, heads, q_len, k_len];
+                let shape: Vec<_> = full.iter().zip(ones).map(|(len, one)| if one { 1 } else { *len }).collect();
+                tensor::<f32>(device, &shape, &uniform(4, shape.iter().product()))
+            });
+            let options = |device: &Device| {
+                let mut options = Options::new(1.0 / (head_dim as f32).sqrt()).mask(on(&mask, device)).lse();
+                options.bias = bias.as_ref().map(|bias| moved(bias, device));
+                options.softcap = softcap;
+                options
+            };
+            let got = attention::attention(&q, &k, &v, &options(device)).unwrap();
+            let reference = Device::reference();
+            let expected =
+                attention::attention(&widened(&q), &widened(&k), &widened(&v), &options(&reference)).unwrap();
+            let what = format!("attention {} {device} {name} {shape:?}", T::DTYPE);
+            assert_close(&what, &got.y, &expected.y, naive_error::<T>());
+            let (got, expected) = (got.lse.unwrap(), expected.lse.unwrap());
+            assert_close(&format!("{what} lse"), &got, &widened(&expected), 0.0);
+        }
+    }
+}
+
+/// Numbers in [-3, 3): scores are then far enough apart for the softmax to matter.
+fn spread(seed: u64, count: usize) -> Vec<f64> {
+    uniform(seed, count).iter().map(|x| 3.0 * x).collect()
+}
+
+#[test]
+fn attention_agrees_with_reference_f32() {
+    attention_agrees::<f32>();
+}
+
+#[test]
+fn attention_agrees_with_reference_f16() {
+    attention_agrees::<f16>();
+}
+
+#[test]
+fn attention_agrees_with_reference_bf16() {
+    attention_agrees::<bf16>();
+}
+
+#[test]
+fn attention_row_that_sees_nothing_is_zero() {
+    for device in devices().iter().chain([&Device::reference()]) {
+        let x = Tensor::from_slice(device, &[1, 1, 2, 2], &[1.0f32; 4]).unwrap();
+        let none = Options::new(1.0).mask(Mask::KeyLengths(vec![0])).lse();
+        let bias = Tensor::from_slice(device, &[1], &[f32::NEG_INFINITY]).unwrap();
+        for options in [none, Options::new(1.0).bias(bias).lse()] {
+            let got = attention::attention(&x, &x, &x, &options).unwrap();
+            assert_eq!(got.y.to_vec().unwrap(), [0.0; 4], "{device}");
+            assert_eq!(got.lse.unwrap().to_vec().unwrap(), [f32::NEG_INFINITY; 2], "{device}");
+        }
+    }
+}
+
+#[test]
+fn attention_nan_stays_in_rows_that_see_it() {
+    for device in devices() {
+        let q = Tensor::from_slice(device, &[1, 1, 3, 2], &[1.0f32; 6]).unwrap();
+        let k = Tensor::from_slice(device, &[1, 1, 3, 2], &[1.0, 1.0, f32::NAN, 1.0, 1.0, 1.0]).unwrap();
+        for (k, v) in [(&k, &q), (&q, &k)] {
+            let given = Mask::from_fn(device, 3, 3, |i, j| i == j).unwrap();
+            for mask in [given, Mask::Window { left: 0, right: 0, align: Align::TopLeft }] {
+                let y = attention::attention(&q, k, v, &Options::new(1.0).mask(mask)).unwrap().y.to_vec().unwrap();
+                assert!(y[2].is_nan(), "{device}: {y:?}");
+                assert_eq!([y[0], y[1], y[4], y[5]], [1.0; 4], "{device}: {y:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn attention_row_does_not_depend_on_the_number_of_rows() {
+    for device in devices() {
+        let [batch, heads, q_len, k_len, head_dim] = [2, 4, 37, 150, 48];
+        let q = tensor::<f32>(device, &[batch, heads, q_len, head_dim], &spread(1, batch * heads * q_len * head_dim));
+        let k = tensor::<f32>(device, &[batch, 2, k_len, head_dim], &spread(2, batch * 2 * k_len * head_dim));
+        let causal = Options::new(0.2).mask(Mask::Causal { align: Align::BottomRight });
+        let whole = attention::attention(&q, &k, &k, &causal).unwrap().y;
+        for i in [0, 15, 16, 36] {
+            let last = k_len - q_len + i + 1;
+            let (q, k) = (q.narrow(2, i, 1).unwrap(), k.narrow(2, 0, last).unwrap());
+            let alone = attention::attention(&q, &k, &k, &causal).unwrap().y;
+            let expected = whole.narrow(2, i, 1).unwrap().to_vec().unwrap();
+            assert_eq!(alone.to_vec().unwrap(), expected, "{device}: query {i}");
+        }
+    }
+}
+
+#[test]
+fn attention_reads_strides() {
+    for device in devices() {
+        // Queries, keys and values side by side, as one projection leaves them: [batch, seq, 3, heads, head_dim].
+        let [batch, seq, heads, head_dim] = [2, 21, 3, 10];
+        let shape = [batch, seq, 3 * heads, head_dim];
+        let packed = tensor::<f16>(device, &shape, &spread(5, shape.iter().product()));
+        let part =
+            |tensor: &Tensor<f16>, n| tensor.narrow(2, n * heads, heads).unwrap().permute(&[0, 2, 1, 3]).unwrap();
+        let options = Options::new(0.3).mask(Mask::Causal { align: Align::TopLeft });
+        let [q, k, v] = [0, 1, 2].map(|n| part(&packed, n));
+        let got = attention::attention(&q, &k, &v, &options).unwrap().y;
+        let [q, k, v] = [q, k, v].map(|tensor| widened(&tensor));
+        let expected = attention::attention(&q, &k, &v, &options).unwrap().y;
+        assert_close(&format!("attention of strided parts {device}"), &got, &expected, naive_error::<f16>());
+    }
+}
+
+#[test]
+fn kv_cache_holds_what_was_appended_and_not_truncated() {
+    for device in devices().iter().chain([&Device::reference()]) {
+        let mut cache = KvCache::<f32>::new(device, 2, 1, 5, 2).unwrap();
+        let positions = |first: usize, count: usize| {
+            let values = (0..2).flat_map(|b| (first..first + count).flat_map(move |p| [(10 * b + p) as f64; 2]));
+            tensor::<f32>(device, &[2, 1, count, 2], &values.collect::<Vec<_>>())
+        };
+        cache.append(&positions(0, 3), &positions(3, 3)).unwrap();
+        cache.truncate(2);
+        cache.append(&positions(2, 2), &positions(5, 2)).unwrap();
+        assert_eq!(cache.len(), 4);
+        assert_eq!(cache.k().to_vec().unwrap(), positions(0, 4).to_vec().unwrap(), "{device}");
+        assert_eq!(cache.v().to_vec().unwrap(), positions(3, 4).to_vec().unwrap(), "{device}");
+        let error = cache.append(&positions(4, 2), &positions(7, 2)).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "KvCache::append: k has shape [2, 1, 2, 2], expected at most 1 positions: 4 of 5 are used"
+        );
+        assert_eq!(cache.len(), 4);
+    }
+}
+
+fn l2_normalise_agrees<T: Float>() {
+    for device in devices() {
+        for shape in [[1, 1, 1, 1], [1, 2, 3, 63], [2, 1, 2, 64], [1, 1, 3, 65], [1, 0, 3, 8]] {
+            let x = tensor::<T>(device, &shape, &uniform(7, shape.iter().product()));
+            let got = attention::l2_normalise(&x).unwrap();
+            let expected = attention::l2_normalise(&widened(&x)).unwrap();
+            assert_close(&format!("l2_normalise {} {device} {shape:?}", T::DTYPE), &got, &expected, 0.0);
+        }
+    }
+}
+
+#[test]
+fn l2_normalise_agrees_with_reference() {
+    l2_normalise_agrees::<f32>();
+    l2_normalise_agrees::<f16>();
+    l2_normalise_agrees::<bf16>();
+}
+
+#[test]
+fn attention_names_what_does_not_fit() {
+    let device = Device::reference();
+    assert_eq!(device.backend(), Backend::Reference);
+    let zeros = |shape: &[usize]| Tensor::<f32>::zeros(&device, shape).unwrap();
+    let q = zeros(&[1, 3, 2, 4]);
+    let fails = |k: &Tensor<f32>, options: Options| attention::attention(&q, k, k, &options).unwrap_err();
+    let error = fails(&zeros(&[1, 2, 2, 4]), Options::new(1.0));
+    assert!(matches!(error, Error::Shape { op: "attention", operand: "k", .. }), "{error}");
+    let k = zeros(&[1, 3, 2, 4]);
+    let error = fails(&k, Options::new(1.0).bias(zeros(&[3])));
+    assert!(matches!(error, Error::Shape { op: "attention", operand: "bias", .. }), "{error}");
+    let error = fails(&k, Options::new(1.0).mask(Mask::KeyLengths(vec![3])));
+    assert!(matches!(error, Error::Value { op: "attention", .. }), "{error}");
+    let error = fails(&k, Options::new(1.0).softcap(0.0));
+    assert!(matches!(error, Error::Value { op: "attention", operand: "softcap", .. }), "{error}");
+    let scales = Mask::Scales { patch_nums: vec![1], kind: ScalesKind::BlockCausal };
+    let error = fails(&k, Options::new(1.0).mask(scales));
+    assert!(matches!(error, Error::Shape { op: "attention", .. }), "{error}");
+}
