@@ -16,14 +16,18 @@
 //!
 //! Inference only: nothing here computes gradients.
 
+pub mod activation;
 pub mod attention;
 pub mod backend;
 pub mod copy;
 mod device;
 mod element;
+pub mod elementwise;
+pub mod embedding;
 mod error;
 pub mod kernels;
 mod layout;
+pub mod linear;
 pub mod norm;
 pub mod rope;
 mod tensor;

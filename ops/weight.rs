@@ -1,6 +1,6 @@
 //! A learned matrix, kernel or table in the form that is stored.
 
-use crate::{Device, Dtype, Element, Error, Result, Tensor, bf16, f16};
+use crate::{Device, Dtype, Element, Error, Float, Result, Tensor, bf16, f16};
 
 /// A learned matrix, kernel or table in the form it is stored in. Ops read this form as such and compute in f32, so
 /// that half the bytes cost half the time where memory is the limit.
@@ -101,5 +101,20 @@ impl Weight {
             Self::Bf16(tensor) => Self::Bf16(tensor.contiguous()?),
             Self::Int8 { values, scale } => Self::Int8 { values: values.contiguous()?, scale: scale.contiguous()? },
         })
+    }
+
+    /// The value at `index`, one number per axis, of a weight in host memory: what the reference computes with.
+    ///
+    /// # Panics
+    /// If the weight is on a GPU: ops dispatch on the device first.
+    pub(crate) fn value(&self, index: &[usize]) -> f64 {
+        match self {
+            Self::F32(tensor) => tensor.host().at(index).to_f64(),
+            Self::F16(tensor) => tensor.host().at(index).to_f64(),
+            Self::Bf16(tensor) => tensor.host().at(index).to_f64(),
+            Self::Int8 { values, scale } => {
+                f64::from(values.host().at(index)) * f64::from(scale.host().at(&index[..1]))
+            }
+        }
     }
 }

@@ -1,8 +1,12 @@
 //! Every op on every backend against its f64 reference, one module per family.
 
+mod activation;
 mod attention;
 mod common;
 mod copy;
+mod elementwise;
+mod embedding;
 mod kernels;
+mod linear;
 mod norm;
 mod rope;

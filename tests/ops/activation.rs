@@ -1,0 +1,97 @@
+//! Activations.
+
+use smalti::activation::{self, Activation};
+use smalti::{Device, Error, Float, Tensor, bf16, f16};
+
+use crate::common::{assert_close, tensor, uniform, widened};
+
+const ACTIVATIONS: [Activation; 6] =
+    [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::Sigmoid, Activation::Tanh];
+
+fn activation_agrees<T: Float>() {
+    for device in devices() {
+        for function in ACTIVATIONS {
+            // Where the function bends, far out where it is flat, and near 0; one, odd and more than a chunk.
+            for (scale, count) in [(4.0, 1031), (30.0, 64), (100.0, 5), (0.01, 33), (1.0, 1), (4.0, 0)] {
+                let values: Vec<f64> = uniform(7, count).iter().map(|value| value * scale).collect();
+                let x = tensor::<T>(device, &[count], &values);
+                let got = activation::activation(&x, function).unwrap();
+                let expected = activation::activation(&widened(&x), function).unwrap();
+                let what = format!("{} {} {device} of {count} within {scale}", function.name(), T::DTYPE);
+                assert_close(&what, &got, &expected, 0.0);
+            }
+        }
+    }
+}
+
+#[test]
+fn activation_agrees_with_reference_f32() {
+    activation_agrees::<f32>();
+}
+
+#[test]
+fn activation_agrees_with_reference_f16() {
+    activation_agrees::<f16>();
+}
+
+#[test]
+fn activation_agrees_with_reference_bf16() {
+    activation_agrees::<bf16>();
+}
+
+#[test]
+fn activation_of_nan_is_nan() {
+    for device in devices() {
+        for function in ACTIVATIONS {
+            let x = Tensor::from_slice(device, &[2], &[f32::NAN, 1.0]).unwrap();
+            let y = activation::activation(&x, function).unwrap().to_vec().unwrap();
+            assert!(y[0].is_nan() && y[1].is_finite(), "{} {device}: {y:?}", function.name());
+        }
+    }
+}
+
+#[test]
+fn gelu_of_minus_four_keeps_its_digits() {
+    for device in devices() {
+        let x = Tensor::from_slice(device, &[1], &[-4.0f32]).unwrap();
+        let y = activation::activation(&x, Activation::Gelu).unwrap();
+        let expected = activation::activation(&widened(&x), Activation::Gelu).unwrap();
+        assert_close(&format!("gelu {device}"), &y, &expected, 0.0);
+        let known = -1.266_849_9e-4;
+        assert!((expected.to_vec().unwrap()[0] / known - 1.0).abs() < 1e-6, "{expected:?}");
+    }
+}
+
+fn swiglu_agrees<T: Float>() {
+    for device in devices() {
+        for shape in [[1, 1], [3, 1025], [0, 4], [2, 64]] {
+            let count = shape[0] * shape[1];
+            let gate = tensor::<T>(device, &shape, &uniform(1, count));
+            let up = tensor::<T>(device, &shape, &uniform(2, count));
+            let got = activation::swiglu(&gate, &up).unwrap();
+            let expected = activation::swiglu(&widened(&gate), &widened(&up)).unwrap();
+            assert_close(&format!("swiglu {} {device} {shape:?}", T::DTYPE), &got, &expected, 0.0);
+        }
+    }
+}
+
+#[test]
+fn swiglu_agrees_with_reference() {
+    swiglu_agrees::<f32>();
+    swiglu_agrees::<f16>();
+    swiglu_agrees::<bf16>();
+}
+
+#[test]
+fn swiglu_names_a_wrong_operand() {
+    let device = Device::reference();
+    let gate = Tensor::<f32>::zeros(&device, &[2, 4]).unwrap();
+    let error = activation::swiglu(&gate, &Tensor::zeros(&device, &[8]).unwrap()).unwrap_err();
+    assert!(matches!(error, Error::Shape { op: "swiglu", operand: "up", .. }));
+}
+
+/// The devices that have these ops so far.
+fn devices() -> &'static [Device] {
+    static DEVICES: std::sync::OnceLock<Vec<Device>> = std::sync::OnceLock::new();
+    DEVICES.get_or_init(|| vec![Device::cpu()])
+}

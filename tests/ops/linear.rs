@@ -1,0 +1,202 @@
+//! Matrix products.
+
+use smalti::{Device, Error, Float, Tensor, Weight, bf16, f16, linear};
+
+use crate::common::{assert_close, moved, tensor, uniform, widened};
+
+/// Rows, inputs, outputs. Edges of the kernels: nothing, one, one less and one more than a vector, a tile and a
+/// block, more rows than a block takes, primes.
+const SIZES: &[[usize; 3]] = &[
+    [1, 1, 1],
+    [1, 15, 7],
+    [2, 17, 6],
+    [3, 16, 25],
+    [4, 33, 3],
+    [5, 64, 4],
+    [7, 31, 24],
+    [17, 127, 33],
+    [131, 65, 67],
+    [1, 1024, 130],
+    [0, 8, 3],
+    [3, 0, 5],
+    [3, 8, 0],
+];
+
+/// A weight of each stored type with the same values as near as the type comes, and its twin on the reference.
+fn weights(device: &Device, shape: &[usize; 2]) -> Vec<(Weight, Weight)> {
+    let values = uniform(2, shape[0] * shape[1]);
+    let reference = Device::reference();
+    let single = tensor::<f32>(device, shape, &values);
+    let half = tensor::<f16>(device, shape, &values);
+    let brain = tensor::<bf16>(device, shape, &values);
+    #[expect(clippy::cast_possible_truncation, reason = "within 127 of 0")]
+    let integers = values.iter().map(|value| (value * 127.0).round() as i8).collect();
+    let integers = Tensor::from_vec(device, shape, integers).unwrap();
+    let scale = tensor::<f32>(device, &shape[..1], &uniform(3, shape[0]));
+    vec![
+        (single.clone().into(), moved(&single, &reference).into()),
+        (half.clone().into(), moved(&half, &reference).into()),
+        (brain.clone().into(), moved(&brain, &reference).into()),
+        (
+            Weight::int8(integers.clone(), scale.clone()).unwrap(),
+            Weight::int8(moved(&integers, &reference), moved(&scale, &reference)).unwrap(),
+        ),
+    ]
+}
+
+fn linear_agrees<T: Float>() {
+    for device in devices() {
+        for &[rows, inputs, outputs] in SIZES {
+            let x = tensor::<T>(device, &[rows, inputs], &uniform(1, rows * inputs));
+            let bias = tensor::<f32>(device, &[outputs], &uniform(4, outputs));
+            let on_reference = moved(&bias, &Device::reference());
+            for (weight, twin) in weights(device, &[outputs, inputs]) {
+                for (bias, bias_twin) in [(Some(&bias), Some(&on_reference)), (None, None)] {
+                    let got = linear::linear(&x, &weight, bias).unwrap();
+                    let expected = linear::linear(&widened(&x), &twin, bias_twin).unwrap();
+                    let what = format!(
+                        "linear {} {device} x [{rows}, {inputs}], weight {} {outputs}, bias {}",
+                        T::DTYPE,
+                        weight.dtype(),
+                        bias.is_some()
+                    );
+                    assert_close(&what, &got, &expected, 0.0);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn linear_agrees_with_reference_f32() {
+    linear_agrees::<f32>();
+}
+
+#[test]
+fn linear_agrees_with_reference_f16() {
+    linear_agrees::<f16>();
+}
+
+#[test]
+fn linear_agrees_with_reference_bf16() {
+    linear_agrees::<bf16>();
+}
+
+#[test]
+fn linear_takes_strided_operands() {
+    for device in devices() {
+        let x = tensor::<f32>(device, &[3, 2, 10], &uniform(1, 60)).narrow(2, 1, 7).unwrap();
+        let x = x.permute(&[1, 0, 2]).unwrap();
+        let weight = tensor::<f32>(device, &[7, 5], &uniform(2, 35)).permute(&[1, 0]).unwrap();
+        let got = linear::linear(&x, &weight.clone().into(), None).unwrap();
+        let twin = moved(&weight, &Device::reference());
+        let expected = linear::linear(&widened(&x), &twin.into(), None).unwrap();
+        assert_eq!(got.shape(), [2, 3, 5]);
+        assert_close(&format!("linear {device} strided"), &got, &expected, 0.0);
+    }
+}
+
+#[test]
+fn linear_row_does_not_depend_on_the_number_of_rows_or_threads() {
+    let mut devices = devices().to_vec();
+    devices.push(Device::cpu_with_threads(3).unwrap());
+    let mut first_on_cpu: Option<Vec<f32>> = None;
+    for device in devices {
+        let (rows, inputs, outputs) = (203, 519, 301);
+        let values = uniform(5, rows * inputs);
+        let weight = tensor::<f16>(&device, &[outputs, inputs], &uniform(6, outputs * inputs)).into();
+        let x = tensor::<f32>(&device, &[rows, inputs], &values);
+        let all = linear::linear(&x, &weight, None).unwrap().to_vec().unwrap();
+        for some in [1, 2, 3, 6, 40] {
+            let part = x.narrow(0, 101, some).unwrap();
+            let part = linear::linear(&part, &weight, None).unwrap().to_vec().unwrap();
+            assert_eq!(part, all[101 * outputs..][..some * outputs], "{device}: {some} rows");
+        }
+        if device.backend() == smalti::Backend::Cpu {
+            assert_eq!(first_on_cpu.get_or_insert_with(|| all.clone()), &all, "threads");
+        }
+    }
+}
+
+#[test]
+fn linear_nan_stays_in_its_row() {
+    for device in devices() {
+        for rows in [2, 9] {
+            let mut values = uniform(1, rows * 20);
+            values[3] = f64::NAN;
+            let x = tensor::<f32>(device, &[rows, 20], &values);
+            let weight = tensor::<f32>(device, &[5, 20], &uniform(2, 100)).into();
+            let y = linear::linear(&x, &weight, None).unwrap().to_vec().unwrap();
+            assert!(y[..5].iter().all(|y| y.is_nan()) && y[5..].iter().all(|y| y.is_finite()), "{device}: {y:?}");
+        }
+    }
+}
+
+#[test]
+fn linear_names_a_wrong_operand() {
+    let device = Device::reference();
+    let x = Tensor::<f32>::zeros(&device, &[2, 4]).unwrap();
+    let weight = Weight::from(Tensor::<f32>::zeros(&device, &[3, 5]).unwrap());
+    let error = linear::linear(&x, &weight, None).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "linear: weight has shape [3, 5], expected [out, 4]: one column per input of x, which is [2, 4]"
+    );
+    let weight = Weight::from(Tensor::<f32>::zeros(&device, &[3, 4]).unwrap());
+    let bias = Tensor::<f32>::zeros(&device, &[4]).unwrap();
+    let error = linear::linear(&x, &weight, Some(&bias)).unwrap_err();
+    assert!(matches!(error, Error::Shape { op: "linear", operand: "bias", .. }));
+}
+
+fn matmul_agrees<T: Float>() {
+    for device in devices() {
+        for &[m, k, n] in SIZES {
+            for batch in [1, 3] {
+                let a = tensor::<T>(device, &[batch, m, k], &uniform(1, batch * m * k));
+                let b = tensor::<T>(device, &[batch, k, n], &uniform(2, batch * k * n));
+                let got = linear::matmul(&a, &b).unwrap();
+                let expected = linear::matmul(&widened(&a), &widened(&b)).unwrap();
+                let what = format!("matmul {} {device} [{batch}, {m}, {k}] x [.., {n}]", T::DTYPE);
+                assert_close(&what, &got, &expected, 0.0);
+            }
+        }
+        let a = tensor::<T>(device, &[2, 3, 4, 5], &uniform(1, 120));
+        let b = tensor::<T>(device, &[2, 3, 6, 5], &uniform(2, 180)).permute(&[0, 1, 3, 2]).unwrap();
+        let got = linear::matmul(&a, &b).unwrap();
+        assert_eq!(got.shape(), [2, 3, 4, 6]);
+        let expected = linear::matmul(&widened(&a), &widened(&b)).unwrap();
+        assert_close(&format!("matmul {} {device} transposed b", T::DTYPE), &got, &expected, 0.0);
+    }
+}
+
+#[test]
+fn matmul_agrees_with_reference_f32() {
+    matmul_agrees::<f32>();
+}
+
+#[test]
+fn matmul_agrees_with_reference_f16() {
+    matmul_agrees::<f16>();
+}
+
+#[test]
+fn matmul_agrees_with_reference_bf16() {
+    matmul_agrees::<bf16>();
+}
+
+#[test]
+fn matmul_names_a_wrong_operand() {
+    let device = Device::reference();
+    let a = Tensor::<f32>::zeros(&device, &[2, 3, 4]).unwrap();
+    for shape in [&[2, 3, 4][..], &[1, 4, 3], &[4, 3]] {
+        let b = Tensor::<f32>::zeros(&device, shape).unwrap();
+        let error = linear::matmul(&a, &b).unwrap_err();
+        assert!(matches!(error, Error::Shape { op: "matmul", operand: "b", .. }), "{shape:?}");
+    }
+}
+
+/// The devices that have these ops so far.
+fn devices() -> &'static [Device] {
+    static DEVICES: std::sync::OnceLock<Vec<Device>> = std::sync::OnceLock::new();
+    DEVICES.get_or_init(|| vec![Device::cpu()])
+}
