@@ -1,5 +1,6 @@
 //! Vectorised over the channels of a row, spread over threads by rows.
 
+use super::Groups;
 use crate::backend::cpu::{Cpu, vectorised};
 use crate::{Float, View, ViewMut};
 
@@ -30,16 +31,130 @@ pub fn rms_norm<T: Float>(cpu: &Cpu, x: View<'_, T>, weight: Option<View<'_, f32
     });
 }
 
+/// [`super::layer_norm`] and [`super::group_norm`] over contiguous operands.
+pub fn normalise<T: Float>(
+    cpu: &Cpu,
+    x: View<'_, T>,
+    groups: Groups,
+    weight: Option<View<'_, f32>>,
+    bias: Option<View<'_, f32>>,
+    eps: f32,
+    mut y: ViewMut<'_, T>,
+) {
+    let x = x.as_slice().expect("contiguous");
+    let weight = weight.map(|weight| weight.as_slice().expect("contiguous"));
+    let bias = bias.map(|bias| bias.as_slice().expect("contiguous"));
+    let y = y.as_mut_slice().expect("contiguous");
+    let count = groups.len as f32;
+    cpu.rows(y, groups.len, |row, y| {
+        let mut wide = vec![0.0; groups.len];
+        T::widen(&x[row * groups.len..][..groups.len], &mut wide);
+        vectorised(
+            #[inline(always)]
+            || {
+                let mean = sum(
+                    &wide,
+                    #[inline(always)]
+                    |x| x,
+                ) / count;
+                wide.iter_mut().for_each(|x| *x -= mean);
+                let scale = 1.0 / (sum_of_squares(&wide) / count + eps).sqrt();
+                let first = groups.channel(row, 0);
+                if groups.run == 1 {
+                    for (index, x) in wide.iter_mut().enumerate() {
+                        let weight = weight.map_or(1.0, |weight| weight[first + index]);
+                        let bias = bias.map_or(0.0, |bias| bias[first + index]);
+                        *x = *x * scale * weight + bias;
+                    }
+                } else {
+                    for (index, run) in wide.chunks_mut(groups.run).enumerate() {
+                        let scale = scale * weight.map_or(1.0, |weight| weight[first + index]);
+                        let bias = bias.map_or(0.0, |bias| bias[first + index]);
+                        run.iter_mut().for_each(|x| *x = *x * scale + bias);
+                    }
+                }
+            },
+        );
+        T::narrow(&wide, y);
+    });
+}
+
+/// [`super::modulate`] into a contiguous `y`.
+pub fn modulate<T: Float>(x: View<'_, T>, scale: View<'_, T>, shift: View<'_, T>, y: ViewMut<'_, T>) {
+    combine(
+        x,
+        scale,
+        shift,
+        y,
+        #[inline(always)]
+        |x, scale, shift| x * (1.0 + scale) + shift,
+    );
+}
+
+/// [`super::gated_add`] into a contiguous `y`.
+pub fn gated_add<T: Float>(x: View<'_, T>, gate: View<'_, T>, h: View<'_, T>, y: ViewMut<'_, T>) {
+    combine(
+        x,
+        gate,
+        h,
+        y,
+        #[inline(always)]
+        |x, gate, h| x + gate * h,
+    );
+}
+
+/// Row by row, each row in f32 on its way through.
+fn combine<T: Float>(
+    x: View<'_, T>,
+    a: View<'_, T>,
+    b: View<'_, T>,
+    mut y: ViewMut<'_, T>,
+    formula: impl Fn(f32, f32, f32) -> f32,
+) {
+    let &[_, seq, channels] = x.shape() else { unreachable!("checked by the op: three axes") };
+    let y = y.as_mut_slice().expect("contiguous");
+    let mut rows = [const { Vec::new() }; 3];
+    rows.iter_mut().for_each(|row| row.resize(channels, 0.0));
+    for (row, y) in y.chunks_mut(channels.max(1)).enumerate() {
+        for (view, wide) in [x, a, b].iter().zip(&mut rows) {
+            let start = view.layout.index(&[row / seq, row % seq, 0]);
+            match view.layout.strides()[2] {
+                1 => T::widen(&view.data[start..start + channels], wide),
+                stride => (0..channels).for_each(|c| wide[c] = view.data[start + c * stride].to_f32()),
+            }
+        }
+        let [x, a, b] = &mut rows;
+        vectorised(
+            #[inline(always)]
+            || {
+                for ((x, a), b) in x.iter_mut().zip(&*a).zip(&*b) {
+                    *x = formula(*x, *a, *b);
+                }
+            },
+        );
+        T::narrow(x, y);
+    }
+}
+
 #[inline(always)]
 fn sum_of_squares(x: &[f32]) -> f32 {
+    sum(
+        x,
+        #[inline(always)]
+        |x| x * x,
+    )
+}
+
+#[inline(always)]
+fn sum(x: &[f32], of: impl Fn(f32) -> f32) -> f32 {
     let mut sums = [0.0; LANES];
     let chunks = x.chunks_exact(LANES);
     for (sum, x) in sums.iter_mut().zip(chunks.remainder()) {
-        *sum = x * x;
+        *sum = of(*x);
     }
     for chunk in chunks {
         for (sum, x) in sums.iter_mut().zip(chunk) {
-            *sum += x * x;
+            *sum += of(*x);
         }
     }
     sums.iter().sum()

@@ -60,3 +60,94 @@ fn rms_norm_names_a_wrong_weight() {
         "rms_norm: weight has shape [3], expected [4]: one value per channel of x, which is [2, 4]"
     );
 }
+
+fn layer_norm_agrees<T: Float>() {
+    for device in devices() {
+        for &shape in ROWS {
+            let [rows, channels] = shape;
+            // A mean far from 0 takes the digits of a variance that is computed the short way.
+            let x: Vec<_> = uniform(9, rows * channels).iter().map(|x| x + 3.0).collect();
+            let x = tensor::<T>(device, &shape, &x);
+            let weight = tensor::<f32>(device, &[channels], &uniform(10, channels));
+            let bias = tensor::<f32>(device, &[channels], &uniform(11, channels));
+            let at_home = Device::reference();
+            let got = norm::layer_norm(&x, Some(&weight), Some(&bias), 1e-5).unwrap();
+            let (weight, bias) = (moved(&weight, &at_home), moved(&bias, &at_home));
+            let expected = norm::layer_norm(&widened(&x), Some(&weight), Some(&bias), 1e-5).unwrap();
+            assert_close(&format!("layer_norm {} {device} x {shape:?}", T::DTYPE), &got, &expected, 0.0);
+            let got = norm::layer_norm(&x, None, None, 1e-5).unwrap();
+            let expected = norm::layer_norm(&widened(&x), None, None, 1e-5).unwrap();
+            assert_close(&format!("layer_norm {} {device} x {shape:?}, plain", T::DTYPE), &got, &expected, 0.0);
+        }
+    }
+}
+
+#[test]
+fn layer_norm_agrees_with_reference() {
+    layer_norm_agrees::<f32>();
+    layer_norm_agrees::<f16>();
+    layer_norm_agrees::<bf16>();
+}
+
+fn group_norm_agrees<T: Float>() {
+    for device in devices() {
+        for (shape, groups) in [([1, 1, 1, 1], 1), ([2, 6, 3, 5], 2), ([1, 6, 3, 3], 6), ([3, 64, 8, 9], 32)] {
+            let channels = shape[1];
+            let x = tensor::<T>(device, &shape, &uniform(12, shape.iter().product()));
+            let weight = tensor::<f32>(device, &[channels], &uniform(13, channels));
+            let bias = tensor::<f32>(device, &[channels], &uniform(14, channels));
+            let at_home = Device::reference();
+            let got = norm::group_norm(&x, groups, Some(&weight), Some(&bias), 1e-6).unwrap();
+            let (weight, bias) = (moved(&weight, &at_home), moved(&bias, &at_home));
+            let expected = norm::group_norm(&widened(&x), groups, Some(&weight), Some(&bias), 1e-6).unwrap();
+            assert_close(&format!("group_norm {} {device} x {shape:?}", T::DTYPE), &got, &expected, 0.0);
+        }
+    }
+}
+
+#[test]
+fn group_norm_agrees_with_reference() {
+    group_norm_agrees::<f32>();
+    group_norm_agrees::<f16>();
+    group_norm_agrees::<bf16>();
+}
+
+fn adaln_agrees<T: Float>() {
+    for device in devices() {
+        for [batch, seq, channels] in [[1, 1, 1], [2, 3, 5], [3, 7, 64]] {
+            let x = tensor::<T>(device, &[batch, seq, channels], &uniform(15, batch * seq * channels));
+            let h = tensor::<T>(device, &[batch, seq, channels], &uniform(16, batch * seq * channels));
+            // Six modulations of one linear layer, as blocks use them: views with an offset.
+            let six = tensor::<T>(device, &[batch, 6, 1, channels], &uniform(17, batch * 6 * channels));
+            let part = |six: &Tensor<T>, index| {
+                let part = six.narrow(1, index, 1).unwrap();
+                let [strides, offset] = [part.layout().strides().to_vec(), vec![part.layout().offset()]];
+                let strides = [strides[0], strides[2], strides[3]];
+                let layout = smalti::Layout::strided(&[batch, 1, channels], &strides, offset[0]).unwrap();
+                six.view_as(layout).unwrap()
+            };
+            let (scale, shift) = (part(&six, 2), part(&six, 5));
+            let what = format!("{} {device} [{batch}, {seq}, {channels}]", T::DTYPE);
+            let got = norm::modulate(&x, &scale, &shift).unwrap();
+            let expected = norm::modulate(&widened(&x), &widened(&scale), &widened(&shift)).unwrap();
+            assert_close(&format!("modulate {what}"), &got, &expected, 0.0);
+            let got = norm::gated_add(&x, &scale, &h).unwrap();
+            let expected = norm::gated_add(&widened(&x), &widened(&scale), &widened(&h)).unwrap();
+            assert_close(&format!("gated_add {what}"), &got, &expected, 0.0);
+        }
+    }
+}
+
+#[test]
+fn adaln_agrees_with_reference() {
+    adaln_agrees::<f32>();
+    adaln_agrees::<f16>();
+    adaln_agrees::<bf16>();
+}
+
+#[test]
+fn group_norm_names_groups_that_do_not_divide() {
+    let x = Tensor::<f32>::zeros(&Device::reference(), &[1, 4, 2]).unwrap();
+    let error = norm::group_norm(&x, 3, None, None, 0.0).unwrap_err();
+    assert_eq!(error.to_string(), "group_norm: groups is 3, expected a divisor of the 4 channels");
+}
