@@ -19,6 +19,7 @@
 pub mod activation;
 pub mod attention;
 pub mod backend;
+pub mod conv;
 pub mod copy;
 mod device;
 mod element;
@@ -29,6 +30,7 @@ pub mod kernels;
 mod layout;
 pub mod linear;
 pub mod norm;
+pub mod resize;
 pub mod rope;
 mod tensor;
 mod weight;

@@ -3,10 +3,12 @@
 mod activation;
 mod attention;
 mod common;
+mod conv;
 mod copy;
 mod elementwise;
 mod embedding;
 mod kernels;
 mod linear;
 mod norm;
+mod resize;
 mod rope;
