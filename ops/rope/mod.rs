@@ -174,10 +174,8 @@ pub fn rope<T: Float>(x: &Tensor<T>, table: &Table, start: usize, pairing: Pairi
         #[cfg(feature = "cpu")]
         Handle::Cpu(cpu) => cpu::rope(cpu, x.host(), cos.host(), sin.host(), pairing, y.host_mut()),
         #[cfg(feature = "wgpu")]
-        Handle::Wgpu(_) => {
-            let reason = "rope has no kernel yet".to_owned();
-            return Err(Error::Unavailable { device: x.device().to_string(), reason });
-        }
+        Handle::Wgpu(gpu) => gpu
+            .record(|recorder| wgpu::rope(recorder, x.operand(), cos.operand(), sin.operand(), pairing, y.operand()))?,
     }
     Ok(y)
 }

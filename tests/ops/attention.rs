@@ -4,6 +4,7 @@ use smalti::attention::{self, Align, KvCache, Mask, Options, ScalesKind};
 use smalti::{Backend, Device, Error, Float, Tensor, bf16, f16};
 
 use crate::common::{assert_close, moved, tensor, uniform, widened};
+use crate::dumps::{self, Dump};
 
 /// Those whose kernels exist.
 fn devices() -> &'static [Device] {
@@ -257,4 +258,91 @@ fn attention_names_what_does_not_fit() {
     let scales = Mask::Scales { patch_nums: vec![1], kind: ScalesKind::BlockCausal };
     let error = fails(&k, Options::new(1.0).mask(scales));
     assert!(matches!(error, Error::Shape { op: "attention", .. }), "{error}");
+}
+
+/// The mask of a dump; `None` if there is no such kind here and the dump does not hold it either.
+fn mask_of(dump: &Dump, mask: &serde_json::Value, device: &Device) -> Option<Mask> {
+    let number = |name: &str| mask[name].as_u64().expect("a number") as usize;
+    let align = match mask["align"].as_str() {
+        Some("bottom_right") => Align::BottomRight,
+        _ => Align::TopLeft,
+    };
+    Some(match mask["kind"].as_str().expect("every mask has a kind") {
+        "full" => Mask::Full,
+        "causal" => Mask::Causal { align },
+        "window" => Mask::Window { left: number("left"), right: number("right"), align },
+        "prefix" => Mask::Prefix { prefix: number("prefix"), align },
+        "frames" => Mask::Frames { frame: number("frame"), align },
+        "key_lengths" => {
+            let lengths = dump.values("in.key_lengths").expect("such a mask has lengths").1;
+            Mask::KeyLengths(lengths.iter().map(|length| *length as usize).collect())
+        }
+        "scales" => Mask::Scales {
+            patch_nums: mask["patch_nums"].as_array()?.iter().map(|side| side.as_u64().unwrap() as usize).collect(),
+            kind: match mask["mode"].as_str()? {
+                "block_causal" => ScalesKind::BlockCausal,
+                "markov_self" => ScalesKind::MarkovSelf,
+                "markov_previous" => ScalesKind::MarkovPrevious,
+                "markov_previous_and_self" => ScalesKind::MarkovPreviousAndSelf,
+                other => panic!("{}: {other}", dump.name),
+            },
+        },
+        "and" => {
+            let all = mask["of"].as_array()?.iter().map(|mask| mask_of(dump, mask, device));
+            Mask::And(all.collect::<Option<_>>()?)
+        }
+        _ => {
+            let (shape, mask) = dump.values("in.mask")?;
+            let mask = mask.iter().map(|sees| u8::from(*sees != 0.0)).collect();
+            Mask::Given(Tensor::from_vec(device, &shape, mask).unwrap())
+        }
+    })
+}
+
+fn agrees_with_dump<T: Float>(dump: &Dump, device: &Device) {
+    let input = |name: &str| dump.tensor::<T>(name, device).expect("every case has it");
+    let (mut q, mut k, v) = (input("in.q"), input("in.k"), input("in.v"));
+    let [_, _, q_len, head_dim] = q.shape().try_into().unwrap();
+    if dump.params["l2"] == true {
+        q = attention::l2_normalise(&q).unwrap();
+        k = attention::l2_normalise(&k).unwrap();
+        let scales = dump.values("in.scale_log").expect("every such case has it").1;
+        let scales: Vec<f64> = scales.iter().map(|log| log.min(100f64.ln()).exp()).collect();
+        let q_values = q.to_vec().unwrap();
+        let scaled = q_values
+            .iter()
+            .enumerate()
+            .map(|(index, q)| q.to_f64() * scales[index / (q_len * head_dim) % scales.len()]);
+        q = tensor(device, q.shape(), &scaled.collect::<Vec<_>>());
+    }
+    let Some(mask) = mask_of(dump, &dump.params["mask"], device) else {
+        println!("SKIPPED {}: its mask is not in the file", dump.name);
+        return;
+    };
+    let mut options = Options::new(dump.f32("scale").expect("every case has it")).mask(mask).lse();
+    options.bias = dump.tensor("in.bias", device);
+    options.softcap = dump.f32("softcap");
+    let got = attention::attention(&q, &k, &v, &options).unwrap();
+    let what = format!("{} {device}", dump.name);
+    let reference = Device::reference();
+    let naive = if T::EPSILON < 1e-6 { 0.0 } else { dump.naive_error("y") };
+    assert_close(&what, &got.y, &dump.tensor("out.y", &reference).unwrap(), naive);
+    if let Some(lse) = dump.tensor("out.lse", &reference) {
+        assert_close(&format!("{what} lse"), &got.lse.unwrap(), &lse, 0.0);
+    }
+}
+
+#[test]
+fn attention_agrees_with_dumps() {
+    let dumps = dumps::of_family("attention");
+    assert!(!dumps.is_empty());
+    for dump in dumps.iter().filter(|dump| matches!(dump.op.as_str(), "attention" | "attention_decode")) {
+        for device in devices().iter().chain([&Device::reference()]) {
+            match dump.dtype() {
+                "f32" => agrees_with_dump::<f32>(dump, device),
+                "f16" => agrees_with_dump::<f16>(dump, device),
+                _ => agrees_with_dump::<bf16>(dump, device),
+            }
+        }
+    }
 }

@@ -5,6 +5,7 @@ mod attention;
 mod common;
 mod conv;
 mod copy;
+mod dumps;
 mod elementwise;
 mod embedding;
 mod kernels;

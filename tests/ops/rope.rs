@@ -1,15 +1,10 @@
 //! Rotary positions.
 
 use smalti::rope::{self, NullRows, Pairing, Table};
-use smalti::{Backend, Device, Error, Float, Tensor, bf16, f16};
+use smalti::{Device, Error, Float, Tensor, bf16, f16};
 
-use crate::common::{assert_close, moved, tensor, uniform, widened};
-
-/// Those whose kernels exist.
-fn devices() -> &'static [Device] {
-    let all = crate::common::devices();
-    &all[..all.iter().position(|device| device.backend() == Backend::Wgpu).unwrap_or(all.len())]
-}
+use crate::common::{assert_close, devices, moved, tensor, uniform, widened};
+use crate::dumps::{self, Dump};
 
 fn rope_agrees<T: Float>() {
     for device in devices() {
@@ -57,4 +52,60 @@ fn rope_names_a_table_that_ends_too_early() {
     let error = rope::rope(&x, &table, 3, Pairing::Interleaved).unwrap_err();
     assert!(matches!(error, Error::Shape { op: "rope", operand: "cos", .. }), "{error}");
     assert!(Table::one_d(&device, 4, 7, 1e4).is_err() && Table::grid(&device, 2, 2, 6, 1e4).is_err());
+}
+
+fn agrees_with_dump<T: Float>(dump: &Dump, device: &Device) {
+    let x = dump.tensor::<T>("in.x", device).expect("every case has it");
+    let pairing = match dump.params["pairing"].as_str() {
+        Some("interleaved") => Pairing::Interleaved,
+        _ => Pairing::HalfSplit,
+    };
+    let theta = dump.f32("theta").unwrap_or(1e4);
+    let rotary_dim = dump.usize("rotary_dim").unwrap_or(x.shape()[3]);
+    let positions = dump.values("in.positions").map(|(_, positions)| positions);
+    let expected_cos = dump.tensor::<f64>("out.cos", &Device::reference()).expect("every case has it");
+    let null_rows = dump.usize("null_rows").unwrap_or(0);
+    let (table, start) = match (dump.params["kind"].as_str(), &dump.params["grid"], positions) {
+        (Some("1d"), _, Some(positions)) if positions.windows(2).all(|pair| pair[1] - pair[0] == 1.0) => {
+            let start = positions[0] as usize;
+            (Table::one_d(device, start + positions.len(), rotary_dim, theta).unwrap(), start)
+        }
+        (Some("axes"), grid, _) if grid.as_array().is_some_and(|grid| grid.len() == 2) => {
+            let [height, width] = [0, 1].map(|axis| grid[axis].as_u64().unwrap() as usize);
+            let table = Table::grid(device, height, width, rotary_dim, theta).unwrap();
+            let kind = if dump.params["null_value"] == "zero" { NullRows::Zero } else { NullRows::Identity };
+            (table.with_null_rows(null_rows, kind).unwrap(), 0)
+        }
+        // The table as it is given: only the turning is under test.
+        _ => {
+            let given = |name| dump.tensor::<f32>(name, device).expect("every case has it");
+            let (cos, sin) = (given("out.cos"), given("out.sin"));
+            if cos.shape().len() != 2 {
+                println!("SKIPPED {}: a table per batch entry", dump.name);
+                return;
+            }
+            (Table { cos, sin }, 0)
+        }
+    };
+    let what = format!("{} {device}", dump.name);
+    let rows = expected_cos.shape()[0];
+    assert_close(&format!("{what} cos"), &table.cos.narrow(0, start, rows).unwrap(), &expected_cos, 0.0);
+    let got = rope::rope(&x, &table, start, pairing).unwrap();
+    let naive = if T::EPSILON < 1e-6 { 0.0 } else { dump.naive_error("y") };
+    assert_close(&what, &got, &dump.tensor("out.y", &Device::reference()).unwrap(), naive);
+}
+
+#[test]
+fn rope_agrees_with_dumps() {
+    let dumps = dumps::of_family("rope");
+    assert!(!dumps.is_empty());
+    for dump in &dumps {
+        for device in devices().iter().chain([&Device::reference()]) {
+            match dump.dtype() {
+                "f32" => agrees_with_dump::<f32>(dump, device),
+                "f16" => agrees_with_dump::<f16>(dump, device),
+                _ => agrees_with_dump::<bf16>(dump, device),
+            }
+        }
+    }
 }
