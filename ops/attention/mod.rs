@@ -176,9 +176,26 @@ pub fn attention<T: Float>(q: &Tensor<T>, k: &Tensor<T>, v: &Tensor<T>, options:
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => {
             let mask = options.mask.compile(OP, lengths)?;
-            let _ = (gpu, mask, &bias);
-            let reason = "attention has no kernel yet".to_owned();
-            return Err(Error::Unavailable { device: device.to_string(), reason });
+            let first = mask.ranges.first().copied().unwrap_or([0, 0]);
+            let ranges = match mask.ranges.iter().all(|range| *range == first) {
+                true => None,
+                false => {
+                    let pairs = mask.ranges.concat();
+                    Some(Tensor::<u32>::from_vec(device, &[mask.batches, q_len, 2], pairs)?)
+                }
+            };
+            // Two rows of a half type must not share a word.
+            let padded = head_dim + usize::from(T::DTYPE.bytes() == 2) * (head_dim % 2);
+            let wide = Tensor::empty(device, &[batch, heads, q_len, padded])?;
+            y = wide.narrow(3, 0, head_dim)?;
+            gpu.record(|recorder| {
+                let ranges =
+                    ranges.as_ref().map_or(wgpu::Ranges::Same(first), |ranges| wgpu::Ranges::Each(ranges.operand()));
+                let (bias, given) = (bias.as_ref().map(Tensor::operand), mask.given.as_ref().map(Tensor::operand));
+                let (q, k, v) = (q.operand(), k.operand(), v.operand());
+                wgpu::attention(recorder, q, k, v, scoring, bias, ranges, given, y.operand(), lse.operand())
+            })?;
+            y = y.contiguous()?;
         }
     }
     Ok(Attention { y, lse: options.lse.then_some(lse) })
@@ -212,10 +229,7 @@ pub fn l2_normalise<T: Float>(x: &Tensor<T>) -> Result<Tensor<T>> {
         #[cfg(feature = "cpu")]
         Handle::Cpu(cpu) => cpu::l2_normalise(cpu, x.host(), y.host_mut()),
         #[cfg(feature = "wgpu")]
-        Handle::Wgpu(_) => {
-            let reason = "l2_normalise has no kernel yet".to_owned();
-            return Err(Error::Unavailable { device: x.device().to_string(), reason });
-        }
+        Handle::Wgpu(gpu) => gpu.record(|recorder| wgpu::l2_normalise(recorder, x.operand(), y.operand()))?,
     }
     Ok(y)
 }

@@ -3,14 +3,8 @@
 use smalti::attention::{self, Align, KvCache, Mask, Options, ScalesKind};
 use smalti::{Backend, Device, Error, Float, Tensor, bf16, f16};
 
-use crate::common::{assert_close, moved, tensor, uniform, widened};
+use crate::common::{assert_close, devices, moved, tensor, uniform, widened};
 use crate::dumps::{self, Dump};
-
-/// Those whose kernels exist.
-fn devices() -> &'static [Device] {
-    let all = crate::common::devices();
-    &all[..all.iter().position(|device| device.backend() == Backend::Wgpu).unwrap_or(all.len())]
-}
 
 struct Case {
     name: &'static str,
