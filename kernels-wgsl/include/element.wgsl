@@ -2,7 +2,8 @@
 Reading and writing elements of any float type; import as `element`.
 
 A storage array of f32 holds one element each; f16 and bf16 lie two to a u32, the lower half first, so that no device
-feature is needed and a whole word is the least that can be written. Kernels compute in f32.
+feature is needed and a whole word is the least that can be written. Kernels compute in f32. i8, four to a u32, can
+be loaded but not stored.
 
     element.storage(dtype)                the type of a storage array's entries
     element.load(dtype, array, index)     an element as f32
@@ -16,6 +17,7 @@ ${ "f32" if dtype == "f32" else "u32" }
 /*% macro load(dtype, array, index) -%*/
 /*% if dtype == "f32" %*/${ array }[${ index }]
 /*%- elif dtype == "f16" %*/unpack2x16float(${ array }[(${ index }) >> 1u])[(${ index }) & 1u]
+/*%- elif dtype == "i8" %*/f32(extractBits(bitcast<i32>(${ array }[(${ index }) >> 2u]), ((${ index }) & 3u) << 3u, 8u))
 /*%- else %*/bitcast<f32>((${ array }[(${ index }) >> 1u] >> (((${ index }) & 1u) << 4u)) << 16u)
 /*%- endif %*/
 /*%- endmacro %*/

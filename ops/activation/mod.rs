@@ -66,7 +66,9 @@ pub fn activation<T: Float>(x: &Tensor<T>, activation: Activation) -> Result<Ten
         #[cfg(feature = "cpu")]
         Handle::Cpu(cpu) => cpu::activation(cpu, x.host(), activation, y.host_mut()),
         #[cfg(feature = "wgpu")]
-        Handle::Wgpu(gpu) => crate::linear::wgpu::unavailable(gpu, "activation")?,
+        Handle::Wgpu(gpu) => {
+            gpu.record(|recorder| wgpu::activation(recorder, x.operand(), activation, y.operand()))?;
+        }
     }
     Ok(y)
 }
@@ -99,7 +101,9 @@ pub fn swiglu<T: Float>(gate: &Tensor<T>, up: &Tensor<T>) -> Result<Tensor<T>> {
         #[cfg(feature = "cpu")]
         Handle::Cpu(cpu) => cpu::swiglu(cpu, gate.host(), up.host(), y.host_mut()),
         #[cfg(feature = "wgpu")]
-        Handle::Wgpu(gpu) => crate::linear::wgpu::unavailable(gpu, OP)?,
+        Handle::Wgpu(gpu) => {
+            gpu.record(|recorder| wgpu::swiglu(recorder, gate.operand(), up.operand(), y.operand()))?;
+        }
     }
     Ok(y)
 }

@@ -106,7 +106,7 @@ fn axes_in_words(layout: &Layout, per_word: usize) -> Option<Layout> {
 }
 
 /// Padded to eight axes with leading ones.
-fn eight(op: &'static str, values: &[usize], padding: u32) -> Result<[u32; MAX_AXES]> {
+pub(crate) fn eight(op: &'static str, values: &[usize], padding: u32) -> Result<[u32; MAX_AXES]> {
     let Some(missing) = MAX_AXES.checked_sub(values.len()) else {
         return Err(Error::shape(op, "x", values, format!("at most {MAX_AXES} axes")));
     };

@@ -89,7 +89,9 @@ fn binary<T: Float>(op: &'static str, a: &Tensor<T>, b: &Tensor<T>, operation: O
         #[cfg(feature = "cpu")]
         Handle::Cpu(cpu) => cpu::binary(cpu, a.host(), b.host(), operation, y.host_mut()),
         #[cfg(feature = "wgpu")]
-        Handle::Wgpu(gpu) => crate::linear::wgpu::unavailable(gpu, op)?,
+        Handle::Wgpu(gpu) => {
+            gpu.record(|recorder| wgpu::binary(recorder, a.operand(), b.operand(), operation, y.operand()))?;
+        }
     }
     Ok(y)
 }

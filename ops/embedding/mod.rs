@@ -48,7 +48,10 @@ pub fn embedding<T: Float>(table: &Weight, ids: &Tensor<u32>) -> Result<Tensor<T
             cpu::embedding(cpu, &table, ids.host(), y.host_mut());
         }
         #[cfg(feature = "wgpu")]
-        Handle::Wgpu(gpu) => crate::linear::wgpu::unavailable(gpu, OP)?,
+        Handle::Wgpu(gpu) => {
+            let (values, scale) = crate::linear::wgpu::operands(&table);
+            gpu.record(|recorder| wgpu::embedding(recorder, ids.operand(), values, scale, y.operand()))?;
+        }
     }
     Ok(y)
 }

@@ -169,7 +169,7 @@ fn finish(matrix: Matrix<'_>, bias: Option<&[f32]>, first: usize, repeat: usize,
 /// Rows of `x` in f32, each padded with zeros; `x` itself where that changes nothing.
 fn padded<'a, T: Float>(x: &'a [T], inputs: usize, wide: &'a mut Vec<f32>) -> &'a [f32] {
     match T::as_f32(x) {
-        Some(x) if inputs % PAD == 0 => x,
+        Some(x) if inputs.is_multiple_of(PAD) => x,
         _ => widen_rows(x, inputs, wide, T::widen),
     }
 }
@@ -199,7 +199,7 @@ impl<'a> Matrix<'a> {
     {
         let range = outputs.start * inputs..outputs.end * inputs;
         match self {
-            Self::F32(weight) if inputs % PAD == 0 => &weight[range],
+            Self::F32(weight) if inputs.is_multiple_of(PAD) => &weight[range],
             Self::F32(weight) => widen_rows(&weight[range], inputs, wide, |from, to| to.copy_from_slice(from)),
             Self::F16(weight) => widen_rows(&weight[range], inputs, wide, f16::widen),
             Self::Bf16(weight) => widen_rows(&weight[range], inputs, wide, |from, to| {

@@ -60,7 +60,14 @@ pub fn linear<T: Float>(x: &Tensor<T>, weight: &Weight, bias: Option<&Tensor<f32
         #[cfg(feature = "cpu")]
         Handle::Cpu(cpu) => cpu::linear(cpu, x.host(), &weight, bias.as_ref().map(Tensor::host), y.host_mut()),
         #[cfg(feature = "wgpu")]
-        Handle::Wgpu(gpu) => wgpu::unavailable(gpu, OP)?,
+        Handle::Wgpu(gpu) => {
+            let (x, y) = (x.reshape(&[1, rows, inputs])?, y.reshape(&[1, rows, outputs])?);
+            let (values, scale) = wgpu::operands(&weight);
+            let one = values.layout.reshape(&[1, outputs, inputs]).expect("contiguous");
+            let values = crate::backend::wgpu::Operand { layout: &one, ..values };
+            let bias = bias.as_ref().map(Tensor::operand);
+            gpu.record(|recorder| wgpu::linear(recorder, x.operand(), values, scale, bias, y.operand()))?;
+        }
     }
     y.reshape(&[leading, &[outputs]].concat())
 }
@@ -108,7 +115,9 @@ pub fn matmul<T: Float>(a: &Tensor<T>, b: &Tensor<T>) -> Result<Tensor<T>> {
         #[cfg(feature = "cpu")]
         Handle::Cpu(cpu) => cpu::matmul(cpu, a.host(), columns.host(), y.host_mut()),
         #[cfg(feature = "wgpu")]
-        Handle::Wgpu(gpu) => wgpu::unavailable(gpu, OP)?,
+        Handle::Wgpu(gpu) => {
+            gpu.record(|recorder| wgpu::linear(recorder, a.operand(), columns.operand(), None, None, y.operand()))?
+        }
     }
     y.reshape(&[&b.shape()[..axes], &[m, n]].concat())
 }

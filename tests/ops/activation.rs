@@ -3,7 +3,7 @@
 use smalti::activation::{self, Activation};
 use smalti::{Device, Error, Float, Tensor, bf16, f16};
 
-use crate::common::{assert_close, tensor, uniform, widened};
+use crate::common::{assert_close, devices, tensor, uniform, widened};
 
 const ACTIVATIONS: [Activation; 6] =
     [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::Sigmoid, Activation::Tanh];
@@ -88,10 +88,4 @@ fn swiglu_names_a_wrong_operand() {
     let gate = Tensor::<f32>::zeros(&device, &[2, 4]).unwrap();
     let error = activation::swiglu(&gate, &Tensor::zeros(&device, &[8]).unwrap()).unwrap_err();
     assert!(matches!(error, Error::Shape { op: "swiglu", operand: "up", .. }));
-}
-
-/// The devices that have these ops so far.
-fn devices() -> &'static [Device] {
-    static DEVICES: std::sync::OnceLock<Vec<Device>> = std::sync::OnceLock::new();
-    DEVICES.get_or_init(|| vec![Device::cpu()])
 }

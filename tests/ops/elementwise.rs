@@ -2,7 +2,7 @@
 
 use smalti::{Device, Error, Float, Tensor, bf16, elementwise, f16};
 
-use crate::common::{assert_close, tensor, uniform, widened};
+use crate::common::{assert_close, devices, tensor, uniform, widened};
 
 /// Shapes of `a` and `b`: the same, vectors, one value, axes stretched in the middle, at the end and in front,
 /// more than a chunk in one run, nothing.
@@ -77,10 +77,4 @@ fn elementwise_names_a_wrong_operand() {
     assert_eq!(error.to_string(), "add: b has shape [2], expected axes of 1 or as in a, which is [2, 4]");
     let error = elementwise::scale_add(&a, 1.0, &Tensor::zeros(&device, &[4]).unwrap(), 1.0).unwrap_err();
     assert!(matches!(error, Error::Shape { op: "scale_add", operand: "b", .. }));
-}
-
-/// The devices that have these ops so far.
-fn devices() -> &'static [Device] {
-    static DEVICES: std::sync::OnceLock<Vec<Device>> = std::sync::OnceLock::new();
-    DEVICES.get_or_init(|| vec![Device::cpu()])
 }

@@ -2,7 +2,7 @@
 
 use smalti::{Backend, Device, Error, Float, Tensor, Weight, bf16, embedding, f16};
 
-use crate::common::{assert_close, moved, tensor, uniform};
+use crate::common::{assert_close, devices, moved, tensor, uniform};
 
 fn embedding_agrees<T: Float>() {
     let reference = Device::reference();
@@ -68,10 +68,4 @@ fn embedding_id_out_of_range_is_an_error_on_hosts_and_zeros_on_gpus() {
             assert_eq!(error.to_string(), "embedding: an id is 3, expected less than 3, the entries of the table");
         }
     }
-}
-
-/// The devices that have these ops so far.
-fn devices() -> &'static [Device] {
-    static DEVICES: std::sync::OnceLock<Vec<Device>> = std::sync::OnceLock::new();
-    DEVICES.get_or_init(|| vec![Device::cpu()])
 }

@@ -2,7 +2,7 @@
 
 use smalti::{Device, Error, Float, Tensor, Weight, bf16, f16, linear};
 
-use crate::common::{assert_close, moved, tensor, uniform, widened};
+use crate::common::{assert_close, devices, moved, tensor, uniform, widened};
 
 /// Rows, inputs, outputs. Edges of the kernels: nothing, one, one less and one more than a vector, a tile and a
 /// block, more rows than a block takes, primes.
@@ -16,6 +16,8 @@ const SIZES: &[[usize; 3]] = &[
     [7, 31, 24],
     [17, 127, 33],
     [131, 65, 67],
+    [13, 40, 6],
+    [131, 65, 130],
     [1, 1024, 130],
     [0, 8, 3],
     [3, 0, 5],
@@ -193,10 +195,4 @@ fn matmul_names_a_wrong_operand() {
         let error = linear::matmul(&a, &b).unwrap_err();
         assert!(matches!(error, Error::Shape { op: "matmul", operand: "b", .. }), "{shape:?}");
     }
-}
-
-/// The devices that have these ops so far.
-fn devices() -> &'static [Device] {
-    static DEVICES: std::sync::OnceLock<Vec<Device>> = std::sync::OnceLock::new();
-    DEVICES.get_or_init(|| vec![Device::cpu()])
 }
