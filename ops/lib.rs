@@ -31,8 +31,11 @@ mod layout;
 pub mod linear;
 pub mod norm;
 pub mod resize;
+pub mod rng;
 pub mod rope;
+pub mod sample;
 mod tensor;
+pub mod vq;
 mod weight;
 
 pub use device::{Backend, Device, DeviceInfo};

@@ -13,3 +13,5 @@ mod linear;
 mod norm;
 mod resize;
 mod rope;
+mod sample;
+mod vq;
