@@ -1,0 +1,128 @@
+//! The Llama block: RMS norm, rotary attention with a cache, SwiGLU.
+//!
+//! Source: Touvron et al. 2023, arXiv:2302.13971, section 2.2; names from LlamaGen's `gpt.py`.
+
+use smalti::attention::{self, KvCache, Options};
+use smalti::rope::{self, Pairing, Table};
+use smalti::{Float, Tensor, Weight, activation, elementwise, linear, norm};
+
+use crate::weights::Loader;
+use crate::{Error, Result};
+
+/// Sizes that shapes alone cannot tell.
+#[derive(Debug, Clone, Copy)]
+pub struct Sizes {
+    /// Channels of the residual stream.
+    pub dim: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Of every RMS norm.
+    pub norm_eps: f32,
+}
+
+impl Sizes {
+    /// Channels of one head.
+    #[must_use]
+    pub fn head_dim(&self) -> usize {
+        self.dim / self.heads.max(1)
+    }
+}
+
+struct Block {
+    attention_norm: Tensor<f32>,
+    wqkv: Weight,
+    wo: Weight,
+    ffn_norm: Tensor<f32>,
+    w1: Weight,
+    w2: Weight,
+    w3: Weight,
+}
+
+/// A stack of Llama blocks with its final norm.
+pub struct Llama {
+    sizes: Sizes,
+    blocks: Vec<Block>,
+    norm: Tensor<f32>,
+}
+
+impl Llama {
+    /// Loads `layers.N` and `norm` under the loader's prefix.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    pub fn load(loader: &Loader<'_>, sizes: Sizes) -> Result<Self> {
+        let dim = sizes.dim;
+        let qkv = (sizes.heads + 2 * sizes.kv_heads) * sizes.head_dim();
+        let blocks = (0..loader.count("layers")).map(|index| {
+            let at = loader.at("layers").at(index);
+            let hidden = at.length("feed_forward.w1.weight", 0);
+            Ok(Block {
+                attention_norm: at.vector("attention_norm.weight", &[dim])?,
+                wqkv: at.weight("attention.wqkv.weight", &[qkv, dim])?,
+                wo: at.weight("attention.wo.weight", &[dim, dim])?,
+                ffn_norm: at.vector("ffn_norm.weight", &[dim])?,
+                w1: at.weight("feed_forward.w1.weight", &[hidden, dim])?,
+                w2: at.weight("feed_forward.w2.weight", &[dim, hidden])?,
+                w3: at.weight("feed_forward.w3.weight", &[hidden, dim])?,
+            })
+        });
+        Ok(Self { sizes, blocks: blocks.collect::<Result<_>>()?, norm: loader.vector("norm.weight", &[dim])? })
+    }
+
+    /// Its sizes.
+    #[must_use]
+    pub fn sizes(&self) -> Sizes {
+        self.sizes
+    }
+
+    /// Empty caches for sequences of at most `capacity` places.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    pub fn caches<T: Float>(&self, batch: usize, capacity: usize) -> Result<Vec<KvCache<T>>> {
+        let device = self.norm.device();
+        let cache = || KvCache::new(device, batch, self.sizes.kv_heads, capacity, self.sizes.head_dim());
+        self.blocks.iter().map(|_| Ok(cache()?)).collect()
+    }
+
+    /// Runs the places of `x` (`[batch, seq, dim]`) after those in the caches, and appends them there. `options` masks
+    /// the scores of these places against all that the caches then hold.
+    ///
+    /// # Errors
+    /// If shapes do not fit or the device fails.
+    pub fn run<T: Float>(
+        &self,
+        x: &Tensor<T>,
+        table: &Table,
+        caches: &mut [KvCache<T>],
+        options: &Options,
+    ) -> Result<Tensor<T>> {
+        let &[batch, seq, dim] = x.shape() else {
+            return Err(Error::Request(format!("a sequence of shape {:?}, expected [batch, seq, dim]", x.shape())));
+        };
+        let Sizes { heads, kv_heads, norm_eps, .. } = self.sizes;
+        let head_dim = self.sizes.head_dim();
+        let mut x = x.clone();
+        for (block, cache) in self.blocks.iter().zip(caches) {
+            let h = norm::rms_norm(&x, Some(&block.attention_norm), norm_eps)?;
+            let qkv = linear::linear(&h, &block.wqkv, None)?;
+            let qkv = qkv.reshape(&[batch, seq, heads + 2 * kv_heads, head_dim])?.permute(&[0, 2, 1, 3])?;
+            let start = cache.len();
+            let q = rope::rope(&qkv.narrow(1, 0, heads)?, table, start, Pairing::Interleaved)?;
+            let k = rope::rope(&qkv.narrow(1, heads, kv_heads)?, table, start, Pairing::Interleaved)?;
+            cache.append(&k, &qkv.narrow(1, heads + kv_heads, kv_heads)?)?;
+            let h = attention::attention(&q, &cache.k(), &cache.v(), options)?.y;
+            let h = h.permute(&[0, 2, 1, 3])?.reshape(&[batch, seq, dim])?;
+            x = elementwise::add(&x, &linear::linear(&h, &block.wo, None)?)?;
+
+            let h = norm::rms_norm(&x, Some(&block.ffn_norm), norm_eps)?;
+            let gate = linear::linear(&h, &block.w1, None)?;
+            let up = linear::linear(&h, &block.w3, None)?;
+            let h = linear::linear(&activation::swiglu(&gate, &up)?, &block.w2, None)?;
+            x = elementwise::add(&x, &h)?;
+        }
+        Ok(norm::rms_norm(&x, Some(&self.norm), norm_eps)?)
+    }
+}

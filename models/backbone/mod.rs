@@ -1,0 +1,4 @@
+//! The blocks of the transformers.
+
+pub mod adaln;
+pub mod llama;

@@ -1,0 +1,23 @@
+//! `smalti classes`.
+
+use std::process::ExitCode;
+
+use smalti::Device;
+
+use super::Failure;
+use super::args::{Classes, DtypeOption};
+use super::generate::{load, open_weights};
+
+/// Prints a line per class: its number and its name.
+pub fn run(options: &Classes) -> Result<ExitCode, Failure> {
+    let checkpoint = open_weights(&options.model, None)?;
+    let generator = load(&checkpoint, &Device::cpu(), DtypeOption::F32)?;
+    if options.json {
+        println!("{}", serde_json::json!(generator.classes()));
+    } else {
+        for (number, class) in generator.classes().iter().enumerate() {
+            println!("{number:>4} {class}");
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,42 @@
+//! `smalti devices`.
+
+use smalti::{Backend, Device};
+
+use super::args::Devices;
+
+/// Prints every device, and a line for each backend that has none.
+pub fn run(options: &Devices) {
+    let list = Device::list();
+    let absent: Vec<_> = [
+        (Backend::Cuda, "this version has no CUDA backend yet"),
+        (Backend::Wgpu, "wgpu found no adapter: is a Vulkan driver installed?"),
+    ]
+    .into_iter()
+    .filter(|(backend, _)| !list.iter().any(|info| info.backend == *backend))
+    .collect();
+
+    if options.json {
+        let devices: Vec<_> = list
+            .iter()
+            .map(|info| {
+                serde_json::json!({
+                    "id": info.id, "backend": info.backend.name(), "name": info.name,
+                    "software": info.software, "features": info.features,
+                })
+            })
+            .collect();
+        let absent: Vec<_> = absent
+            .iter()
+            .map(|(backend, reason)| serde_json::json!({"backend": backend.name(), "reason": reason}))
+            .collect();
+        println!("{}", serde_json::json!({"devices": devices, "absent": absent}));
+        return;
+    }
+    for info in &list {
+        let software = if info.software { " software" } else { "" };
+        println!("{:<10} {}{software} [{}]", info.id, info.name, info.features.join(", "));
+    }
+    for (backend, reason) in absent {
+        println!("{:<10} absent: {reason}", backend.name());
+    }
+}

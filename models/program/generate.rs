@@ -1,0 +1,223 @@
+//! `smalti generate`.
+
+use std::io::IsTerminal as _;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use smalti::{Backend, Device, bf16, f16};
+use smalti_models::weights::Checkpoint;
+use smalti_models::{Error, Generator, Sampling, zoo};
+
+use super::args::{DtypeOption, Generate, Shard};
+use super::picture::{Output, Picture, grid};
+use super::{Failure, interrupted};
+
+/// Pictures of one batch: enough to share the reading of weights, few enough to fit small devices.
+const BATCH: usize = 10;
+/// Beyond this a run should be split with `--shard`.
+const MOST_PICTURES: usize = 10_000;
+
+/// Draws the pictures and writes them.
+pub fn run(options: &Generate) -> Result<ExitCode, Failure> {
+    if !(1..=MOST_PICTURES).contains(&options.count) {
+        return Err(Failure::Input(format!("--count {}: expected 1 to {MOST_PICTURES}", options.count)));
+    }
+    let output = Output::reserve(&options.out).map_err(Failure::Input)?;
+    let device = open_device(options)?;
+    let checkpoint = open_weights(&options.model, options.weights.as_deref())?;
+    let generator = load(&checkpoint, &device, options.dtype)?;
+    let sampling = sampling(generator.as_ref(), options)?;
+    let labels = labels(generator.classes(), &options.classes)?;
+
+    let pictures = options.shard.unwrap_or(Shard { index: 1, parts: 1 }).of(options.count);
+    if pictures.is_empty() {
+        return Err(Failure::Input(format!("--shard: this part of {} pictures is empty", options.count)));
+    }
+    let per_picture = generator.tokens_per_picture();
+    let bar = progress_bar(pictures.len() * per_picture, options.json);
+    let started = Instant::now();
+    let mut drawn = Vec::with_capacity(pictures.len());
+    for first in pictures.clone().step_by(BATCH) {
+        let batch = first..(first + BATCH).min(pictures.end);
+        let labels: Vec<_> = batch.clone().map(|picture| labels[picture % labels.len()]).collect();
+        let settled = (first - pictures.start) * per_picture;
+        let result = generator.draw(&labels, first as u64, &sampling, &mut |done, _| {
+            bar.set_position((settled + done) as u64);
+            if interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        let [height, width] = generator.picture_size();
+        let result = result.map_err(work_error)?;
+        drawn.extend(result.planes.iter().map(|planes| Picture::from_planes(planes, height, width)));
+    }
+    bar.finish_and_clear();
+    let seconds = started.elapsed().as_secs_f64();
+    if interrupted() {
+        return Err(Failure::Interrupted);
+    }
+    let columns = if drawn.len() <= labels.len() {
+        (drawn.len() as f64).sqrt().ceil() as usize
+    } else {
+        // A column per class, so that a class reads downwards.
+        labels.len()
+    };
+    output
+        .write(&grid(&drawn, columns))
+        .map_err(|error| Failure::Work(format!("{}: {error}", options.out.display())))?;
+    report(options, generator.as_ref(), &device, &sampling, drawn.len(), seconds);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn report(
+    options: &Generate,
+    generator: &dyn Generator,
+    device: &Device,
+    sampling: &Sampling,
+    pictures: usize,
+    seconds: f64,
+) {
+    let tokens = pictures * generator.tokens_per_picture();
+    let tokens_per_second = tokens as f64 / seconds;
+    let path = options.out.display();
+    if options.json {
+        let report = serde_json::json!({
+            "path": options.out, "system": generator.system(), "device": device.to_string(), "seed": options.seed,
+            "pictures": pictures, "tokens": tokens, "seconds": seconds, "tokens_per_second": tokens_per_second,
+            "cfg": sampling.cfg, "temperature": sampling.temperature, "top_k": sampling.top_k,
+            "top_p": sampling.top_p,
+        });
+        println!("{report}");
+    } else {
+        println!(
+            "{path}: {pictures} pictures, {} on {device}, seed {}, {seconds:.1} s, {tokens_per_second:.0} tokens/s",
+            generator.system(),
+            options.seed
+        );
+    }
+}
+
+/// The weights named on the command line, or those in the program.
+pub fn open_weights(model: &str, weights: Option<&Path>) -> Result<Checkpoint, Failure> {
+    let file = match weights {
+        Some(file) => Some(file),
+        None if Path::new(model).is_file() => Some(Path::new(model)),
+        None => None,
+    };
+    match file {
+        Some(file) => Checkpoint::open(file).map_err(|error| Failure::Input(error.to_string())),
+        None => smalti_models::weights::embedded(model)
+            .ok_or_else(|| Failure::Input(format!("--model {model}: expected llamagen, var, or an existing file"))),
+    }
+}
+
+fn open_device(options: &Generate) -> Result<Device, Failure> {
+    let device = match options.device.as_deref() {
+        Some("cpu") => Device::cpu_with_threads(options.threads),
+        Some(id) => Device::open(id),
+        None => {
+            let best = Device::best();
+            if best.backend() == Backend::Cpu { Device::cpu_with_threads(options.threads) } else { Ok(best) }
+        }
+    };
+    device.map_err(|error| Failure::Input(error.to_string()))
+}
+
+/// The generator in the element type asked for; the reference computes in f64.
+pub fn load(checkpoint: &Checkpoint, device: &Device, dtype: DtypeOption) -> Result<Box<dyn Generator>, Failure> {
+    let loaded = match (device.backend(), dtype) {
+        (Backend::Reference, _) => zoo::load::<f64>(checkpoint, device),
+        (_, DtypeOption::F32) => zoo::load::<f32>(checkpoint, device),
+        (_, DtypeOption::F16) => zoo::load::<f16>(checkpoint, device),
+        (_, DtypeOption::Bf16) => zoo::load::<bf16>(checkpoint, device),
+    };
+    loaded.map_err(|error| match error {
+        Error::Op(error) => Failure::Work(error.to_string()),
+        other => Failure::Input(other.to_string()),
+    })
+}
+
+fn work_error(error: Error) -> Failure {
+    match error {
+        Error::Interrupted => Failure::Interrupted,
+        other => Failure::Work(other.to_string()),
+    }
+}
+
+/// The model's own settings, changed by the options, all within their ranges.
+fn sampling(generator: &dyn Generator, options: &Generate) -> Result<Sampling, Failure> {
+    let own = generator.sampling();
+    let sampling = Sampling {
+        cfg: options.cfg.unwrap_or(own.cfg),
+        temperature: options.temperature.unwrap_or(own.temperature),
+        top_k: options.top_k.unwrap_or(own.top_k),
+        top_p: options.top_p.unwrap_or(own.top_p),
+        seed: options.seed,
+    };
+    let wrong = |option: &str, value: f32, expected: &str| {
+        Err(Failure::Input(format!("--{option} {value}: expected {expected}")))
+    };
+    if !sampling.cfg.is_finite() {
+        return wrong("cfg", sampling.cfg, "a finite number");
+    }
+    if !(sampling.temperature >= 0.0 && sampling.temperature.is_finite()) {
+        return wrong("temperature", sampling.temperature, "0 (always the likeliest) or more");
+    }
+    if !(sampling.top_p > 0.0 && sampling.top_p <= 1.0) {
+        return wrong("top-p", sampling.top_p, "more than 0 and at most 1");
+    }
+    Ok(sampling)
+}
+
+/// The labels that the pictures go round.
+fn labels(classes: &[String], wanted: &[String]) -> Result<Vec<u32>, Failure> {
+    if wanted.is_empty() {
+        return Ok((0..).take(classes.len()).collect());
+    }
+    wanted
+        .iter()
+        .map(|wanted| {
+            let by_name = classes.iter().position(|class| class.eq_ignore_ascii_case(wanted));
+            let by_number = || wanted.parse().ok().filter(|number| *number < classes.len());
+            let label = by_name.or_else(by_number).and_then(|label| u32::try_from(label).ok());
+            label.ok_or_else(|| {
+                let near = nearest(classes, wanted).join(", ");
+                let last = classes.len().saturating_sub(1);
+                Failure::Input(format!("--class {wanted}: no such class; did you mean {near}? (or 0 to {last})"))
+            })
+        })
+        .collect()
+}
+
+/// The three class names that take the fewest edits to reach.
+fn nearest<'a>(classes: &'a [String], wanted: &str) -> Vec<&'a str> {
+    let mut ranked: Vec<_> = classes.iter().map(|class| (edits(class, wanted), class.as_str())).collect();
+    ranked.sort_by_key(|(distance, _)| *distance);
+    ranked.into_iter().take(3).map(|(_, class)| class).collect()
+}
+
+/// Levenshtein's distance.
+fn edits(a: &str, b: &str) -> usize {
+    let b: Vec<_> = b.to_lowercase().chars().collect();
+    let mut row: Vec<_> = (0..=b.len()).collect();
+    for (i, from) in a.to_lowercase().chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, to) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(from != *to);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+fn progress_bar(tokens: usize, quiet: bool) -> ProgressBar {
+    if quiet || !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} tokens, {per_sec}, {eta} left")
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(tokens as u64).with_style(style)
+}

@@ -1,0 +1,301 @@
+//! The convolutional encoder and decoder of VQGAN, which LlamaGen's and VAR's tokenizers share under different names.
+//!
+//! Source: Esser, Rombach and Ommer 2021, arXiv:2012.09841, appendix A; names from LlamaGen's `vq_model.py` and VAR's
+//! `basic_vae.py`.
+
+use smalti::attention::{self, Options};
+use smalti::conv::{self, Padding};
+use smalti::resize::{self, Mode};
+use smalti::{Float, Tensor, Weight, activation, elementwise, norm};
+
+use crate::Result;
+use crate::weights::Loader;
+
+/// Every group norm of this network.
+const EPS: f32 = 1e-6;
+
+/// Whose names the tensors have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Names {
+    /// `conv_blocks.N.res.M`, `mid.0`, separate `q`, `k`, `v`; the decoder counts its levels from the coarsest.
+    LlamaGen,
+    /// `down.N.block.M`, `up.N.block.M`, `mid.block_1`, one `qkv`; the decoder counts its levels from the finest.
+    Var,
+}
+
+/// A convolution with its bias.
+pub struct Conv {
+    weight: Weight,
+    bias: Tensor<f32>,
+    stride: usize,
+    padding: Padding,
+}
+
+struct Norm {
+    weight: Tensor<f32>,
+    bias: Tensor<f32>,
+    groups: usize,
+}
+
+struct ResBlock {
+    norms: [Norm; 2],
+    convs: [Conv; 2],
+    shortcut: Option<Conv>,
+}
+
+/// One head over all places of the grid.
+struct AttentionBlock {
+    norm: Norm,
+    /// Three of `channels` each, or one of three times as many.
+    projections: Vec<Conv>,
+    out: Conv,
+}
+
+struct Level {
+    blocks: Vec<(ResBlock, Option<AttentionBlock>)>,
+    resample: Option<Conv>,
+}
+
+struct Middle {
+    before: ResBlock,
+    attention: AttentionBlock,
+    after: ResBlock,
+}
+
+/// Pixels to latents.
+pub struct Encoder {
+    conv_in: Conv,
+    levels: Vec<Level>,
+    middle: Middle,
+    norm_out: Norm,
+    conv_out: Conv,
+}
+
+/// Latents to pixels.
+pub struct Decoder {
+    conv_in: Conv,
+    middle: Middle,
+    levels: Vec<Level>,
+    norm_out: Norm,
+    conv_out: Conv,
+}
+
+impl Conv {
+    /// A convolution of the checkpoint's own shape with "same" padding.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    pub fn load(loader: &Loader<'_>, name: &str) -> Result<Self> {
+        let at = loader.at(name);
+        let shape: Vec<_> = (0..4).map(|axis| at.length("weight", axis)).collect();
+        let padding = Padding::same(shape[2].max(1));
+        Ok(Self { weight: at.weight("weight", &shape)?, bias: at.vector("bias", &shape[..1])?, stride: 1, padding })
+    }
+
+    /// Applies it.
+    ///
+    /// # Errors
+    /// If shapes do not fit or the device fails.
+    pub fn run<T: Float>(&self, x: &Tensor<T>) -> Result<Tensor<T>> {
+        Ok(conv::conv2d(x, &self.weight, Some(&self.bias), self.stride, self.padding)?)
+    }
+}
+
+impl Norm {
+    fn load(loader: &Loader<'_>, name: &str, groups: usize) -> Result<Self> {
+        let at = loader.at(name);
+        let channels = at.length("weight", 0);
+        Ok(Self { weight: at.vector("weight", &[channels])?, bias: at.vector("bias", &[channels])?, groups })
+    }
+
+    fn run<T: Float>(&self, x: &Tensor<T>) -> Result<Tensor<T>> {
+        Ok(norm::group_norm(x, self.groups, Some(&self.weight), Some(&self.bias), EPS)?)
+    }
+
+    fn run_silu<T: Float>(&self, x: &Tensor<T>) -> Result<Tensor<T>> {
+        Ok(activation::activation(&self.run(x)?, activation::Activation::Silu)?)
+    }
+}
+
+impl ResBlock {
+    fn load(loader: &Loader<'_>, groups: usize) -> Result<Self> {
+        Ok(Self {
+            norms: [Norm::load(loader, "norm1", groups)?, Norm::load(loader, "norm2", groups)?],
+            convs: [Conv::load(loader, "conv1")?, Conv::load(loader, "conv2")?],
+            shortcut: if loader.has("nin_shortcut") { Some(Conv::load(loader, "nin_shortcut")?) } else { None },
+        })
+    }
+
+    fn run<T: Float>(&self, x: &Tensor<T>) -> Result<Tensor<T>> {
+        let h = self.convs[0].run(&self.norms[0].run_silu(x)?)?;
+        let h = self.convs[1].run(&self.norms[1].run_silu(&h)?)?;
+        Ok(match &self.shortcut {
+            Some(shortcut) => elementwise::add(&shortcut.run(x)?, &h)?,
+            None => elementwise::add(x, &h)?,
+        })
+    }
+}
+
+impl AttentionBlock {
+    fn load(loader: &Loader<'_>, groups: usize) -> Result<Self> {
+        let names: &[&str] = if loader.has("qkv") { &["qkv"] } else { &["q", "k", "v"] };
+        Ok(Self {
+            norm: Norm::load(loader, "norm", groups)?,
+            projections: names.iter().map(|name| Conv::load(loader, name)).collect::<Result<_>>()?,
+            out: Conv::load(loader, "proj_out")?,
+        })
+    }
+
+    fn run<T: Float>(&self, x: &Tensor<T>) -> Result<Tensor<T>> {
+        let &[batch, channels, height, width] = x.shape() else {
+            return Err(crate::Error::Request(format!("attention over a grid of shape {:?}", x.shape())));
+        };
+        let h = self.norm.run(x)?;
+        let projected = self.projections.iter().map(|conv| conv.run(&h)).collect::<Result<Vec<_>>>()?;
+        let [q, k, v] = [0, 1, 2].map(|third| -> Result<Tensor<T>> {
+            let part = match projected.as_slice() {
+                [all] => all.narrow(1, third * channels, channels)?,
+                three => three[third].clone(),
+            };
+            let places = part.reshape(&[batch, 1, channels, height * width])?;
+            Ok(places.permute(&[0, 1, 3, 2])?.contiguous()?)
+        });
+        let options = Options::new((channels as f32).powf(-0.5));
+        let h = attention::attention(&q?, &k?, &v?, &options)?.y;
+        let h = h.permute(&[0, 1, 3, 2])?.reshape(&[batch, channels, height, width])?;
+        Ok(elementwise::add(x, &self.out.run(&h)?)?)
+    }
+}
+
+impl Level {
+    fn load(loader: &Loader<'_>, names: Names, resample: &str, groups: usize) -> Result<Self> {
+        let res = if names == Names::LlamaGen { "res" } else { "block" };
+        let blocks = (0..loader.count(res))
+            .map(|index| {
+                let block = ResBlock::load(&loader.at(res).at(index), groups)?;
+                let attention = if loader.at("attn").has(&index.to_string()) {
+                    Some(AttentionBlock::load(&loader.at("attn").at(index), groups)?)
+                } else {
+                    None
+                };
+                Ok((block, attention))
+            })
+            .collect::<Result<_>>()?;
+        let resample = if loader.has(resample) { Some(Conv::load(&loader.at(resample), "conv")?) } else { None };
+        Ok(Self { blocks, resample })
+    }
+
+    fn run<T: Float>(&self, x: &Tensor<T>) -> Result<Tensor<T>> {
+        let mut x = x.clone();
+        for (block, attention) in &self.blocks {
+            x = block.run(&x)?;
+            if let Some(attention) = attention {
+                x = attention.run(&x)?;
+            }
+        }
+        Ok(x)
+    }
+}
+
+impl Middle {
+    fn load(loader: &Loader<'_>, names: Names, groups: usize) -> Result<Self> {
+        let [before, attention, after] = match names {
+            Names::LlamaGen => ["0", "1", "2"],
+            Names::Var => ["block_1", "attn_1", "block_2"],
+        };
+        Ok(Self {
+            before: ResBlock::load(&loader.at(before), groups)?,
+            attention: AttentionBlock::load(&loader.at(attention), groups)?,
+            after: ResBlock::load(&loader.at(after), groups)?,
+        })
+    }
+
+    fn run<T: Float>(&self, x: &Tensor<T>) -> Result<Tensor<T>> {
+        self.after.run(&self.attention.run(&self.before.run(x)?)?)
+    }
+}
+
+impl Encoder {
+    /// The tensors under the loader's prefix; counts and channels come from their names and shapes.
+    ///
+    /// # Errors
+    /// If the device has no room; what is missing is the loader's to tell.
+    pub fn load(loader: &Loader<'_>, names: Names, groups: usize) -> Result<Self> {
+        let list = if names == Names::LlamaGen { "conv_blocks" } else { "down" };
+        let levels = (0..loader.count(list)).map(|index| {
+            let mut level = Level::load(&loader.at(list).at(index), names, "downsample", groups)?;
+            if let Some(conv) = &mut level.resample {
+                // The official code pads one row and one column, at the bottom and the right only.
+                conv.stride = 2;
+                conv.padding = Padding { left: 0, right: 1, top: 0, bottom: 1 };
+            }
+            Ok(level)
+        });
+        Ok(Self {
+            conv_in: Conv::load(loader, "conv_in")?,
+            levels: levels.collect::<Result<_>>()?,
+            middle: Middle::load(&loader.at("mid"), names, groups)?,
+            norm_out: Norm::load(loader, "norm_out", groups)?,
+            conv_out: Conv::load(loader, "conv_out")?,
+        })
+    }
+
+    /// Pixels `[batch, 3, height, width]` in [-1, 1] to features.
+    ///
+    /// # Errors
+    /// If shapes do not fit or the device fails.
+    pub fn run<T: Float>(&self, pixels: &Tensor<T>) -> Result<Tensor<T>> {
+        let mut x = self.conv_in.run(pixels)?;
+        for level in &self.levels {
+            x = level.run(&x)?;
+            if let Some(down) = &level.resample {
+                x = down.run(&x)?;
+            }
+        }
+        self.conv_out.run(&self.norm_out.run_silu(&self.middle.run(&x)?)?)
+    }
+}
+
+impl Decoder {
+    /// The tensors under the loader's prefix; counts and channels come from their names and shapes.
+    ///
+    /// # Errors
+    /// If the device has no room; what is missing is the loader's to tell.
+    pub fn load(loader: &Loader<'_>, names: Names, groups: usize) -> Result<Self> {
+        let list = if names == Names::LlamaGen { "conv_blocks" } else { "up" };
+        let count = loader.count(list);
+        let levels = (0..count).map(|index| {
+            let index = if names == Names::LlamaGen { index } else { count - 1 - index };
+            Level::load(&loader.at(list).at(index), names, "upsample", groups)
+        });
+        Ok(Self {
+            conv_in: Conv::load(loader, "conv_in")?,
+            middle: Middle::load(&loader.at("mid"), names, groups)?,
+            levels: levels.collect::<Result<_>>()?,
+            norm_out: Norm::load(loader, "norm_out", groups)?,
+            conv_out: Conv::load(loader, "conv_out")?,
+        })
+    }
+
+    /// How many times it doubles the grid.
+    #[must_use]
+    pub fn doublings(&self) -> usize {
+        self.levels.iter().filter(|level| level.resample.is_some()).count()
+    }
+
+    /// Latents `[batch, channels, height, width]` to pixels, in [-1, 1] but for overshoot.
+    ///
+    /// # Errors
+    /// If shapes do not fit or the device fails.
+    pub fn run<T: Float>(&self, latents: &Tensor<T>) -> Result<Tensor<T>> {
+        let mut x = self.middle.run(&self.conv_in.run(latents)?)?;
+        for level in &self.levels {
+            x = level.run(&x)?;
+            if let Some(up) = &level.resample {
+                let [height, width] = [x.shape()[2], x.shape()[3]];
+                x = up.run(&resize::resize(&x, [2 * height, 2 * width], Mode::Nearest)?)?;
+            }
+        }
+        self.conv_out.run(&self.norm_out.run_silu(&x)?)
+    }
+}

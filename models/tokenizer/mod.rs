@@ -1,0 +1,5 @@
+//! Pixels to codes and back.
+
+pub mod autoencoder;
+pub mod multi_scale;
+pub mod vq;

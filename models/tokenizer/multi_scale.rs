@@ -1,0 +1,170 @@
+//! VAR's tokenizer: residual codes over growing grids, one codebook for all scales.
+//!
+//! Source: Tian et al. 2024, arXiv:2404.02905, section 3.2 and algorithms 1 and 2; names from VAR's `vqvae.py` and
+//! `quant.py`.
+
+use smalti::conv::{self, Padding};
+use smalti::resize::{self, Mode};
+use smalti::{Float, Tensor, Weight, elementwise, embedding, vq};
+
+use super::autoencoder::{Conv, Decoder, Encoder, Names};
+use crate::weights::{Loader, Notes};
+use crate::{Error, Result};
+
+/// Encoder, multi-scale quantiser, decoder.
+pub struct MultiScaleTokenizer {
+    encoder: Encoder,
+    quant_conv: Conv,
+    codebook: Weight,
+    /// The smoothing convolutions, shared over the scales.
+    phi: Vec<(Weight, Tensor<f32>)>,
+    phi_ratio: f32,
+    patch_nums: Vec<usize>,
+    post_quant_conv: Conv,
+    decoder: Decoder,
+}
+
+impl MultiScaleTokenizer {
+    /// Loads the official names under the loader's prefix. `phi_ratio` is the official `quant_resi`.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    pub fn load(
+        loader: &Loader<'_>,
+        notes: &Notes,
+        patch_nums: &[usize],
+        groups: usize,
+        phi_ratio: f32,
+    ) -> Result<Self> {
+        let quantize = loader.at("quantize");
+        let shape = [quantize.length("embedding.weight", 0), quantize.length("embedding.weight", 1)];
+        let channels = shape[1];
+        let list = quantize.at("quant_resi.qresi_ls");
+        let phi = (0..quantize.count("quant_resi.qresi_ls")).map(|index| {
+            let at = list.at(index);
+            Ok((at.weight("weight", &[channels, channels, 3, 3])?, at.vector("bias", &[channels])?))
+        });
+        let phi = phi.collect::<Result<Vec<_>>>()?;
+        if phi.is_empty() {
+            notes.add("no \"quantize.quant_resi.qresi_ls.0\": only partially shared phi is known here".to_owned());
+        }
+        Ok(Self {
+            encoder: Encoder::load(&loader.at("encoder"), Names::Var, groups)?,
+            quant_conv: Conv::load(loader, "quant_conv")?,
+            codebook: quantize.weight("embedding.weight", &shape)?,
+            phi,
+            phi_ratio,
+            patch_nums: patch_nums.to_vec(),
+            post_quant_conv: Conv::load(loader, "post_quant_conv")?,
+            decoder: Decoder::load(&loader.at("decoder"), Names::Var, groups)?,
+        })
+    }
+
+    /// Pixels per token of the last scale, along one side.
+    #[must_use]
+    pub fn factor(&self) -> usize {
+        1 << self.decoder.doublings()
+    }
+
+    /// Channels of a code.
+    #[must_use]
+    pub fn channels(&self) -> usize {
+        self.codebook.shape().get(1).copied().unwrap_or(0)
+    }
+
+    /// Tokens along one side of the last scale.
+    fn full(&self) -> usize {
+        self.patch_nums.last().copied().unwrap_or(1)
+    }
+
+    /// Pixels `[batch, 3, height, width]` in [-1, 1] to latents `[batch, channels, side, side]`.
+    ///
+    /// # Errors
+    /// If shapes do not fit or the device fails.
+    pub fn latents<T: Float>(&self, pixels: &Tensor<T>) -> Result<Tensor<T>> {
+        self.quant_conv.run(&self.encoder.run(pixels)?)
+    }
+
+    /// The codes of latents: per scale `[batch, side * side]`, each of what the scales before left over.
+    ///
+    /// # Errors
+    /// If shapes do not fit or the device fails.
+    pub fn tokens<T: Float>(&self, latents: &Tensor<T>) -> Result<Vec<Tensor<u32>>> {
+        let &[batch, channels, ..] = latents.shape() else {
+            return Err(Error::Request(format!("latents of shape {:?}", latents.shape())));
+        };
+        let mut rest = latents.clone();
+        let mut tokens = Vec::with_capacity(self.patch_nums.len());
+        for (scale, &side) in self.patch_nums.iter().enumerate() {
+            let seen =
+                if side == self.full() { rest.clone() } else { resize::resize(&rest, [side, side], Mode::Area)? };
+            let places = seen.permute(&[0, 2, 3, 1])?.reshape(&[batch, side * side, channels])?;
+            let codes = vq::nearest_l2(&places, &self.codebook)?;
+            rest = elementwise::scale_add(&rest, 1.0, &self.contribution(&codes, scale)?, -1.0)?;
+            tokens.push(codes);
+        }
+        Ok(tokens)
+    }
+
+    /// What the tokens `[batch, side * side]` of one scale add to the latents.
+    ///
+    /// # Errors
+    /// If shapes do not fit or the device fails.
+    pub fn contribution<T: Float>(&self, tokens: &Tensor<u32>, scale: usize) -> Result<Tensor<T>> {
+        let side = self.patch_nums[scale];
+        let full = self.full();
+        let codes: Tensor<T> = embedding::embedding(&self.codebook, tokens)?;
+        let grid = codes.reshape(&[codes.shape()[0], side, side, self.channels()])?.permute(&[0, 3, 1, 2])?;
+        let mut h = grid.contiguous()?;
+        if side != full {
+            h = resize::resize(&h, [full, full], Mode::Bicubic { align_corners: false })?;
+        }
+        let (weight, bias) = &self.phi[self.phi_of_scale(scale)];
+        let smoothed = conv::conv2d(&h, weight, Some(bias), 1, Padding::same(3))?;
+        Ok(elementwise::scale_add(&h, 1.0 - self.phi_ratio, &smoothed, self.phi_ratio)?)
+    }
+
+    /// The convolution whose tick lies nearest to the scale's relative position; among equals the first.
+    fn phi_of_scale(&self, scale: usize) -> usize {
+        let count = self.phi.len() as f64;
+        let edge = if self.phi.len() == 4 { 1.0 / 3.0 / count } else { 1.0 / 2.0 / count };
+        let at = scale as f64 / (self.patch_nums.len() - 1).max(1) as f64;
+        let step = ((1.0 - edge) - edge) / (count - 1.0).max(1.0);
+        let distance = |index: usize| (edge + step * index as f64 - at).abs();
+        (0..self.phi.len()).fold(0, |best, index| if distance(index) < distance(best) { index } else { best })
+    }
+
+    /// Latents seen at the grid of the next scale: `[batch, side * side, channels]`.
+    ///
+    /// # Errors
+    /// If shapes do not fit or the device fails.
+    pub fn next_input<T: Float>(&self, latents: &Tensor<T>, scale: usize) -> Result<Tensor<T>> {
+        let side = self.patch_nums[scale + 1];
+        let seen = resize::resize(latents, [side, side], Mode::Area)?;
+        Ok(seen.permute(&[0, 2, 3, 1])?.reshape(&[latents.shape()[0], side * side, self.channels()])?)
+    }
+
+    /// Latents to pixels, clamped to [-1, 1] by whoever shows them.
+    ///
+    /// # Errors
+    /// If shapes do not fit or the device fails.
+    pub fn decode<T: Float>(&self, latents: &Tensor<T>) -> Result<Tensor<T>> {
+        self.decoder.run(&self.post_quant_conv.run(latents)?)
+    }
+
+    /// The latents that tokens of all scales add up to.
+    ///
+    /// # Errors
+    /// If shapes do not fit or the device fails.
+    pub fn latents_of<T: Float>(&self, tokens: &[Tensor<u32>]) -> Result<Tensor<T>> {
+        let mut sum: Option<Tensor<T>> = None;
+        for (scale, tokens) in tokens.iter().enumerate() {
+            let part = self.contribution(tokens, scale)?;
+            sum = Some(match sum {
+                Some(sum) => elementwise::add(&sum, &part)?,
+                None => part,
+            });
+        }
+        sum.ok_or_else(|| Error::Request("var: no scale to decode".to_owned()))
+    }
+}

@@ -1,0 +1,364 @@
+//! LlamaGen: next-token prediction in raster order with a plain Llama.
+//!
+//! | part      | here                                                                             |
+//! |-----------|----------------------------------------------------------------------------------|
+//! | tokenizer | VQ, codes on the unit sphere ([`VqTokenizer`])                                   |
+//! | backbone  | Llama blocks ([`Llama`])                                                         |
+//! | order     | raster                                                                           |
+//! | mask      | causal; captions are padded at the left, and padding is seen by nothing but itself |
+//! | position  | RoPE over rows and columns, interleaved; the condition's rows of the table are 0  |
+//! | head      | softmax over codes                                                               |
+//! | decoder   | sequential with a cache                                                          |
+//! | guidance  | `uncond + cfg (cond - uncond)` on the logits                                     |
+//!
+//! Paper: Sun et al. 2024, arXiv:2406.06525. Upstream: FoundationVision/LlamaGen, `autoregressive/models/gpt.py`.
+
+use std::ops::ControlFlow;
+
+use smalti::attention::{Align, KvCache, Mask, Options};
+use smalti::rope::{NullRows, Table};
+use smalti::sample::{self, Draws, Filter, Guidance};
+use smalti::{Device, Float, Tensor, Weight, activation, copy, embedding, linear};
+
+use super::class_names;
+use crate::backbone::llama::{Llama, Sizes};
+use crate::tokenizer::vq::VqTokenizer;
+use crate::weights::{Checkpoint, Loader, Notes};
+use crate::{Drawn, Error, Generator, Result, Sampling};
+
+/// What the pictures are conditioned on.
+enum Condition<T: smalti::Element> {
+    /// A row per class, and one for none.
+    Class { table: Weight, classes: usize },
+    /// A projection of caption features, and the features that stand for no caption.
+    Caption { fc1: Weight, fc2: Weight, none: Tensor<T> },
+}
+
+/// The model with its weights on a device.
+pub struct LlamaGen<T: smalti::Element> {
+    device: Device,
+    condition: Condition<T>,
+    tokens: Weight,
+    llama: Llama,
+    output: Weight,
+    table: Table,
+    condition_len: usize,
+    grid: usize,
+    classes: Vec<String>,
+    sampling: Sampling,
+    tokenizer: Option<VqTokenizer>,
+}
+
+/// Added to the scores of padding: nothing that is not padding itself is left with any weight on it.
+const HIDDEN: f32 = -1e30;
+
+impl<T: Float> LlamaGen<T> {
+    /// Loads official names under `gpt.`, and `vq.` if the tokenizer is there too.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] with every tensor that does not fit; [`Error::Op`] if the device has no room.
+    pub fn load(checkpoint: &Checkpoint, device: &Device) -> Result<Self> {
+        let config = checkpoint.config()?;
+        let notes = Notes::default();
+        let root = Loader::new(checkpoint, device, &notes);
+        let gpt = root.at("gpt");
+        let vocabulary = gpt.length("tok_embeddings.weight", 0);
+        let dim = gpt.length("tok_embeddings.weight", 1);
+        // Every official size has heads of 64.
+        let heads = config.count("n_head").unwrap_or(dim / 64).max(1);
+        let kv_heads = config.count("n_kv_head").unwrap_or(heads);
+        let sizes = Sizes { dim, heads, kv_heads, norm_eps: config.number("norm_eps").unwrap_or(1e-5) };
+
+        let condition_len = config.count("cls_token_num").unwrap_or(1);
+        let embedding = gpt.at("cls_embedding");
+        let condition = if embedding.has("cap_proj") {
+            let fc1 = embedding.length("cap_proj.fc1.weight", 0);
+            let features = embedding.length("cap_proj.fc1.weight", 1);
+            let none = embedding.vector("uncond_embedding", &[condition_len, features])?;
+            Condition::Caption {
+                fc1: embedding.weight("cap_proj.fc1.weight", &[fc1, features])?,
+                fc2: embedding.weight("cap_proj.fc2.weight", &[dim, fc1])?,
+                none: copy::convert(&none)?,
+            }
+        } else {
+            let rows = embedding.length("embedding_table.weight", 0);
+            let classes = config.count("num_classes").unwrap_or(rows.saturating_sub(1));
+            Condition::Class { table: embedding.weight("embedding_table.weight", &[rows, dim])?, classes }
+        };
+        let classes = match &condition {
+            Condition::Class { classes, .. } => class_names(checkpoint, *classes),
+            Condition::Caption { .. } => Vec::new(),
+        };
+
+        let places = config.count("block_size").unwrap_or(256);
+        let grid = places.isqrt();
+        let theta = config.number("rope_base").unwrap_or(10_000.0);
+        let table = Table::grid(device, grid, grid, sizes.head_dim(), theta)?;
+        let model = Self {
+            device: device.clone(),
+            condition,
+            tokens: gpt.weight("tok_embeddings.weight", &[vocabulary, dim])?,
+            llama: Llama::load(&gpt, sizes)?,
+            output: gpt.weight("output.weight", &[vocabulary, dim])?,
+            // The official table has rows of zeros here: queries and keys of the condition vanish.
+            table: table.with_null_rows(condition_len, NullRows::Zero)?,
+            condition_len,
+            grid,
+            classes,
+            sampling: Sampling {
+                cfg: config.number("cfg").unwrap_or(4.0),
+                temperature: config.number("temperature").unwrap_or(1.0),
+                top_k: config.count("top_k").unwrap_or(0),
+                top_p: config.number("top_p").unwrap_or(1.0),
+                seed: 0,
+            },
+            tokenizer: if root.has("vq") {
+                let l2_norm = config.flag("codebook_l2_norm").unwrap_or(true);
+                Some(VqTokenizer::load(&root.at("vq"), config.count("norm_groups").unwrap_or(32), l2_norm)?)
+            } else {
+                None
+            },
+        };
+        // Buffers of the training: how often each code was used.
+        notes.finish(checkpoint, &["quantize.codebook_used"])?;
+        Ok(model)
+    }
+
+    /// The tokenizer, if the checkpoint holds one.
+    #[must_use]
+    pub fn tokenizer(&self) -> Option<&VqTokenizer> {
+        self.tokenizer.as_ref()
+    }
+
+    /// The rotary table, the condition's rows first.
+    #[must_use]
+    pub fn table(&self) -> &Table {
+        &self.table
+    }
+
+    /// Tokens along one side.
+    #[must_use]
+    pub fn grid(&self) -> usize {
+        self.grid
+    }
+
+    /// The condition of each label, `[batch, 1, dim]`; `None` is no class.
+    fn embed_labels(&self, labels: &[Option<u32>]) -> Result<Tensor<T>> {
+        let Condition::Class { table, classes } = &self.condition else {
+            return Err(Error::Request("llamagen: this model is conditioned on captions, not on classes".to_owned()));
+        };
+        let none = u32::try_from(*classes).map_err(|_| Error::Request("llamagen: too many classes".to_owned()))?;
+        if let Some(label) = labels.iter().flatten().find(|label| **label >= none) {
+            return Err(Error::Request(format!("llamagen: class {label}, expected 0 to {}", none.saturating_sub(1))));
+        }
+        let rows = labels.iter().map(|label| label.unwrap_or(none)).collect();
+        let rows = Tensor::from_vec(&self.device, &[labels.len(), 1], rows)?;
+        Ok(embedding::embedding(table, &rows)?)
+    }
+
+    /// Caption features `[batch, condition_len, features]` and as many of no caption, projected.
+    fn embed_captions(&self, captions: &Tensor<T>) -> Result<Tensor<T>> {
+        let Condition::Caption { fc1, fc2, none } = &self.condition else {
+            return Err(Error::Request("llamagen: this model is conditioned on classes, not on captions".to_owned()));
+        };
+        let both = join(captions, &none.broadcast(captions.shape())?.contiguous()?)?;
+        let hidden = linear::linear(&both, fc1, None)?;
+        let hidden = activation::activation(&hidden, activation::Activation::GeluTanh)?;
+        Ok(linear::linear(&hidden, fc2, None)?)
+    }
+
+    fn causal(&self) -> Options {
+        Options::new((self.llama.sizes().head_dim() as f32).powf(-0.5)).mask(Mask::Causal { align: Align::BottomRight })
+    }
+
+    fn logits(&self, x: &Tensor<T>, caches: &mut [KvCache<T>], options: &Options) -> Result<Tensor<T>> {
+        Ok(linear::linear(&self.llama.run(x, &self.table, caches, options)?, &self.output, None)?)
+    }
+
+    /// Logits after the condition and after each of `tokens` (`[batch, len]`): `[batch, 1 + len, vocabulary]`.
+    ///
+    /// # Errors
+    /// If shapes do not fit or the device fails.
+    pub fn teacher(&self, labels: &[u32], tokens: &Tensor<u32>) -> Result<Tensor<T>> {
+        let labels: Vec<_> = labels.iter().copied().map(Some).collect();
+        let condition = self.embed_labels(&labels)?;
+        let &[batch, seq] = tokens.shape() else {
+            return Err(Error::Request(format!("llamagen: tokens of shape {:?}", tokens.shape())));
+        };
+        let dim = self.llama.sizes().dim;
+        let mut x = Tensor::<T>::zeros(&self.device, &[batch, 1 + seq, dim])?;
+        copy::copy_into_slice(&condition, &mut x, 1, 0)?;
+        copy::copy_into_slice(&embedding::embedding(&self.tokens, tokens)?, &mut x, 1, 1)?;
+        self.logits(&x, &mut self.llama.caches(batch, 1 + seq)?, &self.causal())
+    }
+
+    /// Draws a grid of tokens for each label. See [`LlamaGen::decode`].
+    ///
+    /// # Errors
+    /// As [`Generator::draw`].
+    pub fn generate(
+        &self,
+        labels: &[u32],
+        first_picture: u64,
+        sampling: &Sampling,
+        steps: Steps<'_, T>,
+    ) -> Result<Tensor<u32>> {
+        let guided = sampling.cfg != 1.0;
+        let none = labels.iter().filter(|_| guided).map(|_| None);
+        let rows: Vec<_> = labels.iter().copied().map(Some).chain(none).collect();
+        let condition = self.embed_labels(&rows)?;
+        self.sequence(&condition, labels.len(), None, first_picture, sampling, steps)
+    }
+
+    /// The same for caption features `[batch, condition_len, features]`; `visible` (`[batch, condition_len]`, 1 or 0)
+    /// tells captions from padding.
+    ///
+    /// # Errors
+    /// As [`Generator::draw`].
+    pub fn generate_captions(
+        &self,
+        captions: &Tensor<T>,
+        visible: Option<&[f32]>,
+        sampling: &Sampling,
+        steps: Steps<'_, T>,
+    ) -> Result<Tensor<u32>> {
+        let condition = self.embed_captions(captions)?;
+        self.sequence(&condition, captions.shape()[0], visible, 0, sampling, steps)
+    }
+
+    /// One token after the other from the condition `[batch or 2 batch, condition_len, dim]` on.
+    fn sequence(
+        &self,
+        condition: &Tensor<T>,
+        batch: usize,
+        visible: Option<&[f32]>,
+        first_picture: u64,
+        sampling: &Sampling,
+        steps: Steps<'_, T>,
+    ) -> Result<Tensor<u32>> {
+        let places = self.grid * self.grid;
+        let rows = condition.shape()[0];
+        let filter = Filter {
+            temperature: sampling.temperature,
+            top_k: sampling.top_k,
+            top_p: sampling.top_p,
+            ..Filter::default()
+        };
+        let pictures: Vec<_> = (0..batch as u64).map(|picture| first_picture + picture).collect();
+        let mut caches = self.llama.caches(rows, self.condition_len + places)?;
+        let mut drawn = Tensor::<u32>::zeros(&self.device, &[batch, places])?;
+        let mut x = condition.clone();
+        for place in 0..places {
+            let queries = x.shape()[1];
+            let keys = caches.first().map_or(0, KvCache::len) + queries;
+            let options = match visible {
+                Some(visible) => self.causal().bias(self.padding_bias(visible, rows, queries, keys)?),
+                None => self.causal(),
+            };
+            let logits = self.logits(&x, &mut caches, &options)?;
+            let last = logits.narrow(1, queries - 1, 1)?.reshape(&[rows, logits.shape()[2]])?;
+            let guided = if rows == batch {
+                last
+            } else {
+                let (with, without) = (last.narrow(0, 0, batch)?, last.narrow(0, batch, batch)?);
+                sample::guide(&with, &without, sampling.cfg, Guidance::Scale)?
+            };
+            let position = u32::try_from(place).expect("a grid's places fit");
+            let draws = Draws::Philox { seed: sampling.seed, streams: pictures.clone(), position };
+            let token = sample::sample(&guided, &filter, &draws)?.reshape(&[batch, 1])?;
+            copy::copy_into_slice(&token, &mut drawn, 1, place)?;
+            if steps(place + 1, &guided).is_break() {
+                return Err(Error::Interrupted);
+            }
+            let token: Tensor<T> = embedding::embedding(&self.tokens, &token)?;
+            x = if rows == batch { token } else { join(&token, &token)? };
+        }
+        Ok(drawn)
+    }
+
+    /// `[rows, 1, queries, keys]`: padding is hidden from every place but itself.
+    fn padding_bias(&self, visible: &[f32], rows: usize, queries: usize, keys: usize) -> Result<Tensor<f32>> {
+        let pictures = visible.len() / self.condition_len;
+        let mut bias = vec![0.0; rows * queries * keys];
+        for (row, bias) in bias.chunks_mut(queries * keys).enumerate() {
+            let visible = &visible[row % pictures * self.condition_len..][..self.condition_len];
+            for (query, bias) in bias.chunks_mut(keys).enumerate() {
+                for (key, bias) in bias.iter_mut().take(self.condition_len).enumerate() {
+                    if visible[key] == 0.0 && key != keys - queries + query {
+                        *bias = HIDDEN;
+                    }
+                }
+            }
+        }
+        Ok(Tensor::from_vec(&self.device, &[rows, 1, queries, keys], bias)?)
+    }
+
+    /// Tokens `[batch, grid * grid]` to pixels `[batch, 3, height, width]`.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if the checkpoint has no tokenizer; [`Error::Op`] if the device fails.
+    pub fn decode(&self, tokens: &Tensor<u32>) -> Result<Tensor<T>> {
+        let missing = || Error::Request("llamagen: the checkpoint holds no tokenizer (no vq.*)".to_owned());
+        self.tokenizer.as_ref().ok_or_else(missing)?.decode(tokens, [self.grid, self.grid])
+    }
+}
+
+/// Called after each step with the steps done and the guided logits that it drew from.
+pub type Steps<'a, T> = &'a mut dyn FnMut(usize, &Tensor<T>) -> ControlFlow<()>;
+
+/// Two tensors of one shape, one after the other along the first axis.
+pub(crate) fn join<T: Float>(a: &Tensor<T>, b: &Tensor<T>) -> Result<Tensor<T>> {
+    let mut shape = a.shape().to_vec();
+    shape[0] *= 2;
+    let mut both = Tensor::zeros(a.device(), &shape)?;
+    copy::copy_into_slice(a, &mut both, 0, 0)?;
+    copy::copy_into_slice(b, &mut both, 0, a.shape()[0])?;
+    Ok(both)
+}
+
+/// Tokens and pixels per picture, in host memory.
+pub(crate) fn to_host<T: Float>(tokens: &Tensor<u32>, pixels: &Tensor<T>) -> Result<Drawn> {
+    let per_picture = tokens.shape()[1];
+    let plane = pixels.elements() / pixels.shape()[0].max(1);
+    let pixels: Vec<f32> = pixels.to_vec()?.iter().map(|pixel| pixel.to_f32()).collect();
+    Ok(Drawn {
+        tokens: tokens.to_vec()?.chunks(per_picture.max(1)).map(<[u32]>::to_vec).collect(),
+        planes: pixels.chunks(plane.max(1)).map(<[f32]>::to_vec).collect(),
+    })
+}
+
+impl<T: Float> Generator for LlamaGen<T> {
+    fn system(&self) -> &'static str {
+        "llamagen"
+    }
+
+    fn classes(&self) -> &[String] {
+        &self.classes
+    }
+
+    fn sampling(&self) -> Sampling {
+        self.sampling
+    }
+
+    fn tokens_per_picture(&self) -> usize {
+        self.grid * self.grid
+    }
+
+    fn picture_size(&self) -> [usize; 2] {
+        let side = self.grid * self.tokenizer.as_ref().map_or(1, VqTokenizer::factor);
+        [side, side]
+    }
+
+    fn draw(
+        &self,
+        labels: &[u32],
+        first_picture: u64,
+        sampling: &Sampling,
+        progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> Result<Drawn> {
+        let all = labels.len() * self.tokens_per_picture();
+        let tokens =
+            self.generate(labels, first_picture, sampling, &mut |done, _| progress(done * labels.len(), all))?;
+        to_host(&tokens, &self.decode(&tokens)?)
+    }
+}

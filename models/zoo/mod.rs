@@ -1,0 +1,41 @@
+//! A file per system: its paper, its upstream code, and the parts it combines.
+
+pub mod llamagen;
+pub mod var;
+
+use smalti::{Device, Float};
+
+use crate::weights::Checkpoint;
+use crate::{Error, Generator, Result};
+
+/// Which system a checkpoint belongs to: its own note, else the names of its tensors.
+#[must_use]
+pub fn system(checkpoint: &Checkpoint) -> Option<&str> {
+    checkpoint.metadata("system").or_else(|| {
+        let has = |name: &str| checkpoint.names().any(|tensor| tensor.ends_with(name));
+        match () {
+            () if has("tok_embeddings.weight") => Some("llamagen"),
+            () if has("pos_1LC") => Some("var"),
+            () => None,
+        }
+    })
+}
+
+/// The generator of a checkpoint, with its weights on `device`, computing in `T`.
+///
+/// # Errors
+/// [`Error::Request`] if the system is unknown; [`Error::Weights`] with every tensor that does not fit.
+pub fn load<T: Float>(checkpoint: &Checkpoint, device: &Device) -> Result<Box<dyn Generator>> {
+    match system(checkpoint) {
+        Some("llamagen") => Ok(Box::new(llamagen::LlamaGen::<T>::load(checkpoint, device)?)),
+        Some("var") => Ok(Box::new(var::Var::<T>::load(checkpoint, device)?)),
+        Some(other) => Err(Error::Request(format!("{}: system \"{other}\" is not known here", checkpoint.name()))),
+        None => Err(Error::Request(format!("{}: neither LlamaGen's nor VAR's tensor names", checkpoint.name()))),
+    }
+}
+
+/// The class names that a checkpoint carries, or numbers.
+fn class_names(checkpoint: &Checkpoint, classes: usize) -> Vec<String> {
+    let named = checkpoint.metadata("classes").and_then(|text| serde_json::from_str::<Vec<String>>(text).ok());
+    named.filter(|names| names.len() == classes).unwrap_or_else(|| (0..classes).map(|n| n.to_string()).collect())
+}

@@ -1,0 +1,273 @@
+//! VAR: next-scale prediction.
+//!
+//! | part      | here                                                                           |
+//! |-----------|--------------------------------------------------------------------------------|
+//! | tokenizer | residual codes over growing grids ([`MultiScaleTokenizer`])                    |
+//! | backbone  | blocks modulated by the class ([`AdaLn`])                                      |
+//! | order     | scale by scale, all places of a scale at once                                  |
+//! | mask      | block-causal over scales; with a cache, none                                   |
+//! | position  | a learned vector per place, one per scale                                      |
+//! | head      | softmax over codes, after a modulated norm                                     |
+//! | decoder   | one pass per scale; the latents so far, resized, are the next scale's input    |
+//! | guidance  | `(1 + t) cond - t uncond`, `t` growing linearly from 0 to `cfg` over the scales |
+//!
+//! Paper: Tian et al. 2024, arXiv:2404.02905. Upstream: FoundationVision/VAR, `models/var.py`.
+
+use std::ops::ControlFlow;
+
+use smalti::attention::{Mask, ScalesKind};
+use smalti::sample::{self, Draws, Filter, Guidance};
+use smalti::{Device, Float, Tensor, Weight, activation, copy, elementwise, embedding, linear, norm};
+
+use super::class_names;
+use super::llamagen::{Steps, join, to_host};
+use crate::backbone::adaln::{AdaLn, layer};
+use crate::tokenizer::multi_scale::MultiScaleTokenizer;
+use crate::weights::{Checkpoint, Loader, Notes};
+use crate::{Drawn, Error, Generator, Result, Sampling};
+
+/// The official models' scales, for checkpoints that do not name theirs.
+const PATCH_NUMS: [usize; 10] = [1, 2, 3, 4, 5, 6, 8, 10, 13, 16];
+
+/// The model with its weights on a device.
+pub struct Var<T: smalti::Element> {
+    device: Device,
+    patch_nums: Vec<usize>,
+    dim: usize,
+    norm_eps: f32,
+    class_embedding: Weight,
+    start: Tensor<T>,
+    /// Position and scale together, `[1, places, dim]`.
+    positions: Tensor<T>,
+    word_embed: (Weight, Tensor<f32>),
+    backbone: AdaLn<T>,
+    head_modulation: (Weight, Tensor<f32>),
+    head: (Weight, Tensor<f32>),
+    classes: Vec<String>,
+    sampling: Sampling,
+    tokenizer: MultiScaleTokenizer,
+}
+
+impl<T: Float> Var<T> {
+    /// Loads official names under `var.` and `vae.`.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] with every tensor that does not fit; [`Error::Op`] if the device has no room.
+    pub fn load(checkpoint: &Checkpoint, device: &Device) -> Result<Self> {
+        let config = checkpoint.config()?;
+        let notes = Notes::default();
+        let root = Loader::new(checkpoint, device, &notes);
+        let var = root.at("var");
+        let patch_nums = config.counts("patch_nums").unwrap_or_else(|| PATCH_NUMS.to_vec());
+        let places: usize = patch_nums.iter().map(|side| side * side).sum();
+        let dim = var.length("word_embed.weight", 0);
+        let channels = var.length("word_embed.weight", 1);
+        let rows = var.length("class_emb.weight", 0);
+        let vocabulary = var.length("head.weight", 0);
+        // The official models have as many heads as blocks.
+        let heads = config.count("heads").unwrap_or_else(|| var.count("blocks")).max(1);
+        let norm_eps = config.number("norm_eps").unwrap_or(1e-6);
+
+        // The scale's vector is added to each of its places once and for all.
+        let mut positions = var.vector("pos_1LC", &[1, places, dim])?.to_vec()?;
+        let levels = var.vector("lvl_embed.weight", &[patch_nums.len(), dim])?.to_vec()?;
+        let level_of_place =
+            patch_nums.iter().enumerate().flat_map(|(level, side)| std::iter::repeat_n(level, side * side));
+        for (position, level) in positions.chunks_mut(dim.max(1)).zip(level_of_place) {
+            for (position, level) in position.iter_mut().zip(&levels[level * dim..]) {
+                *position += level;
+            }
+        }
+        let positions = Tensor::from_vec(device, &[1, places, dim], positions)?;
+        let model = Self {
+            device: device.clone(),
+            dim,
+            norm_eps,
+            class_embedding: var.weight("class_emb.weight", &[rows, dim])?,
+            start: copy::convert(&var.vector("pos_start", &[1, 1, dim])?)?,
+            positions: copy::convert(&positions)?,
+            word_embed: layer(&var, "word_embed", [dim, channels])?,
+            backbone: AdaLn::load(&var, dim, heads, norm_eps)?,
+            head_modulation: layer(&var, "head_nm.ada_lin.1", [2 * dim, dim])?,
+            head: layer(&var, "head", [vocabulary, dim])?,
+            classes: class_names(checkpoint, config.count("num_classes").unwrap_or(rows.saturating_sub(1))),
+            sampling: Sampling {
+                cfg: config.number("cfg").unwrap_or(1.5),
+                temperature: config.number("temperature").unwrap_or(1.0),
+                top_k: config.count("top_k").unwrap_or(900),
+                top_p: config.number("top_p").unwrap_or(0.96),
+                seed: 0,
+            },
+            tokenizer: MultiScaleTokenizer::load(
+                &root.at("vae"),
+                &notes,
+                &patch_nums,
+                config.count("norm_groups").unwrap_or(32),
+                config.number("quant_resi").unwrap_or(0.5),
+            )?,
+            patch_nums,
+        };
+        // Buffers: how often each code was used, and masks that the official code saves.
+        notes.finish(checkpoint, &["ema_vocab_hit_SV", "attn_bias_for_masking", "lvl_1L"])?;
+        Ok(model)
+    }
+
+    /// The tokenizer.
+    #[must_use]
+    pub fn tokenizer(&self) -> &MultiScaleTokenizer {
+        &self.tokenizer
+    }
+
+    /// Tokens along one side of each scale.
+    #[must_use]
+    pub fn patch_nums(&self) -> &[usize] {
+        &self.patch_nums
+    }
+
+    /// The vectors of the classes, `[batch, dim]`; `None` is no class.
+    fn condition(&self, labels: &[Option<u32>]) -> Result<Tensor<T>> {
+        let none = self.classes.len();
+        let rows = labels.iter().map(|label| match label {
+            None => Ok(none as u32),
+            Some(label) if (*label as usize) < none => Ok(*label),
+            Some(label) => Err(Error::Request(format!("var: class {label}, expected 0 to {}", none.saturating_sub(1)))),
+        });
+        let rows = Tensor::from_vec(&self.device, &[labels.len()], rows.collect::<Result<Vec<_>>>()?)?;
+        Ok(embedding::embedding(&self.class_embedding, &rows)?)
+    }
+
+    /// The first place of each sequence, without its position.
+    fn first(&self, condition: &Tensor<T>) -> Result<Tensor<T>> {
+        let rows = condition.shape()[0];
+        Ok(elementwise::add(&condition.reshape(&[rows, 1, self.dim])?, &self.start)?)
+    }
+
+    fn positioned(&self, x: &Tensor<T>, from: usize) -> Result<Tensor<T>> {
+        Ok(elementwise::add(x, &self.positions.narrow(1, from, x.shape()[1])?)?)
+    }
+
+    fn logits(&self, x: &Tensor<T>, condition: &Tensor<T>) -> Result<Tensor<T>> {
+        let rows = condition.shape()[0];
+        let active = activation::activation(condition, activation::Activation::Silu)?;
+        let two = linear::linear(&active, &self.head_modulation.0, Some(&self.head_modulation.1))?;
+        let two = two.reshape(&[rows, 2, 1, self.dim])?;
+        let part = |index: usize| two.narrow(1, index, 1)?.reshape(&[rows, 1, self.dim]);
+        let h = norm::layer_norm(x, None, None, self.norm_eps)?;
+        let h = norm::modulate(&h, &part(0)?, &part(1)?)?;
+        Ok(linear::linear(&h, &self.head.0, Some(&self.head.1))?)
+    }
+
+    /// Logits of all places, `[batch, places, vocabulary]`; `inputs` (`[batch, places - 1, channels]`) are the latents
+    /// so far at every scale but the first.
+    ///
+    /// # Errors
+    /// If shapes do not fit or the device fails.
+    pub fn teacher(&self, labels: &[u32], inputs: &Tensor<T>) -> Result<Tensor<T>> {
+        let labels: Vec<_> = labels.iter().copied().map(Some).collect();
+        let condition = self.condition(&labels)?;
+        let places = self.positions.shape()[1];
+        let mut x = Tensor::zeros(&self.device, &[labels.len(), places, self.dim])?;
+        copy::copy_into_slice(&self.first(&condition)?, &mut x, 1, 0)?;
+        let words = linear::linear(inputs, &self.word_embed.0, Some(&self.word_embed.1))?;
+        copy::copy_into_slice(&words, &mut x, 1, 1)?;
+        let x = self.positioned(&x, 0)?;
+        let mask = Mask::Scales { patch_nums: self.patch_nums.clone(), kind: ScalesKind::BlockCausal };
+        let mut caches = self.backbone.caches(&self.device, labels.len(), places)?;
+        let x = self.backbone.run(&x, &condition, &mut caches, &self.backbone.options().mask(mask))?;
+        self.logits(&x, &condition)
+    }
+
+    /// Draws the tokens of all scales, `[batch, places]`, and the latents they add up to.
+    ///
+    /// # Errors
+    /// As [`Generator::draw`].
+    pub fn generate(
+        &self,
+        labels: &[u32],
+        first_picture: u64,
+        sampling: &Sampling,
+        steps: Steps<'_, T>,
+    ) -> Result<(Tensor<u32>, Tensor<T>)> {
+        let batch = labels.len();
+        let places = self.positions.shape()[1];
+        let with_none = labels.iter().copied().map(Some).chain(labels.iter().map(|_| None));
+        let condition = self.condition(&with_none.collect::<Vec<_>>())?;
+        let filter = Filter {
+            temperature: sampling.temperature,
+            top_k: sampling.top_k,
+            top_p: sampling.top_p,
+            ..Filter::default()
+        };
+        let mut caches = self.backbone.caches(&self.device, 2 * batch, places)?;
+        let mut tokens = Tensor::<u32>::zeros(&self.device, &[batch, places])?;
+        let full = self.patch_nums.last().copied().unwrap_or(1);
+        let mut latents = Tensor::<T>::zeros(&self.device, &[batch, self.tokenizer.channels(), full, full])?;
+        let mut x = self.positioned(&self.first(&condition)?, 0)?;
+        let mut settled = 0;
+        for (scale, &side) in self.patch_nums.iter().enumerate() {
+            let count = side * side;
+            let h = self.backbone.run(&x, &condition, &mut caches, &self.backbone.options())?;
+            let logits = self.logits(&h, &condition)?;
+            let t = sampling.cfg * scale as f32 / (self.patch_nums.len() - 1).max(1) as f32;
+            let (with, without) = (logits.narrow(0, 0, batch)?, logits.narrow(0, batch, batch)?);
+            let guided = sample::guide(&with, &without, t, Guidance::Extra)?;
+            let vocabulary = guided.shape()[2];
+            // A place of a picture has its own random numbers, whichever scale it belongs to.
+            let streams = (0..batch as u64).flat_map(|picture| {
+                (0..count as u64).map(move |place| ((first_picture + picture) << 24) | (settled as u64 + place))
+            });
+            let draws = Draws::Philox { seed: sampling.seed, streams: streams.collect(), position: 0 };
+            let drawn = sample::sample(&guided.reshape(&[batch * count, vocabulary])?, &filter, &draws)?;
+            let drawn = drawn.reshape(&[batch, count])?;
+            copy::copy_into_slice(&drawn, &mut tokens, 1, settled)?;
+            latents = elementwise::add(&latents, &self.tokenizer.contribution(&drawn, scale)?)?;
+            settled += count;
+            if steps(settled, &guided).is_break() {
+                return Err(Error::Interrupted);
+            }
+            if scale + 1 < self.patch_nums.len() {
+                let seen = self.tokenizer.next_input(&latents, scale)?;
+                let words = linear::linear(&seen, &self.word_embed.0, Some(&self.word_embed.1))?;
+                let words = self.positioned(&words, settled)?;
+                x = join(&words, &words)?;
+            }
+        }
+        Ok((tokens, latents))
+    }
+}
+
+impl<T: Float> Generator for Var<T> {
+    fn system(&self) -> &'static str {
+        "var"
+    }
+
+    fn classes(&self) -> &[String] {
+        &self.classes
+    }
+
+    fn sampling(&self) -> Sampling {
+        self.sampling
+    }
+
+    fn tokens_per_picture(&self) -> usize {
+        self.positions.shape()[1]
+    }
+
+    fn picture_size(&self) -> [usize; 2] {
+        let side = self.patch_nums.last().copied().unwrap_or(1) * self.tokenizer.factor();
+        [side, side]
+    }
+
+    fn draw(
+        &self,
+        labels: &[u32],
+        first_picture: u64,
+        sampling: &Sampling,
+        progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> Result<Drawn> {
+        let all = labels.len() * self.tokens_per_picture();
+        let (tokens, latents) =
+            self.generate(labels, first_picture, sampling, &mut |done, _| progress(done * labels.len(), all))?;
+        to_host(&tokens, &self.tokenizer.decode(&latents)?)
+    }
+}
