@@ -1,17 +1,22 @@
-//! Output planes in blocks of channels: each input value that is read serves several outputs.
+//! Output rows in tiles of a few channels, whose sums stay in registers over the whole kernel.
 
 use super::Geometry;
-use crate::backend::cpu::{Cpu, vectorised};
+use crate::backend::cpu::Cpu;
 use crate::{Float, View, ViewMut};
 
-/// Output channels that share a pass over the input.
-const BLOCK: usize = 4;
+/// Output channels that share a pass over the input: with one vector of columns each, as many sums as hide the latency
+/// of a multiply-add.
+const BLOCK: usize = 8;
+/// The same where there are few output channels, as in a last layer that makes pixels; two vectors of columns each.
+const FEW: usize = 4;
+/// Elements after the grid that a tile may read though none of its results are kept: two vectors, the widest there are.
+const SLACK: usize = 32;
 
 /// [`super::conv2d`] over contiguous operands.
 ///
-/// The grid is copied once with its padding and, for a stride, with its columns sorted by remainder, so that the inner
-/// loop runs over a whole output row at neighbouring addresses. An output is summed over channels, then rows, then
-/// columns of the kernel, whatever the block it lies in.
+/// The grid is copied once with its padding and, for a stride, with its columns sorted by remainder, so that a vector of
+/// outputs reads neighbouring addresses. An output is summed from its bias on over channels, then rows, then columns of
+/// the kernel, whatever the tile it lies in.
 pub fn conv2d<T: Float>(
     cpu: &Cpu,
     x: View<'_, T>,
@@ -23,36 +28,30 @@ pub fn conv2d<T: Float>(
     let weight = weight.as_slice().expect("contiguous");
     let bias = bias.map(|bias| bias.as_slice().expect("contiguous"));
     let y = y.as_mut_slice().expect("contiguous");
+    let block = if g.channels_out <= FEW { FEW } else { BLOCK };
     let padded = Padded::new(x.as_slice().expect("contiguous"), g);
+    let packed = pack(weight, g, block);
+    let taps = g.channels_in * g.kernel_height * g.kernel_width;
     let plane = g.rows * g.columns;
-    let blocks = g.channels_out.div_ceil(BLOCK);
     // A task is one picture's block of output channels; a picture's last block may be narrower.
-    let mut tasks: Vec<(usize, usize, &mut [T])> = Vec::with_capacity(g.batch * blocks);
-    for (picture, mut planes) in y.chunks_mut(g.channels_out * plane).enumerate() {
-        for block in 0..blocks {
-            let channels = BLOCK.min(g.channels_out - block * BLOCK);
-            let (these, rest) = planes.split_at_mut(channels * plane);
-            planes = rest;
-            tasks.push((picture, block * BLOCK, these));
-        }
+    let mut tasks: Vec<(usize, usize, &mut [T])> = Vec::with_capacity(g.batch * g.channels_out.div_ceil(block));
+    for (picture, planes) in y.chunks_mut(g.channels_out * plane).enumerate() {
+        tasks.extend(planes.chunks_mut(block * plane).enumerate().map(|(index, planes)| (picture, index, planes)));
     }
-    let run = |(picture, first, planes): &mut (usize, usize, &mut [T])| {
-        let channels = planes.len() / plane;
+    let run = |(picture, index, planes): &mut (usize, usize, &mut [T])| {
         let mut sums = vec![0.0f32; planes.len()];
+        let mut start = [0.0; BLOCK];
         if let Some(bias) = bias {
-            for (sums, bias) in sums.chunks_mut(plane).zip(&bias[*first..]) {
-                sums.fill(*bias);
-            }
+            start.iter_mut().zip(&bias[*index * block..]).for_each(|(start, bias)| *start = *bias);
         }
-        vectorised(
-            #[inline(always)]
-            || match channels {
-                1 => accumulate::<1>(&padded, *picture, *first, weight, &mut sums),
-                2 => accumulate::<2>(&padded, *picture, *first, weight, &mut sums),
-                3 => accumulate::<3>(&padded, *picture, *first, weight, &mut sums),
-                _ => accumulate::<BLOCK>(&padded, *picture, *first, weight, &mut sums),
-            },
-        );
+        pulp::Arch::new().dispatch(Task {
+            padded: &padded,
+            picture: *picture,
+            weight: &packed[*index * block * taps..][..block * taps],
+            bias: start,
+            block,
+            sums: &mut sums,
+        });
         T::narrow(&sums, planes);
     };
     if cpu.threads() == 1 || tasks.len() == 1 {
@@ -61,6 +60,18 @@ pub fn conv2d<T: Float>(
         use rayon::prelude::*;
         cpu.run(|| tasks.par_iter_mut().for_each(run));
     }
+}
+
+/// The weight by blocks of output channels, `[block, tap, channel of the block]`; zeros where the last block has none.
+fn pack(weight: &[f32], g: Geometry, block: usize) -> Vec<f32> {
+    let taps = g.channels_in * g.kernel_height * g.kernel_width;
+    let mut packed = vec![0.0; g.channels_out.next_multiple_of(block) * taps];
+    for channel in 0..g.channels_out {
+        for tap in 0..taps {
+            packed[(channel / block * taps + tap) * block + channel % block] = weight[channel * taps + tap];
+        }
+    }
+    packed
 }
 
 /// A batch with its zeros around it; column `c` of a row lies at `(c % stride) * phase + c / stride`.
@@ -78,7 +89,10 @@ impl Padded {
         let columns = (g.columns - 1) * g.stride + g.kernel_width;
         let phase = columns.div_ceil(g.stride);
         let row = phase * g.stride;
-        let mut data = vec![0.0; g.batch * g.channels_in * rows * row];
+        let mut data = vec![0.0; g.batch * g.channels_in * rows * row + SLACK];
+        if g.height * g.width == 0 {
+            return Self { data, g, row, phase, rows };
+        }
         let mut wide = vec![0.0; g.width];
         for (plane, x) in data.chunks_mut(rows * row).zip(x.chunks(g.height * g.width)) {
             for (r, x) in x.chunks(g.width).enumerate() {
@@ -96,27 +110,60 @@ impl Padded {
     }
 }
 
-#[inline(always)]
-fn accumulate<const CHANNELS: usize>(padded: &Padded, picture: usize, first: usize, weight: &[f32], sums: &mut [f32]) {
-    let g = padded.g;
-    let kernel = g.kernel_height * g.kernel_width;
-    let plane = padded.rows * padded.row;
-    for i in 0..g.channels_in {
-        let x = &padded.data[(picture * g.channels_in + i) * plane..][..plane];
-        for u in 0..g.kernel_height {
-            for v in 0..g.kernel_width {
-                let weights: [f32; CHANNELS] = std::array::from_fn(|channel| {
-                    weight[((first + channel) * g.channels_in + i) * kernel + u * g.kernel_width + v]
-                });
-                for r in 0..g.rows {
-                    let start = (r * g.stride + u) * padded.row + v % g.stride * padded.phase + v / g.stride;
-                    let x = &x[start..start + g.columns];
-                    for (channel, weight) in weights.iter().enumerate() {
-                        let sums = &mut sums[(channel * g.rows + r) * g.columns..][..g.columns];
-                        for (sum, x) in sums.iter_mut().zip(x) {
-                            *sum += x * weight;
+/// One picture's block of output channels.
+struct Task<'a> {
+    padded: &'a Padded,
+    picture: usize,
+    weight: &'a [f32],
+    bias: [f32; BLOCK],
+    block: usize,
+    /// The block's planes; fewer than `block` at the end.
+    sums: &'a mut [f32],
+}
+
+impl pulp::WithSimd for Task<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, simd: S) {
+        match self.block {
+            FEW => self.tiles::<S, FEW, 2>(simd),
+            _ => self.tiles::<S, BLOCK, 1>(simd),
+        }
+    }
+}
+
+impl Task<'_> {
+    #[inline(always)]
+    fn tiles<S: pulp::Simd, const CHANNELS: usize, const VECTORS: usize>(self, simd: S) {
+        let Padded { data, g, row, phase, rows } = self.padded;
+        let width = S::F32_LANES * VECTORS;
+        let plane = rows * row;
+        let first_plane = self.picture * g.channels_in * plane;
+        for r in 0..g.rows {
+            for c in (0..g.columns).step_by(width) {
+                let mut sums: [[S::f32s; VECTORS]; CHANNELS] =
+                    std::array::from_fn(|channel| [simd.splat_f32s(self.bias[channel]); VECTORS]);
+                let mut weights = self.weight.chunks_exact(CHANNELS);
+                for i in 0..g.channels_in {
+                    for u in 0..g.kernel_height {
+                        let line = first_plane + i * plane + (r * g.stride + u) * row + c;
+                        for (v, weights) in weights.by_ref().take(g.kernel_width).enumerate() {
+                            let x = &data[line + v % g.stride * phase + v / g.stride..][..width];
+                            let x = S::as_simd_f32s(x).0;
+                            for (sums, weight) in sums.iter_mut().zip(weights) {
+                                let weight = simd.splat_f32s(*weight);
+                                for (sum, x) in sums.iter_mut().zip(x) {
+                                    *sum = simd.mul_add_e_f32s(*x, weight, *sum);
+                                }
+                            }
                         }
                     }
+                }
+                let kept = width.min(g.columns - c);
+                for (sums, plane) in sums.iter().zip(self.sums.chunks_mut(g.rows * g.columns)) {
+                    let sums: &[f32] = bytemuck::cast_slice(sums);
+                    plane[r * g.columns + c..][..kept].copy_from_slice(&sums[..kept]);
                 }
             }
         }

@@ -79,6 +79,33 @@ pub fn normalise<T: Float>(
     });
 }
 
+/// [`super::softmax`] of contiguous rows of `channels` values.
+pub fn softmax<T: Float>(cpu: &Cpu, x: View<'_, T>, channels: usize, mut y: ViewMut<'_, T>) {
+    let x = x.as_slice().expect("contiguous");
+    cpu.rows(y.as_mut_slice().expect("contiguous"), channels, |row, y| {
+        let mut wide = vec![0.0; channels];
+        T::widen(&x[row * channels..][..channels], &mut wide);
+        let largest = wide.iter().fold(f32::NEG_INFINITY, |largest, x| largest.max(*x));
+        for x in &mut wide {
+            *x = if *x == f32::NEG_INFINITY { 0.0 } else { (*x - largest).exp() };
+        }
+        vectorised(
+            #[inline(always)]
+            || {
+                let sum = sum(
+                    &wide,
+                    #[inline(always)]
+                    |x| x,
+                );
+                // A row that holds nothing stays 0.
+                let scale = if sum == 0.0 { 0.0 } else { 1.0 / sum };
+                wide.iter_mut().for_each(|x| *x *= scale);
+            },
+        );
+        T::narrow(&wide, y);
+    });
+}
+
 /// [`super::modulate`] into a contiguous `y`.
 pub fn modulate<T: Float>(x: View<'_, T>, scale: View<'_, T>, shift: View<'_, T>, y: ViewMut<'_, T>) {
     combine(

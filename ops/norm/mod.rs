@@ -244,6 +244,40 @@ pub fn gated_add<T: Float>(x: &Tensor<T>, gate: &Tensor<T>, h: &Tensor<T>) -> Re
     Ok(y)
 }
 
+/// Makes each row a distribution: `y[.., c] = exp(x[.., c]) / sum over c of exp(x[.., c])`.
+///
+/// | operand  | shape      | element        | layout     |
+/// |----------|------------|----------------|------------|
+/// | `x`      | `[.., n]`  | f32, f16, bf16 | any        |
+/// | returned | as `x`     | as `x`         | contiguous |
+///
+/// The row's largest value is taken off first, so that no exponential overflows; sums are in f32. An entry of negative
+/// infinity gets 0, and a row of nothing else is all 0. A NaN or positive infinity makes its own row NaN and no other.
+///
+/// # Errors
+/// [`Error::Shape`] if `x` has no axis.
+///
+/// # Source
+/// As `torch.softmax` over the last axis, but for the row that holds nothing, as in [`crate::attention`].
+pub fn softmax<T: Float>(x: &Tensor<T>) -> Result<Tensor<T>> {
+    let Some(&channels) = x.shape().last() else {
+        return Err(Error::shape("softmax", "x", x.shape(), "at least one axis: the last one holds a distribution"));
+    };
+    let x = x.contiguous()?;
+    let mut y = Tensor::empty(x.device(), x.shape())?;
+    if x.elements() == 0 {
+        return Ok(y);
+    }
+    match x.device().handle() {
+        Handle::Reference => reference::softmax(x.host(), channels, y.host_mut()),
+        #[cfg(feature = "cpu")]
+        Handle::Cpu(cpu) => cpu::softmax(cpu, x.host(), channels, y.host_mut()),
+        #[cfg(feature = "wgpu")]
+        Handle::Wgpu(gpu) => gpu.record(|recorder| wgpu::softmax(recorder, x.operand(), channels, y.operand()))?,
+    }
+    Ok(y)
+}
+
 /// `operand` stretched to the shape of `x`, which is `[batch, seq, channels]`.
 fn stretched<T: Float>(op: &'static str, name: &'static str, operand: &Tensor<T>, x: &Tensor<T>) -> Result<Tensor<T>> {
     x.device().check_same(op, name, operand.device())?;

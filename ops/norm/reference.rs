@@ -61,3 +61,16 @@ fn combine<T: Float>(
         *y = T::from_f64(formula(x.data[x_at].to_f64(), a.data[a_at].to_f64(), b.data[b_at].to_f64()));
     }
 }
+
+/// [`super::softmax`] of rows of `channels` values.
+pub fn softmax<T: Float>(x: View<'_, T>, channels: usize, mut y: ViewMut<'_, T>) {
+    let (x, y) = (x.as_slice().expect("contiguous"), y.as_mut_slice().expect("contiguous"));
+    for (x, y) in x.chunks(channels).zip(y.chunks_mut(channels)) {
+        let largest = x.iter().fold(f64::NEG_INFINITY, |largest, x| largest.max(x.to_f64()));
+        let term = |x: f64| if x == f64::NEG_INFINITY { 0.0 } else { (x - largest).exp() };
+        let sum: f64 = x.iter().map(|x| term(x.to_f64())).sum();
+        for (x, y) in x.iter().zip(y) {
+            *y = T::from_f64(if sum == 0.0 { 0.0 } else { term(x.to_f64()) / sum });
+        }
+    }
+}

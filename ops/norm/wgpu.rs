@@ -99,6 +99,34 @@ pub fn normalise(
     recorder.dispatch(&entry, &params, &[x.buffer, weight, bias, y.buffer], workgroups)
 }
 
+params! {
+    struct SoftmaxParams {
+        rows: u32,
+        channels: u32,
+        y_offset: u32,
+        x_offset: u32,
+    }
+}
+
+/// [`super::softmax`] of contiguous rows of `channels` values into `y`, which starts on an even element.
+///
+/// # Errors
+/// [`crate::Error::Shape`] if an operand is not contiguous.
+pub fn softmax(recorder: &mut Recorder<'_>, x: Operand<'_>, channels: usize, y: Operand<'_>) -> Result<()> {
+    const OP: &str = "softmax";
+    let rows = x.layout.elements() / channels.max(1);
+    let params = SoftmaxParams {
+        rows: to_u32(OP, "x", rows)?,
+        channels: to_u32(OP, "x", channels)?,
+        y_offset: output_offset(OP, y)?,
+        x_offset: dense_offset(OP, "x", x)?,
+    };
+    let entry = format!("softmax_{}", x.dtype);
+    // A row that ends inside a word shares it with the next row, so both go to one workgroup.
+    let workgroups = fold(OP, rows.div_ceil(1 + channels % 2))?;
+    recorder.dispatch(&entry, &params, &[x.buffer, y.buffer], workgroups)
+}
+
 /// Which formula [`combine`] computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Combine {

@@ -1,13 +1,19 @@
 //! Convolution.
 
 use smalti::conv::{Padding, conv2d};
+use smalti::resize::{Mode, resize};
 use smalti::{Device, Float, Tensor, Weight, bf16, f16};
 
 use crate::common::{assert_close, devices, moved, tensor, uniform, widened};
+use crate::dumps::{self, Dump};
 
-/// (x, channels_out, kernel, stride, padding): one place; blocks of channels that do not fill; kernels of even and
-/// unequal sides; a stride with padding at two sides only, as tokenizers downsample; a patch embedding.
-const CASES: &[([usize; 4], usize, [usize; 2], usize, Padding)] = &[
+/// x, channels_out, kernel, stride, padding.
+type Case = ([usize; 4], usize, [usize; 2], usize, Padding);
+
+/// One place; blocks of channels that do not fill; kernels of even and
+/// unequal sides; a stride with padding at two sides only, as tokenizers downsample; a patch embedding; rows of one more
+/// and one less than vectors hold; nothing but padding; no channels.
+const CASES: &[Case] = &[
     ([1, 1, 1, 1], 1, [1, 1], 1, Padding::all(0)),
     ([2, 3, 5, 7], 5, [3, 3], 1, Padding::same(3)),
     ([1, 2, 4, 4], 3, [1, 1], 2, Padding::all(0)),
@@ -15,6 +21,10 @@ const CASES: &[([usize; 4], usize, [usize; 2], usize, Padding)] = &[
     ([2, 3, 8, 12], 7, [4, 4], 4, Padding::all(0)),
     ([1, 2, 6, 5], 2, [2, 5], 3, Padding { left: 2, right: 4, top: 1, bottom: 0 }),
     ([1, 33, 8, 8], 17, [3, 3], 1, Padding::same(3)),
+    ([1, 2, 3, 33], 4, [3, 3], 1, Padding::same(3)),
+    ([1, 2, 2, 31], 9, [1, 3], 2, Padding::all(1)),
+    ([1, 2, 0, 3], 3, [1, 1], 1, Padding::all(1)),
+    ([1, 0, 2, 3], 3, [1, 1], 1, Padding::all(0)),
 ];
 
 fn conv2d_agrees<T: Float, W: Float>()
@@ -69,4 +79,38 @@ fn conv2d_names_a_kernel_larger_than_the_grid() {
     let error = conv2d(&x, &weight, None, 1, Padding::all(0)).unwrap_err();
     let expected = "conv2d: x has shape [1, 1, 2, 2], expected a padded grid at least as large as the kernel, 3 by 3";
     assert_eq!(error.to_string(), expected);
+}
+
+fn agrees_with_dump<T: Float>(dump: &Dump, device: &Device)
+where
+    Weight: From<Tensor<T>>,
+{
+    let mut x = dump.tensor::<T>("in.x", device).expect("every case has it");
+    if dump.params["upsample_nearest_2x"] == true {
+        x = resize(&x, [2 * x.shape()[2], 2 * x.shape()[3]], Mode::Nearest).unwrap();
+    }
+    let weight = dump.tensor::<T>("in.weight", device).expect("every case has it").into();
+    let bias = dump.tensor::<f32>("in.bias", device);
+    let side = |index: usize| dump.params["padding_left_right_top_bottom"][index].as_u64().unwrap() as usize;
+    let padding = Padding { left: side(0), right: side(1), top: side(2), bottom: side(3) };
+    let got = conv2d(&x, &weight, bias.as_ref(), dump.usize("stride").unwrap(), padding).unwrap();
+    let naive = if T::EPSILON < 1e-6 { 0.0 } else { dump.naive_error("y") };
+    let expected = dump.tensor("out.y", &Device::reference()).expect("every case has it");
+    assert_close(&format!("{} {device}", dump.name), &got, &expected, naive);
+}
+
+#[test]
+fn conv2d_agrees_with_dumps() {
+    let dumps = dumps::of_family("norm");
+    let dumps: Vec<_> = dumps.iter().filter(|dump| dump.op == "conv2d").collect();
+    assert!(!dumps.is_empty());
+    for dump in dumps {
+        for device in devices().iter().chain([&Device::reference()]) {
+            match dump.dtype() {
+                "f32" => agrees_with_dump::<f32>(dump, device),
+                "f16" => agrees_with_dump::<f16>(dump, device),
+                _ => agrees_with_dump::<bf16>(dump, device),
+            }
+        }
+    }
 }

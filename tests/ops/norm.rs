@@ -1,8 +1,10 @@
 //! Normalisation.
 
+use smalti::activation::{Activation, activation};
 use smalti::{Device, Error, Float, Tensor, bf16, f16, norm};
 
 use crate::common::{assert_close, devices, moved, tensor, uniform, widened};
+use crate::dumps::{self, Dump};
 
 /// Edges of the kernels: one element, one less and one more than a workgroup, odd rows, a prime.
 const ROWS: &[[usize; 2]] = &[[1, 1], [5, 63], [4, 64], [3, 65], [2, 1031], [7, 768], [0, 8]];
@@ -150,4 +152,91 @@ fn group_norm_names_groups_that_do_not_divide() {
     let x = Tensor::<f32>::zeros(&Device::reference(), &[1, 4, 2]).unwrap();
     let error = norm::group_norm(&x, 3, None, None, 0.0).unwrap_err();
     assert_eq!(error.to_string(), "group_norm: groups is 3, expected a divisor of the 4 channels");
+}
+
+fn softmax_agrees<T: Float>() {
+    for device in devices() {
+        for &shape in ROWS {
+            let values: Vec<_> = uniform(18, shape.iter().product()).iter().map(|x| 9.0 * x).collect();
+            let x = tensor::<T>(device, &shape, &values);
+            let got = norm::softmax(&x).unwrap();
+            let expected = norm::softmax(&widened(&x)).unwrap();
+            assert_close(&format!("softmax {} {device} x {shape:?}", T::DTYPE), &got, &expected, 0.0);
+        }
+    }
+}
+
+#[test]
+fn softmax_agrees_with_reference() {
+    softmax_agrees::<f32>();
+    softmax_agrees::<f16>();
+    softmax_agrees::<bf16>();
+}
+
+#[test]
+fn softmax_of_nothing_is_zero_and_nan_stays_in_its_row() {
+    const NONE: f32 = f32::NEG_INFINITY;
+    for device in devices().iter().chain([&Device::reference()]) {
+        let x = [NONE, NONE, NONE, 1e4, NONE, 1e4, f32::NAN, NONE, 1.0, -1e30, -1e30, NONE];
+        let y = norm::softmax(&Tensor::from_slice(device, &[4, 3], &x).unwrap()).unwrap().to_vec().unwrap();
+        assert_eq!(y[..6], [0.0, 0.0, 0.0, 0.5, 0.0, 0.5], "{device}");
+        assert!(y[6].is_nan() && y[8].is_nan(), "{device}: {y:?}");
+        assert_eq!(y[9..], [0.5, 0.5, 0.0], "{device}");
+    }
+}
+
+fn agrees_with_dump<T: Float>(dump: &Dump, device: &Device) {
+    let what = format!("{} {device}", dump.name);
+    let at_home = Device::reference();
+    let x = || dump.tensor::<T>("in.x", device).expect("every case has it");
+    let weight = dump.tensor::<f32>("in.weight", device);
+    let bias = dump.tensor::<f32>("in.bias", device);
+    let (weight, bias) = (weight.as_ref(), bias.as_ref());
+    let eps = dump.f32("eps");
+    let agrees = |output: &str, got: &Tensor<T>| {
+        let naive = if T::EPSILON < 1e-6 { 0.0 } else { dump.naive_error(output) };
+        let expected = dump.tensor(&format!("out.{output}"), &at_home).expect("every case has it");
+        assert_close(&format!("{what} {output}"), got, &expected, naive);
+    };
+    match dump.op.as_str() {
+        "rms_norm" => agrees("y", &norm::rms_norm(&x(), weight, eps.unwrap()).unwrap()),
+        "layer_norm" => agrees("y", &norm::layer_norm(&x(), weight, bias, eps.unwrap()).unwrap()),
+        "group_norm" => {
+            let groups = dump.usize("groups").unwrap();
+            let y = norm::group_norm(&x(), groups, weight, bias, eps.unwrap()).unwrap();
+            let silu = dump.params["silu"] == true;
+            agrees("y", &if silu { activation(&y, Activation::Silu).unwrap() } else { y });
+        }
+        "adaln" => {
+            let x = x();
+            let (batch, channels) = (x.shape()[0], x.shape()[2]);
+            let condition = |name| {
+                let given = dump.tensor::<T>(name, device).expect("every case has it");
+                given.reshape(&[batch, 1, channels]).unwrap()
+            };
+            let normal = match dump.params["norm"].as_str() {
+                Some("rms") => norm::rms_norm(&x, None, eps.unwrap()),
+                _ => norm::layer_norm(&x, None, None, eps.unwrap()),
+            };
+            agrees("y", &norm::modulate(&normal.unwrap(), &condition("in.scale"), &condition("in.shift")).unwrap());
+            let h = dump.tensor::<T>("in.h", device).expect("every case has it");
+            agrees("residual", &norm::gated_add(&x, &condition("in.gate"), &h).unwrap());
+        }
+        _ => {}
+    }
+}
+
+#[test]
+fn norm_agrees_with_dumps() {
+    let dumps = dumps::of_family("norm");
+    assert!(!dumps.is_empty());
+    for dump in &dumps {
+        for device in devices() {
+            match dump.dtype() {
+                "f32" => agrees_with_dump::<f32>(dump, device),
+                "f16" => agrees_with_dump::<f16>(dump, device),
+                _ => agrees_with_dump::<bf16>(dump, device),
+            }
+        }
+    }
 }
