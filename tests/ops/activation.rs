@@ -4,6 +4,7 @@ use smalti::activation::{self, Activation};
 use smalti::{Device, Error, Float, Tensor, bf16, f16};
 
 use crate::common::{assert_close, devices, tensor, uniform, widened};
+use crate::dumps::{self, Dump};
 
 const ACTIVATIONS: [Activation; 6] =
     [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::Sigmoid, Activation::Tanh];
@@ -88,4 +89,39 @@ fn swiglu_names_a_wrong_operand() {
     let gate = Tensor::<f32>::zeros(&device, &[2, 4]).unwrap();
     let error = activation::swiglu(&gate, &Tensor::zeros(&device, &[8]).unwrap()).unwrap_err();
     assert!(matches!(error, Error::Shape { op: "swiglu", operand: "up", .. }));
+}
+
+fn agrees_with_dump<T: Float>(dump: &Dump, device: &Device) {
+    let x = dump.tensor::<T>("in.x", device);
+    let got = if dump.op == "activation" {
+        let kind = dump.params["kind"].as_str().unwrap();
+        let function = ACTIVATIONS.into_iter().find(|function| function.name() == kind);
+        activation::activation(&x.unwrap(), function.unwrap_or_else(|| panic!("{}: {kind}", dump.name))).unwrap()
+    } else if let Some(x) = x {
+        // Packed: the gate in the first half of the channels.
+        let channels = x.shape()[1] / 2;
+        let half = |start| x.narrow(1, start, channels).unwrap();
+        activation::swiglu(&half(0), &half(channels)).unwrap()
+    } else {
+        let half = |name| dump.tensor::<T>(name, device).unwrap();
+        activation::swiglu(&half("in.gate"), &half("in.up")).unwrap()
+    };
+    let expected = dump.tensor::<f64>("out.y", &Device::reference()).unwrap();
+    assert_close(&format!("{} {device}", dump.name), &got, &expected, dump.naive_error("y"));
+}
+
+#[test]
+fn activation_agrees_with_dumps() {
+    let ours = |dump: &Dump| dump.op == "activation" || dump.op == "swiglu";
+    let dumps: Vec<_> = dumps::of_family("norm").into_iter().filter(ours).collect();
+    assert!(!dumps.is_empty());
+    for dump in &dumps {
+        for device in devices().iter().chain([&Device::reference()]) {
+            match dump.dtype() {
+                "f32" => agrees_with_dump::<f32>(dump, device),
+                "f16" => agrees_with_dump::<f16>(dump, device),
+                _ => agrees_with_dump::<bf16>(dump, device),
+            }
+        }
+    }
 }

@@ -3,6 +3,7 @@
 use smalti::{Backend, Device, Error, Float, Tensor, Weight, bf16, embedding, f16};
 
 use crate::common::{assert_close, devices, moved, tensor, uniform};
+use crate::dumps::{self, Dump};
 
 fn embedding_agrees<T: Float>() {
     let reference = Device::reference();
@@ -66,6 +67,34 @@ fn embedding_id_out_of_range_is_an_error_on_hosts_and_zeros_on_gpus() {
             let error = got.unwrap_err();
             assert!(matches!(error, Error::Value { op: "embedding", .. }));
             assert_eq!(error.to_string(), "embedding: an id is 3, expected less than 3, the entries of the table");
+        }
+    }
+}
+
+fn agrees_with_dump<T: Float>(dump: &Dump, device: &Device)
+where
+    Weight: From<Tensor<T>>,
+{
+    let table = dump.tensor::<T>("in.table", device).unwrap().into();
+    let (shape, ids) = dump.values("in.indices").unwrap();
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "whole numbers in the table")]
+    let ids = Tensor::from_vec(device, &shape, ids.iter().map(|id| *id as u32).collect()).unwrap();
+    let got = embedding::embedding::<T>(&table, &ids).unwrap();
+    let expected = dump.tensor::<f64>("out.y", &Device::reference()).unwrap();
+    assert_close(&format!("{} {device}", dump.name), &got, &expected, dump.naive_error("y"));
+}
+
+#[test]
+fn embedding_agrees_with_dumps() {
+    let dumps: Vec<_> = dumps::of_family("vq").into_iter().filter(|dump| dump.op == "embedding").collect();
+    assert!(!dumps.is_empty());
+    for dump in &dumps {
+        for device in devices().iter().chain([&Device::reference()]) {
+            match dump.dtype() {
+                "f32" => agrees_with_dump::<f32>(dump, device),
+                "f16" => agrees_with_dump::<f16>(dump, device),
+                _ => agrees_with_dump::<bf16>(dump, device),
+            }
         }
     }
 }

@@ -3,6 +3,7 @@
 use smalti::{Device, Error, Float, Tensor, Weight, bf16, f16, linear};
 
 use crate::common::{assert_close, devices, moved, tensor, uniform, widened};
+use crate::dumps::{self, Dump};
 
 /// Rows, inputs, outputs. Edges of the kernels: nothing, one, one less and one more than a vector, a tile and a
 /// block, more rows than a block takes, primes.
@@ -194,5 +195,32 @@ fn matmul_names_a_wrong_operand() {
         let b = Tensor::<f32>::zeros(&device, shape).unwrap();
         let error = linear::matmul(&a, &b).unwrap_err();
         assert!(matches!(error, Error::Shape { op: "matmul", operand: "b", .. }), "{shape:?}");
+    }
+}
+
+fn agrees_with_dump<T: Float>(dump: &Dump, device: &Device)
+where
+    Weight: From<Tensor<T>>,
+{
+    let x = dump.tensor::<T>("in.x", device).unwrap();
+    let weight = dump.tensor::<T>("in.weight", device).unwrap().into();
+    let bias = dump.tensor::<f32>("in.bias", device);
+    let got = linear::linear(&x, &weight, bias.as_ref()).unwrap();
+    let expected = dump.tensor::<f64>("out.y", &Device::reference()).unwrap();
+    assert_close(&format!("{} {device}", dump.name), &got, &expected, dump.naive_error("y"));
+}
+
+#[test]
+fn linear_agrees_with_dumps() {
+    let dumps: Vec<_> = dumps::of_family("norm").into_iter().filter(|dump| dump.op == "linear").collect();
+    assert!(!dumps.is_empty());
+    for dump in &dumps {
+        for device in devices().iter().chain([&Device::reference()]) {
+            match dump.dtype() {
+                "f32" => agrees_with_dump::<f32>(dump, device),
+                "f16" => agrees_with_dump::<f16>(dump, device),
+                _ => agrees_with_dump::<bf16>(dump, device),
+            }
+        }
     }
 }
