@@ -5,7 +5,7 @@
 
 use rayon::prelude::*;
 
-use crate::backend::cpu::{Cpu, vectorised};
+use crate::backend::cpu::{Cpu, vectorised, widen_f16};
 use crate::{Float, View, ViewMut, Weight, bf16, f16};
 
 /// Rows are padded with zeros to a multiple of this, the widest vector that any processor has.
@@ -201,7 +201,7 @@ impl<'a> Matrix<'a> {
         match self {
             Self::F32(weight) if inputs.is_multiple_of(PAD) => &weight[range],
             Self::F32(weight) => widen_rows(&weight[range], inputs, wide, |from, to| to.copy_from_slice(from)),
-            Self::F16(weight) => widen_rows(&weight[range], inputs, wide, f16::widen),
+            Self::F16(weight) => widen_rows(&weight[range], inputs, wide, widen_f16),
             Self::Bf16(weight) => widen_rows(&weight[range], inputs, wide, |from, to| {
                 vectorised(
                     #[inline(always)]
