@@ -130,9 +130,14 @@ fn ${ entry }(
     }
 
     let q_start = params.q_offset + batch * params.q_strides.x + head * params.q_strides.y;
-    for (var i = invocation; i < query_count * head_dim; i += ${ tile }u) {
-        let at = q_start + (first_query + i / head_dim) * params.q_strides.z + i % head_dim;
-        query_rows[i] = ${ element.load(dtype, "q", "at") };
+    // Loops over the queries have a constant length, to be unrolled; those beyond the last are zeros.
+    for (var i = invocation; i < ${ rows }u * head_dim; i += ${ tile }u) {
+        var value = 0.0;
+        if i < query_count * head_dim {
+            let at = q_start + (first_query + i / head_dim) * params.q_strides.z + i % head_dim;
+            value = ${ element.load(dtype, "q", "at") };
+        }
+        query_rows[i] = value;
     }
     workgroupBarrier();
 
@@ -156,7 +161,7 @@ fn ${ entry }(
             let row = k_start + key * params.k_strides.z;
             for (var c = 0u; c < head_dim; c++) {
                 let element = ${ element.load(dtype, "k", "row + c") };
-                for (var r = 0u; r < query_count; r++) {
+                for (var r = 0u; r < ${ rows }u; r++) {
                     dots[r] = fma(query_rows[r * head_dim + c], element, dots[r]);
                 }
             }
@@ -183,7 +188,7 @@ fn ${ entry }(
         workgroupBarrier();
 
         var shrink: array<f32, ${ rows }>;
-        for (var r = 0u; r < query_count; r++) {
+        for (var r = 0u; r < ${ rows }u; r++) {
             var most = largest[r];
             for (var j = 0u; j < ${ tile }u; j++) {
                 most = max(most, scores[r * ${ tile }u + j]);
@@ -198,7 +203,7 @@ fn ${ entry }(
         }
         workgroupBarrier();
 
-        for (var r = 0u; r < query_count; r++) {
+        for (var r = 0u; r < ${ rows }u; r++) {
             var sum = 0.0;
             for (var j = 0u; j < ${ tile }u; j++) {
                 sum += weights[r * ${ tile }u + j];
@@ -216,7 +221,7 @@ fn ${ entry }(
                 var at = v_start + (tile + from_key) * params.v_strides.z + channel;
                 for (var j = from_key; j < to_key; j++) {
                     let element = ${ element.load(dtype, "v", "at") };
-                    for (var r = 0u; r < query_count; r++) {
+                    for (var r = 0u; r < ${ rows }u; r++) {
                         let weight = weights[r * ${ tile }u + j];
                         // What is hidden adds nothing, even if it is NaN.
                         if (bitcast<u32>(weight) & 0x7fffffffu) != 0u {
