@@ -46,7 +46,8 @@ impl Plan {
         let temperature = if greedy { 1.0 } else { f64::from(filter.temperature) };
         let top_k = if greedy { 1 } else { filter.top_k };
         Self {
-            factor: (std::f64::consts::LOG2_E / temperature) as f32,
+            // Finite, so that a distance of 0 stays 0 at any temperature.
+            factor: (std::f64::consts::LOG2_E / temperature).min(f64::from(f32::MAX)) as f32,
             top_k: if top_k == 0 { u32::MAX } else { u32::try_from(top_k).unwrap_or(u32::MAX) },
             // Below one part in 2^32 only the largest token is kept, as with that part.
             top_p: if filter.top_p < 1.0 { ((f64::from(filter.top_p) * 4_294_967_296.0) as u32).max(1) } else { 0 },

@@ -8,6 +8,8 @@
 pub mod cpu;
 pub mod integer;
 pub mod reference;
+#[cfg(feature = "wgpu")]
+pub mod wgpu;
 
 use crate::device::Handle;
 use crate::{Error, Float, Result, Tensor, elementwise, rng};
@@ -104,11 +106,13 @@ impl Draws {
 /// | `logits` | `[rows, vocabulary]` | f32, f16, bf16 | any        |
 /// | returned | `[rows]`             | u32            | contiguous |
 ///
-/// `-inf` is a logit like any other: its token is never drawn. Logits are read as f32.
+/// `-inf` is a logit like any other: its token is never drawn. Logits are read as f32. A row with a NaN, `+inf` or no
+/// finite logit is an error where values can be read without waiting; on a GPU its token is `u32::MAX`.
 ///
 /// # Errors
 /// [`Error::Shape`] if `logits` has not two axes, an empty vocabulary or one above 2^18, or if there is not one draw
-/// per row; [`Error::Value`] if an option is outside its range or a row has a NaN, `+inf` or no finite logit.
+/// per row; [`Error::Value`] if an option is outside its range or, on host devices, a row has a NaN, `+inf`
+/// or no finite logit.
 pub fn sample<T: Float>(logits: &Tensor<T>, filter: &Filter, draws: &Draws) -> Result<Tensor<u32>> {
     const OP: &str = "sample";
     let [rows, _] = check_logits(OP, logits)?;
@@ -123,7 +127,16 @@ pub fn sample<T: Float>(logits: &Tensor<T>, filter: &Filter, draws: &Draws) -> R
         Handle::Cpu(cpu) => cpu::sample(cpu, logits.host(), plan, &fractions)
             .and_then(|tokens| Tensor::from_vec(logits.device(), &[rows], tokens)),
         #[cfg(feature = "wgpu")]
-        Handle::Wgpu(_) => Err(no_kernel(OP, &logits)),
+        Handle::Wgpu(gpu) => {
+            let fractions = Tensor::from_vec(logits.device(), &[rows], fractions)?;
+            let y = Tensor::empty(logits.device(), &[rows])?;
+            if rows > 0 {
+                gpu.record(|recorder| {
+                    wgpu::sample(recorder, logits.operand(), plan, fractions.operand(), y.operand())
+                })?;
+            }
+            Ok(y)
+        }
     }
 }
 
@@ -149,7 +162,7 @@ pub struct Filtered {
 /// What a filter keeps of each row, with the probabilities over that.
 ///
 /// # Errors
-/// As [`sample`].
+/// As [`sample`]; [`Error::Unavailable`] on wgpu, where it has no kernel.
 pub fn filter<T: Float>(logits: &Tensor<T>, filter: &Filter) -> Result<Filtered> {
     const OP: &str = "filter";
     let shape = check_logits(OP, logits)?;

@@ -1,9 +1,9 @@
 //! Filters and draws.
 
 use smalti::sample::{self, Draws, Filter};
-use smalti::{Device, Error, Tensor};
+use smalti::{Backend, Device, Error, Float, Tensor, bf16, f16};
 
-use crate::common::{tensor, uniform};
+use crate::common::{devices, moved, tensor, uniform};
 
 fn cpu() -> Device {
     Device::cpu()
@@ -105,4 +105,62 @@ fn sample_names_what_it_cannot_draw_from() {
     }
     let logits = Tensor::from_slice(&cpu(), &[1, 3], &[inf, 1.0, inf]).unwrap();
     assert_eq!(sample::sample(&logits, &Filter::default(), &draws).unwrap().to_vec().unwrap(), [1]);
+}
+
+fn draws_are_the_same_everywhere<T: Float>() {
+    // Vocabularies around a kernel's 256 invocations, one token, a prime.
+    for shape in [[1, 1], [3, 2], [2, 255], [3, 257], [2, 1031], [0, 8]] {
+        let [rows, vocabulary] = shape;
+        let wide: Vec<_> = uniform(31, rows * vocabulary).iter().map(|x| x * 9.0).collect();
+        // Whole numbers tie; some tokens are ruled out.
+        let mut tied: Vec<_> = wide.iter().map(|x| x.round()).collect();
+        tied.iter_mut().skip(1).step_by(7).for_each(|x| *x = f64::NEG_INFINITY);
+        for x in [wide, tied] {
+            for filter in [
+                Filter::default(),
+                Filter { temperature: 0.7, ..Filter::default() },
+                Filter { temperature: 0.0, ..Filter::default() },
+                Filter { temperature: 1e-45, ..Filter::default() },
+                Filter { top_k: 10, ..Filter::default() },
+                Filter { top_k: 100_000, top_p: 0.9, ..Filter::default() },
+                Filter { top_p: 0.001, ..Filter::default() },
+                Filter { min_p: 0.1, ..Filter::default() },
+                Filter { temperature: 0.9, top_k: 200, top_p: 0.95, min_p: 0.02 },
+            ] {
+                let mut draws: Vec<_> =
+                    [0.0, 0.37, 1.0 - f32::EPSILON / 2.0].iter().map(|u| Draws::Uniform(vec![*u; rows])).collect();
+                let streams: Vec<_> = (0..rows as u64).map(|row| row << 31 | row).collect();
+                draws.extend((0..3).map(|position| Draws::Philox {
+                    seed: u64::MAX / 3,
+                    streams: streams.clone(),
+                    position,
+                }));
+                let home = tensor::<T>(&Device::reference(), &shape, &x);
+                for draws in draws {
+                    let expected = sample::sample(&home, &filter, &draws).unwrap().to_vec().unwrap();
+                    for device in devices() {
+                        let got = sample::sample(&moved(&home, device), &filter, &draws).unwrap().to_vec().unwrap();
+                        assert_eq!(got, expected, "{} {device} {shape:?} {filter:?} {draws:?}", T::DTYPE);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn draws_are_the_same_everywhere_in_every_type() {
+    draws_are_the_same_everywhere::<f32>();
+    draws_are_the_same_everywhere::<f16>();
+    draws_are_the_same_everywhere::<bf16>();
+}
+
+#[test]
+fn a_gpu_marks_rows_without_a_largest_logit() {
+    for device in devices().iter().filter(|device| device.backend() == Backend::Wgpu) {
+        for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            let x = tensor::<f32>(device, &[3, 2], &[0.0, 1.0, bad, f64::NEG_INFINITY, 2.0, 1.0]);
+            assert_eq!(sample::argmax(&x).unwrap().to_vec().unwrap(), [1, u32::MAX, 0], "{bad}");
+        }
+    }
 }
