@@ -1,7 +1,7 @@
 //! Devices: where tensors live and ops run.
 
 use std::fmt;
-#[cfg(feature = "cpu")]
+#[cfg(any(feature = "cpu", feature = "wgpu"))]
 use std::sync::Arc;
 
 use crate::{Dtype, Element, Error, Result};

@@ -20,7 +20,7 @@ params! {
 /// element, since two elements of a half type share a word.
 ///
 /// # Errors
-/// [`Error::Shape`] if an operand is not contiguous.
+/// [`Error::Shape`](crate::Error::Shape) if an operand is not contiguous.
 pub fn rms_norm(
     recorder: &mut Recorder<'_>,
     x: Operand<'_>,
