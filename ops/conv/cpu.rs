@@ -74,7 +74,8 @@ fn pack(weight: &[f32], g: Geometry, block: usize) -> Vec<f32> {
     packed
 }
 
-/// A batch with its zeros around it; column `c` of a row lies at `(c % stride) * phase + c / stride`.
+/// A batch with its zeros around it, `[batch, rows, channels_in, row]`, so that what a tile reads lies on few pages; column
+/// `c` of a row lies at `(c % stride) * phase + c / stride`.
 struct Padded {
     data: Vec<f32>,
     g: Geometry,
@@ -94,9 +95,11 @@ impl Padded {
             return Self { data, g, row, phase, rows };
         }
         let mut wide = vec![0.0; g.width];
-        for (plane, x) in data.chunks_mut(rows * row).zip(x.chunks(g.height * g.width)) {
-            for (r, x) in x.chunks(g.width).enumerate() {
-                let Some(line) = plane.chunks_mut(row).nth(r + g.top) else { break };
+        for (plane, x) in x.chunks(g.height * g.width).enumerate() {
+            let (picture, channel) = (plane / g.channels_in, plane % g.channels_in);
+            for (r, x) in x.chunks(g.width).enumerate().take_while(|(r, _)| r + g.top < rows) {
+                let line = ((picture * rows + r + g.top) * g.channels_in + channel) * row;
+                let line = &mut data[line..line + row];
                 T::widen(x, &mut wide);
                 for (c, x) in wide.iter().enumerate() {
                     let c = c + g.left;
@@ -138,8 +141,6 @@ impl Task<'_> {
     fn tiles<S: pulp::Simd, const CHANNELS: usize, const VECTORS: usize>(self, simd: S) {
         let Padded { data, g, row, phase, rows } = self.padded;
         let width = S::F32_LANES * VECTORS;
-        let plane = rows * row;
-        let first_plane = self.picture * g.channels_in * plane;
         for r in 0..g.rows {
             for c in (0..g.columns).step_by(width) {
                 let mut sums: [[S::f32s; VECTORS]; CHANNELS] =
@@ -147,7 +148,8 @@ impl Task<'_> {
                 let mut weights = self.weight.chunks_exact(CHANNELS);
                 for i in 0..g.channels_in {
                     for u in 0..g.kernel_height {
-                        let line = first_plane + i * plane + (r * g.stride + u) * row + c;
+                        let from_row = self.picture * rows + r * g.stride + u;
+                        let line = (from_row * g.channels_in + i) * row + c;
                         for (v, weights) in weights.by_ref().take(g.kernel_width).enumerate() {
                             let x = &data[line + v % g.stride * phase + v / g.stride..][..width];
                             let x = S::as_simd_f32s(x).0;
