@@ -1,6 +1,7 @@
 //! Reference generators as combinations of parts.
 
 pub mod backbone;
+pub mod conform;
 mod generator;
 pub mod tokenizer;
 pub mod weights;

@@ -15,13 +15,25 @@ use crate::{Error, Result};
 pub struct MultiScaleTokenizer {
     encoder: Encoder,
     quant_conv: Conv,
-    codebook: Weight,
-    /// The smoothing convolutions, shared over the scales.
-    phi: Vec<(Weight, Tensor<f32>)>,
-    phi_ratio: f32,
-    patch_nums: Vec<usize>,
+    quantiser: ScaleQuantiser,
     post_quant_conv: Conv,
     decoder: Decoder,
+}
+
+/// Residual quantization over growing grids.
+pub struct ScaleQuantiser {
+    /// `[codes, channels]`, shared by the scales.
+    pub codebook: Weight,
+    /// Whether the nearest code is that of largest cosine instead of smallest distance.
+    pub cosine: bool,
+    /// The smoothing convolutions: 3x3 kernels with their biases.
+    pub phi: Vec<(Weight, Tensor<f32>)>,
+    /// How much of a scale passes through its convolution; the rest passes as it is.
+    pub phi_ratio: f32,
+    /// Which convolution follows each scale.
+    pub phi_of_scale: Vec<usize>,
+    /// The side of each scale's grid; the last one is the latents' own.
+    pub patch_nums: Vec<usize>,
 }
 
 impl MultiScaleTokenizer {
@@ -48,16 +60,23 @@ impl MultiScaleTokenizer {
         if phi.is_empty() {
             notes.add("no \"quantize.quant_resi.qresi_ls.0\": only partially shared phi is known here".to_owned());
         }
+        let phi_of_scale =
+            (0..patch_nums.len()).map(|scale| nearest_tick(phi.len(), scale, patch_nums.len())).collect();
+        let codebook = quantize.weight("embedding.weight", &shape)?;
+        let patch_nums = patch_nums.to_vec();
         Ok(Self {
             encoder: Encoder::load(&loader.at("encoder"), Names::Var, groups)?,
             quant_conv: Conv::load(loader, "quant_conv")?,
-            codebook: quantize.weight("embedding.weight", &shape)?,
-            phi,
-            phi_ratio,
-            patch_nums: patch_nums.to_vec(),
+            quantiser: ScaleQuantiser { codebook, cosine: false, phi, phi_ratio, phi_of_scale, patch_nums },
             post_quant_conv: Conv::load(loader, "post_quant_conv")?,
             decoder: Decoder::load(&loader.at("decoder"), Names::Var, groups)?,
         })
+    }
+
+    /// The quantiser between encoder and decoder.
+    #[must_use]
+    pub fn quantiser(&self) -> &ScaleQuantiser {
+        &self.quantiser
     }
 
     /// Pixels per token of the last scale, along one side.
@@ -66,6 +85,24 @@ impl MultiScaleTokenizer {
         1 << self.decoder.doublings()
     }
 
+    /// Pixels `[batch, 3, height, width]` in [-1, 1] to latents `[batch, channels, side, side]`.
+    ///
+    /// # Errors
+    /// If shapes do not fit or the device fails.
+    pub fn latents<T: Float>(&self, pixels: &Tensor<T>) -> Result<Tensor<T>> {
+        self.quant_conv.run(&self.encoder.run(pixels)?)
+    }
+
+    /// Latents to pixels, clamped to [-1, 1] by whoever shows them.
+    ///
+    /// # Errors
+    /// If shapes do not fit or the device fails.
+    pub fn decode<T: Float>(&self, latents: &Tensor<T>) -> Result<Tensor<T>> {
+        self.decoder.run(&self.post_quant_conv.run(latents)?)
+    }
+}
+
+impl ScaleQuantiser {
     /// Channels of a code.
     #[must_use]
     pub fn channels(&self) -> usize {
@@ -75,14 +112,6 @@ impl MultiScaleTokenizer {
     /// Tokens along one side of the last scale.
     fn full(&self) -> usize {
         self.patch_nums.last().copied().unwrap_or(1)
-    }
-
-    /// Pixels `[batch, 3, height, width]` in [-1, 1] to latents `[batch, channels, side, side]`.
-    ///
-    /// # Errors
-    /// If shapes do not fit or the device fails.
-    pub fn latents<T: Float>(&self, pixels: &Tensor<T>) -> Result<Tensor<T>> {
-        self.quant_conv.run(&self.encoder.run(pixels)?)
     }
 
     /// The codes of latents: per scale `[batch, side * side]`, each of what the scales before left over.
@@ -99,7 +128,10 @@ impl MultiScaleTokenizer {
             let seen =
                 if side == self.full() { rest.clone() } else { resize::resize(&rest, [side, side], Mode::Area)? };
             let places = seen.permute(&[0, 2, 3, 1])?.reshape(&[batch, side * side, channels])?;
-            let codes = vq::nearest_l2(&places, &self.codebook)?;
+            let codes = match self.cosine {
+                true => vq::nearest_cosine(&places, &self.codebook)?,
+                false => vq::nearest_l2(&places, &self.codebook)?,
+            };
             rest = elementwise::scale_add(&rest, 1.0, &self.contribution(&codes, scale)?, -1.0)?;
             tokens.push(codes);
         }
@@ -119,19 +151,9 @@ impl MultiScaleTokenizer {
         if side != full {
             h = resize::resize(&h, [full, full], Mode::Bicubic { align_corners: false })?;
         }
-        let (weight, bias) = &self.phi[self.phi_of_scale(scale)];
+        let (weight, bias) = &self.phi[self.phi_of_scale[scale]];
         let smoothed = conv::conv2d(&h, weight, Some(bias), 1, Padding::same(3))?;
         Ok(elementwise::scale_add(&h, 1.0 - self.phi_ratio, &smoothed, self.phi_ratio)?)
-    }
-
-    /// The convolution whose tick lies nearest to the scale's relative position; among equals the first.
-    fn phi_of_scale(&self, scale: usize) -> usize {
-        let count = self.phi.len() as f64;
-        let edge = if self.phi.len() == 4 { 1.0 / 3.0 / count } else { 1.0 / 2.0 / count };
-        let at = scale as f64 / (self.patch_nums.len() - 1).max(1) as f64;
-        let step = ((1.0 - edge) - edge) / (count - 1.0).max(1.0);
-        let distance = |index: usize| (edge + step * index as f64 - at).abs();
-        (0..self.phi.len()).fold(0, |best, index| if distance(index) < distance(best) { index } else { best })
     }
 
     /// Latents seen at the grid of the next scale: `[batch, side * side, channels]`.
@@ -142,14 +164,6 @@ impl MultiScaleTokenizer {
         let side = self.patch_nums[scale + 1];
         let seen = resize::resize(latents, [side, side], Mode::Area)?;
         Ok(seen.permute(&[0, 2, 3, 1])?.reshape(&[latents.shape()[0], side * side, self.channels()])?)
-    }
-
-    /// Latents to pixels, clamped to [-1, 1] by whoever shows them.
-    ///
-    /// # Errors
-    /// If shapes do not fit or the device fails.
-    pub fn decode<T: Float>(&self, latents: &Tensor<T>) -> Result<Tensor<T>> {
-        self.decoder.run(&self.post_quant_conv.run(latents)?)
     }
 
     /// The latents that tokens of all scales add up to.
@@ -167,4 +181,14 @@ impl MultiScaleTokenizer {
         }
         sum.ok_or_else(|| Error::Request("var: no scale to decode".to_owned()))
     }
+}
+
+/// Of `count` convolutions at ticks between 0 and 1, the one nearest to the scale's relative position; among equals
+/// the first. The ticks are computed as numpy's `linspace` does, since its rounding decides a scale between two.
+fn nearest_tick(count: usize, scale: usize, scales: usize) -> usize {
+    let edge = if count == 4 { 1.0 / 3.0 / 4.0 } else { 1.0 / 2.0 / count as f64 };
+    let at = scale as f64 / (scales - 1).max(1) as f64;
+    let step = ((1.0 - edge) - edge) / (count as f64 - 1.0).max(1.0);
+    let distance = |index: usize| (index as f64 * step + edge - at).abs();
+    (0..count).fold(0, |best, index| if distance(index) < distance(best) { index } else { best })
 }

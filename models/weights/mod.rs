@@ -148,6 +148,20 @@ impl Checkpoint {
         }
     }
 
+    /// The tensors whose names start with `prefix`, without it.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] if there is none.
+    pub fn under(&self, prefix: &str) -> Result<Self> {
+        let stripped =
+            |(name, stored): (&String, &Stored)| Some((name.strip_prefix(prefix)?.to_owned(), stored.clone()));
+        let tensors: BTreeMap<_, _> = self.tensors.iter().filter_map(stripped).collect();
+        if tensors.is_empty() {
+            return Err(Error::Weights(format!("{}: no tensor \"{prefix}...\"", self.name)));
+        }
+        Ok(Self { name: self.name.clone(), bytes: self.bytes.clone(), tensors, metadata: self.metadata.clone() })
+    }
+
     fn stored(&self, name: &str) -> Result<&Stored> {
         self.tensors.get(name).ok_or_else(|| Error::Weights(format!("{}: no tensor \"{name}\"", self.name)))
     }
@@ -158,9 +172,7 @@ impl Checkpoint {
     /// [`Error::Weights`] if the note is not JSON.
     pub fn config(&self) -> Result<Config> {
         let text = self.metadata("config").unwrap_or("{}");
-        serde_json::from_str(text)
-            .map(Config)
-            .map_err(|error| Error::Weights(format!("{}: metadata \"config\": {error}", self.name)))
+        Config::parse(text).map_err(|error| Error::Weights(format!("{}: metadata \"config\": {error}", self.name)))
     }
 }
 
@@ -185,6 +197,26 @@ impl Config {
     #[must_use]
     pub fn flag(&self, key: &str) -> Option<bool> {
         self.0.get(key)?.as_bool()
+    }
+
+    /// Reads JSON.
+    ///
+    /// # Errors
+    /// If the text is not JSON.
+    pub fn parse(text: &str) -> serde_json::Result<Self> {
+        serde_json::from_str(text).map(Self)
+    }
+
+    /// A text.
+    #[must_use]
+    pub fn text(&self, key: &str) -> Option<&str> {
+        self.0.get(key)?.as_str()
+    }
+
+    /// What stands under a key.
+    #[must_use]
+    pub fn at(&self, key: &str) -> Option<Self> {
+        self.0.get(key).cloned().map(Self)
     }
 
     /// A list of counts.

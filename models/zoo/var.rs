@@ -201,7 +201,8 @@ impl<T: Float> Var<T> {
         let mut caches = self.backbone.caches(&self.device, 2 * batch, places)?;
         let mut tokens = Tensor::<u32>::zeros(&self.device, &[batch, places])?;
         let full = self.patch_nums.last().copied().unwrap_or(1);
-        let mut latents = Tensor::<T>::zeros(&self.device, &[batch, self.tokenizer.channels(), full, full])?;
+        let mut latents =
+            Tensor::<T>::zeros(&self.device, &[batch, self.tokenizer.quantiser().channels(), full, full])?;
         let mut x = self.positioned(&self.first(&condition)?, 0)?;
         let mut settled = 0;
         for (scale, &side) in self.patch_nums.iter().enumerate() {
@@ -220,13 +221,13 @@ impl<T: Float> Var<T> {
             let drawn = sample::sample(&guided.reshape(&[batch * count, vocabulary])?, &filter, &draws)?;
             let drawn = drawn.reshape(&[batch, count])?;
             copy::copy_into_slice(&drawn, &mut tokens, 1, settled)?;
-            latents = elementwise::add(&latents, &self.tokenizer.contribution(&drawn, scale)?)?;
+            latents = elementwise::add(&latents, &self.tokenizer.quantiser().contribution(&drawn, scale)?)?;
             settled += count;
             if steps(settled, &guided).is_break() {
                 return Err(Error::Interrupted);
             }
             if scale + 1 < self.patch_nums.len() {
-                let seen = self.tokenizer.next_input(&latents, scale)?;
+                let seen = self.tokenizer.quantiser().next_input(&latents, scale)?;
                 let words = linear::linear(&seen, &self.word_embed.0, Some(&self.word_embed.1))?;
                 let words = self.positioned(&words, settled)?;
                 x = join(&words, &words)?;

@@ -1,0 +1,443 @@
+//! Single ops: each one's inputs and parameters, as its dumps name them.
+
+use smalti::activation::{Activation, activation, swiglu};
+use smalti::attention::{self, Align, Mask, Options, ScalesKind};
+use smalti::conv::{Padding, conv2d};
+use smalti::resize::{Mode, resize};
+use smalti::rope::{NullRows, Pairing, Table, rope};
+use smalti::sample::{self, Draws, Filter, Guidance, Schedule};
+use smalti::{Dtype, Float, Tensor, Weight, bf16, copy, elementwise, embedding, f16, linear, norm, vq};
+
+use super::{Computed, Dump, Values, epsilon};
+use crate::tokenizer::multi_scale::ScaleQuantiser;
+use crate::{Error, Result};
+
+/// Twice the naive error, and a floor: 1e-5 of the largest output in f32, one unit in its last place in a half type.
+pub(super) fn allowed(dump: &Dump<'_>, dtype: Dtype, output: &str, expected: &[f64]) -> Result<f64> {
+    let largest = super::largest(expected);
+    let in_f32 = matches!(output, "probs" | "lse" | "cos" | "sin" | "gumbel");
+    let floor = match dtype {
+        Dtype::F16 | Dtype::Bf16 if !in_f32 && largest > 0.0 => epsilon(dtype) * largest.log2().floor().exp2(),
+        _ => 1e-5 * largest,
+    };
+    let naive = dump.config.at("naive_max_abs_error").and_then(|errors| errors.number(output));
+    Ok(floor + 2.0 * f64::from(naive.unwrap_or(0.0)))
+}
+
+/// Repeats an op dump in its own dtype.
+pub(super) fn run<T: Float>(op: &str, dump: &Dump<'_>) -> Result<Vec<Computed>> {
+    let y = |y: Tensor<T>| Ok(vec![Computed::floats("y", &y)?]);
+    match op {
+        "rms_norm" => {
+            y(norm::rms_norm(&dump.tensor::<T>("x")?, optional(dump, "weight")?.as_ref(), dump.number("eps")?)?)
+        }
+        "layer_norm" => y(norm::layer_norm(
+            &dump.tensor::<T>("x")?,
+            optional(dump, "weight")?.as_ref(),
+            optional(dump, "bias")?.as_ref(),
+            dump.number("eps")?,
+        )?),
+        "group_norm" => {
+            let x = norm::group_norm(
+                &dump.tensor::<f32>("x")?,
+                dump.count("groups")?,
+                optional(dump, "weight")?.as_ref(),
+                optional(dump, "bias")?.as_ref(),
+                dump.number("eps")?,
+            )?;
+            let silu = dump.config.flag("silu").unwrap_or(false);
+            let x = if silu { activation(&x, Activation::Silu)? } else { x };
+            y(copy::convert(&x)?)
+        }
+        "adaln" => adaln::<T>(dump),
+        "activation" => y(activation(&dump.tensor::<T>("x")?, kind_of_activation(dump)?)?),
+        "swiglu" => {
+            if dump.config.flag("packed").unwrap_or(false) {
+                let x = dump.tensor::<T>("x")?;
+                let (axis, channels) = (x.shape().len() - 1, x.shape()[x.shape().len() - 1] / 2);
+                y(swiglu(&x.narrow(axis, 0, channels)?, &x.narrow(axis, channels, channels)?)?)
+            } else {
+                y(swiglu(&dump.tensor::<T>("gate")?, &dump.tensor("up")?)?)
+            }
+        }
+        "linear" => {
+            let bias = optional(dump, "bias")?;
+            y(linear::linear(&dump.tensor::<T>("x")?, &weight::<T>(dump, "weight")?, bias.as_ref())?)
+        }
+        "conv2d" => {
+            let padding = dump.config.counts("padding_left_right_top_bottom");
+            let Some(&[left, right, top, bottom]) = padding.as_deref() else {
+                return Err(dump.missing("padding_left_right_top_bottom"));
+            };
+            let mut x = dump.tensor::<T>("x")?;
+            if dump.config.flag("upsample_nearest_2x").unwrap_or(false) {
+                let size = [2 * x.shape()[2], 2 * x.shape()[3]];
+                x = resize(&x, size, Mode::Nearest)?;
+            }
+            let (weight, bias) = (weight::<T>(dump, "weight")?, optional(dump, "bias")?);
+            y(conv2d(&x, &weight, bias.as_ref(), dump.count("stride")?, Padding { left, right, top, bottom })?)
+        }
+        "resize" => {
+            let align_corners = dump.config.flag("align_corners").unwrap_or(false);
+            let mode = match dump.config.text("mode") {
+                Some("nearest") => Mode::Nearest,
+                Some("nearest-exact" | "nearest_exact") => Mode::NearestExact,
+                Some("bilinear") => Mode::Bilinear { align_corners },
+                Some("bicubic") => Mode::Bicubic { align_corners },
+                Some("area") => Mode::Area,
+                _ => return Err(unknown(dump, "mode")),
+            };
+            y(resize(&dump.tensor::<T>("x")?, [dump.count("out_height")?, dump.count("out_width")?], mode)?)
+        }
+        "embedding" => {
+            let table = weight::<T>(dump, "table")?;
+            y(embedding::embedding(&table, &dump.indices("indices")?)?)
+        }
+        "vq_nearest_l2" | "vq_nearest_cosine" => nearest::<T>(op, dump),
+        "vq_scales_quantise" => scales_quantise(dump),
+        "vq_scales_dequantise" => scales_dequantise(dump),
+        "sample_filter" => {
+            let filtered = sample::filter(&dump.tensor::<T>("logits")?, &filter(dump))?;
+            Ok(vec![Computed::floats("probs", &filtered.probabilities)?, Computed::integers("keep", &filtered.kept)?])
+        }
+        "sample_argmax" => Ok(vec![Computed::integers("token", &sample::argmax(&dump.tensor::<T>("logits")?)?)?]),
+        "sample" => {
+            // A half type's guided logits would be rounded before the draw.
+            let (cond, uncond) = (dump.tensor::<f32>("cond")?, dump.tensor("uncond")?);
+            let guided = sample::guide(&cond, &uncond, dump.number("guidance")?, Guidance::Scale)?;
+            let filtered = sample::filter(&guided, &filter(dump))?;
+            let draws = Draws::Uniform(dump.checkpoint.floats("in.uniform")?);
+            Ok(vec![
+                Computed::floats("probs", &filtered.probabilities)?,
+                Computed::integers("keep", &filtered.kept)?,
+                Computed::integers("token", &sample::sample(&guided, &filter(dump), &draws)?)?,
+            ])
+        }
+        "cfg_combine" => {
+            let kind = match dump.config.text("form") {
+                Some("scale") => Guidance::Scale,
+                Some("extra") => Guidance::Extra,
+                _ => return Err(unknown(dump, "form")),
+            };
+            y(sample::guide(&dump.tensor::<T>("cond")?, &dump.tensor("uncond")?, dump.number("guidance")?, kind)?)
+        }
+        "cfg_schedule" => schedule(dump),
+        "attention" | "attention_decode" => attend::<T>(dump),
+        "rope" => turn::<T>(dump),
+        other => Err(Error::Request(format!("{}: op \"{other}\" is not known here", dump.checkpoint.name()))),
+    }
+}
+
+fn unknown(dump: &Dump<'_>, key: &str) -> Error {
+    let value = dump.config.text(key).unwrap_or("absent").to_owned();
+    Error::Request(format!("{}: {key} \"{value}\" is not known here", dump.checkpoint.name()))
+}
+
+fn optional(dump: &Dump<'_>, input: &str) -> Result<Option<Tensor<f32>>> {
+    if dump.has(input) { Ok(Some(dump.tensor(input)?)) } else { Ok(None) }
+}
+
+/// A learned input in the case's own dtype.
+fn weight<T: Float>(dump: &Dump<'_>, input: &str) -> Result<Weight> {
+    Ok(match T::DTYPE {
+        Dtype::F16 => dump.tensor::<f16>(input)?.into(),
+        Dtype::Bf16 => dump.tensor::<bf16>(input)?.into(),
+        _ => dump.tensor::<f32>(input)?.into(),
+    })
+}
+
+fn kind_of_activation(dump: &Dump<'_>) -> Result<Activation> {
+    Ok(match dump.config.text("kind") {
+        Some("silu") => Activation::Silu,
+        Some("gelu") => Activation::Gelu,
+        Some("gelu_tanh") => Activation::GeluTanh,
+        Some("relu") => Activation::Relu,
+        Some("sigmoid") => Activation::Sigmoid,
+        Some("tanh") => Activation::Tanh,
+        _ => return Err(unknown(dump, "kind")),
+    })
+}
+
+/// The norm is not rounded to a half type before it is modulated, as a fused op would not.
+fn adaln<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
+    let x = dump.tensor::<f32>("x")?;
+    let row = |input: &str| -> Result<Tensor<f32>> {
+        let row = dump.tensor::<f32>(input)?;
+        let &[batch, channels] = row.shape() else { return Ok(row) };
+        Ok(row.reshape(&[batch, 1, channels])?)
+    };
+    let eps = dump.number("eps")?;
+    let normed = match dump.config.text("norm") {
+        Some("layer") => norm::layer_norm(&x, None, None, eps)?,
+        Some("rms") => norm::rms_norm(&x, None, eps)?,
+        _ => return Err(unknown(dump, "norm")),
+    };
+    let y = norm::modulate(&normed, &row("scale")?, &row("shift")?)?;
+    let residual = norm::gated_add(&x, &row("gate")?, &dump.tensor("h")?)?;
+    Ok(vec![
+        Computed::floats("y", &copy::convert::<f32, T>(&y)?)?,
+        Computed::floats("residual", &copy::convert::<f32, T>(&residual)?)?,
+    ])
+}
+
+fn nearest<T: Float>(op: &str, dump: &Dump<'_>) -> Result<Vec<Computed>> {
+    let mut x = dump.tensor::<T>("x")?;
+    let grid = dump.config.text("layout") == Some("BCHW");
+    if grid {
+        x = x.permute(&[0, 2, 3, 1])?.contiguous()?;
+    }
+    let codebook = weight::<T>(dump, "codebook")?;
+    let dim = codebook.shape()[1];
+    let l2 = op == "vq_nearest_l2";
+    let indices = if l2 { vq::nearest_l2(&x, &codebook)? } else { vq::nearest_cosine(&x, &codebook)? };
+    let codes: Tensor<T> = embedding::embedding(&codebook, &indices)?;
+    let (wide, wide_codes) = (copy::convert::<T, f32>(&x)?, copy::convert::<T, f32>(&codes)?);
+    let ones: Weight = Tensor::from_vec(dump.device, &[1, dim], vec![1.0f32; dim])?.into();
+    let (name, measured) = if l2 {
+        let difference = elementwise::scale_add(&wide, 1.0, &wide_codes, -1.0)?;
+        ("distance", linear::linear(&elementwise::mul(&difference, &difference)?, &ones, None)?)
+    } else {
+        let (a, b) = (attention::l2_normalise(&wide)?, attention::l2_normalise(&wide_codes)?);
+        ("cosine", linear::linear(&elementwise::mul(&a, &b)?, &ones, None)?)
+    };
+    let y = if grid { codes.permute(&[0, 3, 1, 2])?.contiguous()? } else { codes };
+    Ok(vec![
+        Computed::integers("indices", &indices)?,
+        Computed::floats("y", &y)?,
+        Computed::floats(name, &measured)?.shaped(dump),
+    ])
+}
+
+fn scale_quantiser(dump: &Dump<'_>) -> Result<ScaleQuantiser> {
+    let phi = dump.tensor::<f32>("phi_w")?;
+    let bias = dump.tensor::<f32>("phi_b")?;
+    let phi = (0..phi.shape()[0]).map(|index| {
+        let kernel = phi.narrow(0, index, 1)?.reshape(&phi.shape()[1..])?;
+        Ok((kernel.into(), bias.narrow(0, index, 1)?.reshape(&bias.shape()[1..])?))
+    });
+    let phi = phi.collect::<Result<Vec<(Weight, Tensor<f32>)>>>()?;
+    let phi_of_scale: Vec<usize> = dump.counts("phi_of_scale")?.iter().map(|index| *index as usize).collect();
+    let patch_nums = dump.config.counts("patch_nums").ok_or_else(|| dump.missing("patch_nums"))?;
+    if phi_of_scale.len() != patch_nums.len() || phi_of_scale.iter().any(|index| *index >= phi.len()) {
+        return Err(Error::Weights(format!("{}: \"in.phi_of_scale\" does not fit", dump.checkpoint.name())));
+    }
+    Ok(ScaleQuantiser {
+        codebook: dump.tensor::<f32>("codebook")?.into(),
+        cosine: dump.config.flag("cosine").unwrap_or(false),
+        phi,
+        phi_ratio: dump.number("phi_ratio")?,
+        phi_of_scale,
+        patch_nums,
+    })
+}
+
+/// `y` and `next_inputs` of tokens per scale.
+fn scales_outputs(quantiser: &ScaleQuantiser, scales: &[Tensor<u32>]) -> Result<Vec<Computed>> {
+    let mut next = Vec::new();
+    let mut sum: Option<Tensor<f32>> = None;
+    for (scale, tokens) in scales.iter().enumerate() {
+        let part = quantiser.contribution(tokens, scale)?;
+        let total = match &sum {
+            Some(sum) => elementwise::add(sum, &part)?,
+            None => part,
+        };
+        if scale + 1 < scales.len() {
+            next.push(quantiser.next_input(&total, scale)?);
+        }
+        sum = Some(total);
+    }
+    let y = sum.ok_or_else(|| Error::Request("no scales".to_owned()))?;
+    let batch = y.shape()[0];
+    let mut values = Vec::new();
+    for picture in 0..batch {
+        for next in &next {
+            values.extend(next.narrow(0, picture, 1)?.to_vec()?.iter().map(|value| f64::from(*value)));
+        }
+    }
+    let channels = quantiser.channels();
+    let shape = vec![batch, values.len() / (batch * channels).max(1), channels];
+    let next = Computed { output: "next_inputs".to_owned(), shape, values: Values::Floats(values) };
+    Ok(vec![Computed::floats("y", &y)?, next])
+}
+
+fn scales_quantise(dump: &Dump<'_>) -> Result<Vec<Computed>> {
+    let quantiser = scale_quantiser(dump)?;
+    let scales = quantiser.tokens(&dump.tensor::<f32>("f")?)?;
+    let batch = scales.first().map_or(0, |tokens| tokens.shape()[0]);
+    let per_scale = scales.iter().map(Tensor::to_vec).collect::<smalti::Result<Vec<_>>>()?;
+    let mut indices = Vec::new();
+    for picture in 0..batch {
+        for tokens in &per_scale {
+            let each = tokens.len() / batch;
+            indices.extend(tokens[picture * each..][..each].iter().map(|token| i64::from(*token)));
+        }
+    }
+    let shape = vec![batch, indices.len() / batch.max(1)];
+    let mut computed = vec![Computed { output: "indices".to_owned(), shape, values: Values::Integers(indices) }];
+    computed.extend(scales_outputs(&quantiser, &scales)?);
+    Ok(computed)
+}
+
+fn scales_dequantise(dump: &Dump<'_>) -> Result<Vec<Computed>> {
+    let quantiser = scale_quantiser(dump)?;
+    let indices = dump.indices("indices")?;
+    let mut start = 0;
+    let mut scales = Vec::new();
+    for side in &quantiser.patch_nums {
+        scales.push(indices.narrow(1, start, side * side)?.contiguous()?);
+        start += side * side;
+    }
+    scales_outputs(&quantiser, &scales)
+}
+
+fn filter(dump: &Dump<'_>) -> Filter {
+    Filter {
+        temperature: dump.config.number("temperature").unwrap_or(1.0),
+        top_k: dump.config.count("top_k").unwrap_or(0),
+        top_p: dump.config.number("top_p").unwrap_or(1.0),
+        min_p: dump.config.number("min_p").unwrap_or(0.0),
+    }
+}
+
+fn schedule(dump: &Dump<'_>) -> Result<Vec<Computed>> {
+    let power = dump.config.number("power").unwrap_or(1.0);
+    let schedule = match dump.config.text("schedule") {
+        Some("constant") => Schedule::Constant,
+        Some("linear") => Schedule::Linear,
+        Some("cosine") => Schedule::Cosine,
+        Some("power_cosine") => Schedule::PowerCosine { power },
+        Some("power") => Schedule::Power { power },
+        Some("ratio") => Schedule::Ratio,
+        _ => return Err(unknown(dump, "schedule")),
+    };
+    let (scale, steps) = (f64::from(dump.number("guidance")?), dump.count("steps")? as f64);
+    let from_one = dump.config.text("ratio") == Some("from_one");
+    let at = |step: &u32| match from_one {
+        true => (f64::from(*step) + 1.0) / steps,
+        false => f64::from(*step) / (steps - 1.0).max(1.0),
+    };
+    let values: Vec<_> = dump.counts("step")?.iter().map(|step| schedule.at(scale, at(step))).collect();
+    Ok(vec![Computed { output: "y".to_owned(), shape: vec![values.len()], values: Values::Floats(values) }])
+}
+
+fn attend<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
+    let (mut q, mut k) = (dump.tensor::<T>("q")?, dump.tensor::<T>("k")?);
+    let v = dump.tensor::<T>("v")?;
+    let mut options = Options::new(dump.number("scale")?);
+    if dump.config.flag("l2").unwrap_or(false) {
+        let logs = dump.checkpoint.floats("in.scale_log")?;
+        let cap = f64::from(dump.config.number("max_scale_log").unwrap_or(100f32.ln()));
+        let factors: Vec<f32> = logs.iter().map(|log| f64::from(*log).min(cap).exp() as f32).collect();
+        let factors = Tensor::from_vec(dump.device, &[1, factors.len(), 1, 1], factors)?;
+        // In f32, so that a half type's queries are rounded once.
+        let wide = attention::l2_normalise(&copy::convert::<T, f32>(&q)?)?;
+        q = copy::convert(&elementwise::mul(&wide, &factors)?)?;
+        k = attention::l2_normalise(&k)?;
+    }
+    let mask = dump.config.at("mask").ok_or_else(|| dump.missing("mask"))?;
+    options = options.mask(mask_of(dump, &mask)?);
+    if dump.has("bias") {
+        options = options.bias(dump.tensor("bias")?);
+    }
+    if let Some(softcap) = dump.config.number("softcap") {
+        options = options.softcap(softcap);
+    }
+    let lse = dump.checkpoint.shape("out.lse").is_some();
+    if lse {
+        options = options.lse();
+    }
+    let attended = attention::attention(&q, &k, &v, &options)?;
+    let mut computed = vec![Computed::floats("y", &attended.y)?];
+    if let Some(lse) = &attended.lse {
+        computed.push(Computed::floats("lse", lse)?);
+    }
+    Ok(computed)
+}
+
+fn mask_of(dump: &Dump<'_>, mask: &crate::weights::Config) -> Result<Mask> {
+    let align = match mask.text("align") {
+        Some("bottom_right") => Align::BottomRight,
+        _ => Align::TopLeft,
+    };
+    let count = |key: &str| mask.count(key).ok_or_else(|| dump.missing(key));
+    Ok(match mask.text("kind") {
+        Some("full") => Mask::Full,
+        Some("causal") => Mask::Causal { align },
+        Some("window") => Mask::Window { left: count("left")?, right: count("right")?, align },
+        Some("prefix") => Mask::Prefix { prefix: count("prefix")?, align },
+        Some("frames") => Mask::Frames { frame: count("frame")?, align },
+        Some("key_lengths") => {
+            Mask::KeyLengths(dump.counts("key_lengths")?.iter().map(|length| *length as usize).collect())
+        }
+        Some("scales") => Mask::Scales {
+            patch_nums: mask.counts("patch_nums").ok_or_else(|| dump.missing("patch_nums"))?,
+            kind: match mask.text("mode") {
+                Some("block_causal") => ScalesKind::BlockCausal,
+                Some("markov_self") => ScalesKind::MarkovSelf,
+                Some("markov_previous") => ScalesKind::MarkovPrevious,
+                Some("markov_previous_and_self") => ScalesKind::MarkovPreviousAndSelf,
+                _ => return Err(unknown(dump, "mode")),
+            },
+        },
+        // Any other mask of a dump comes with its bits.
+        _ => {
+            let bits = dump.checkpoint.elements::<u8>("in.mask")?;
+            Mask::Given(Tensor::from_vec(dump.device, dump.shape("mask")?, bits)?)
+        }
+    })
+}
+
+/// 1-D tables and axes, from the positions that the dump lists.
+fn turn<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
+    let theta = f64::from(dump.number("theta")?);
+    let rotary_dim = dump.count("rotary_dim")?;
+    let split = match dump.config.text("kind") {
+        Some("1d") => vec![rotary_dim],
+        Some("axes") => dump.config.counts("split").ok_or_else(|| dump.missing("split"))?,
+        _ => return Err(unknown(dump, "kind")),
+    };
+    let shape = dump.shape("positions")?.to_vec();
+    let positions: Vec<f64> = match dump.checkpoint.dtype("in.positions") {
+        Some(Dtype::I32) => dump.checkpoint.elements::<i32>("in.positions")?.iter().map(|p| f64::from(*p)).collect(),
+        _ => dump.checkpoint.floats("in.positions")?.iter().map(|p| f64::from(*p)).collect(),
+    };
+    let axes = split.len();
+    let rows = positions.len() / axes;
+    let per_row = if axes == 1 { shape.len() == 1 } else { shape.len() == 2 };
+    if !per_row {
+        return Err(Error::Request(format!(
+            "{}: positions of their own for each batch entry are not known here",
+            dump.checkpoint.name()
+        )));
+    }
+    // Which axis and which frequency a pair has.
+    let pairs: Vec<(usize, f64)> = split
+        .iter()
+        .enumerate()
+        .flat_map(|(axis, channels)| {
+            (0..channels / 2).map(move |pair| (axis, theta.powf(-2.0 * pair as f64 / *channels as f64)))
+        })
+        .collect();
+    let mut table = Table::from_angles(dump.device, rows, pairs.len(), |row, pair| {
+        let (axis, frequency) = pairs[pair];
+        positions[row * axes + axis] * frequency
+    })?;
+    if let Some(null_rows) = dump.config.count("null_rows").filter(|rows| *rows > 0) {
+        let kind = match dump.config.text("null_value") {
+            Some("zero") => NullRows::Zero,
+            _ => NullRows::Identity,
+        };
+        table = table.with_null_rows(null_rows, kind)?;
+    }
+    let pairing = match dump.config.text("pairing") {
+        Some("interleaved") => Pairing::Interleaved,
+        Some("half_split") => Pairing::HalfSplit,
+        _ => return Err(unknown(dump, "pairing")),
+    };
+    let y = rope(&dump.tensor::<T>("x")?, &table, 0, pairing)?;
+    Ok(vec![
+        Computed::floats("cos", &table.cos)?.shaped(dump),
+        Computed::floats("sin", &table.sin)?.shaped(dump),
+        Computed::floats("y", &y)?,
+    ])
+}
