@@ -200,6 +200,8 @@ fn nearest<T: Float>(op: &str, dump: &Dump<'_>) -> Result<Vec<Computed>> {
         let (a, b) = (attention::l2_normalise(&wide)?, attention::l2_normalise(&wide_codes)?);
         ("cosine", linear::linear(&elementwise::mul(&a, &b)?, &ones, None)?)
     };
+    // The cosine's code comes back at length 1, whatever its length in the codebook.
+    let codes = if l2 { codes } else { copy::convert(&attention::l2_normalise(&wide_codes)?)? };
     let y = if grid { codes.permute(&[0, 3, 1, 2])?.contiguous()? } else { codes };
     Ok(vec![
         Computed::integers("indices", &indices)?,
