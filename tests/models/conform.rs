@@ -1,0 +1,75 @@
+//! Dumps of PyTorch repeated by the parts of this crate.
+
+use std::path::{Path, PathBuf};
+
+use smalti::{Device, Dtype};
+use smalti_models::Error;
+use smalti_models::conform;
+
+fn dumps(kind: &str) -> Vec<PathBuf> {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/dumps").join(kind);
+    let mut paths: Vec<PathBuf> = std::fs::read_dir(&own)
+        .unwrap_or_else(|error| panic!("{}: {error}", own.display()))
+        .map(|entry| entry.expect("a readable folder").path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "safetensors"))
+        .collect();
+    paths.sort();
+    assert!(!paths.is_empty(), "{}: no dumps", own.display());
+    paths
+}
+
+/// Every output of every dump of this kind, all departures listed at once.
+fn agree(kind: &str, device: &Device) {
+    let mut departures = Vec::new();
+    for path in dumps(kind) {
+        match conform::run(&path, device, Dtype::F32) {
+            Ok(report) => {
+                assert!(!report.outcomes.is_empty(), "{}: nothing was compared", path.display());
+                for outcome in report.outcomes.iter().filter(|outcome| !outcome.agrees) {
+                    departures.push(format!(
+                        "{} {device} {} {:?}: error {:e}, allowed {:e}, first at {:?}",
+                        path.display(),
+                        outcome.output,
+                        outcome.shape,
+                        outcome.max_abs,
+                        outcome.allowed,
+                        outcome.first
+                    ));
+                }
+            }
+            Err(error) => departures.push(format!("{} {device}: {error}", path.display())),
+        }
+    }
+    assert!(departures.is_empty(), "{}", departures.join("\n"));
+}
+
+fn on(id: &str) -> Device {
+    Device::open(id).expect("a device of the host")
+}
+
+#[test]
+fn ops_agree_with_their_dumps_on_the_cpu() {
+    agree("ops", &on("cpu"));
+}
+
+#[test]
+fn models_agree_with_their_dumps_on_the_reference() {
+    agree("models", &on("reference"));
+}
+
+#[test]
+fn models_agree_with_their_dumps_on_the_cpu() {
+    agree("models", &on("cpu"));
+}
+
+#[test]
+fn a_file_cut_short_is_an_error() {
+    let whole = std::fs::read(&dumps("models")[0]).expect("a dump");
+    let folder = tempfile::tempdir().expect("a folder");
+    for length in [0, 7, 8, 100, whole.len() / 2, whole.len() - 1] {
+        let path = folder.path().join("cut.safetensors");
+        std::fs::write(&path, &whole[..length]).expect("room for a dump");
+        let outcome = conform::run(&path, &on("cpu"), Dtype::F32);
+        assert!(matches!(outcome, Err(Error::Weights(_))), "cut at {length}: {outcome:?}");
+    }
+}
