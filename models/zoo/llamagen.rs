@@ -27,6 +27,7 @@ use crate::weights::{Checkpoint, Loader, Notes};
 use crate::{Drawn, Error, Generator, Result, Sampling};
 
 /// What the pictures are conditioned on.
+#[expect(clippy::large_enum_variant, reason = "a model holds one, so its size does not matter")]
 enum Condition<T: smalti::Element> {
     /// A row per class, and one for none.
     Class { table: Weight, classes: usize },
