@@ -43,6 +43,19 @@ fn agree(kind: &str, device: &Device) {
     assert!(departures.is_empty(), "{}", departures.join("\n"));
 }
 
+/// A wgpu device, software or not. Where `SMALTI_REQUIRE` does not name wgpu, its absence is printed.
+fn wgpu() -> Option<Device> {
+    match Device::open("wgpu") {
+        Ok(device) => Some(device),
+        Err(reason) => {
+            let required = std::env::var("SMALTI_REQUIRE").unwrap_or_default();
+            assert!(!required.split(',').any(|name| name == "wgpu"), "SMALTI_REQUIRE names wgpu: {reason}");
+            println!("SKIPPED on wgpu: {reason}");
+            None
+        }
+    }
+}
+
 fn on(id: &str) -> Device {
     Device::open(id).expect("a device of the host")
 }
@@ -71,5 +84,55 @@ fn a_file_cut_short_is_an_error() {
         std::fs::write(&path, &whole[..length]).expect("room for a dump");
         let outcome = conform::run(&path, &on("cpu"), Dtype::F32);
         assert!(matches!(outcome, Err(Error::Weights(_))), "cut at {length}: {outcome:?}");
+    }
+}
+
+#[test]
+fn ops_agree_with_their_dumps_on_wgpu() {
+    if let Some(device) = wgpu() {
+        agree("ops", &device);
+    }
+}
+
+#[test]
+fn models_agree_with_their_dumps_on_wgpu() {
+    if let Some(device) = wgpu() {
+        agree("models", &device);
+    }
+}
+
+#[test]
+fn the_models_here_draw_the_same_tokens_on_cpu_and_wgpu() {
+    let Some(gpu) = wgpu() else { return };
+    for model in ["llamagen", "var"] {
+        let checkpoint = smalti_models::weights::embedded(model).expect("weights in the program");
+        let draw = |device: &Device, seed: u64| {
+            let generator = smalti_models::zoo::load::<f32>(&checkpoint, device).unwrap();
+            let sampling = smalti_models::Sampling { seed, ..generator.sampling() };
+            let go_on = &mut |_, _| std::ops::ControlFlow::Continue(());
+            generator.draw(&[(seed % 10) as u32], 0, &sampling, go_on).unwrap().tokens
+        };
+        for seed in 1..=2 {
+            assert_eq!(draw(&on("cpu"), seed), draw(&gpu, seed), "{model}, seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn an_unknown_op_or_system_is_a_request_that_names_it() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for (key, name) in [("op", "teleport"), ("system", "hal9000")] {
+        let path = folder.path().join("dump.safetensors");
+        let header = format!(
+            r#"{{"__metadata__":{{"{key}":"{name}"}},"out.y":{{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}}}"#
+        );
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header.as_bytes());
+        bytes.extend([0; 4]);
+        std::fs::write(&path, bytes).unwrap();
+        match conform::run(&path, &on("cpu"), Dtype::F32) {
+            Err(Error::Request(message)) => assert!(message.contains(name), "{message}"),
+            other => panic!("{other:?}"),
+        }
     }
 }
