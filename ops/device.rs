@@ -110,6 +110,17 @@ impl Device {
         Self(Handle::Wgpu(crate::backend::wgpu::Gpu::from_handles(device, queue, "wgpu".to_owned())))
     }
 
+    /// The wgpu device behind this one, to record launchers into an encoder of your own
+    /// ([`Gpu::record_into`](crate::backend::wgpu::Gpu::record_into)); none on other backends.
+    #[cfg(feature = "wgpu")]
+    #[must_use]
+    pub fn gpu(&self) -> Option<&crate::backend::wgpu::Gpu> {
+        match &self.0 {
+            Handle::Wgpu(gpu) => Some(gpu),
+            _ => None,
+        }
+    }
+
     /// The best device here: a GPU that is not software, else the CPU, else the reference.
     #[must_use]
     pub fn best() -> Self {

@@ -321,9 +321,15 @@ pub(crate) fn join<T: Float>(a: &Tensor<T>, b: &Tensor<T>) -> Result<Tensor<T>> 
 pub(crate) fn to_host<T: Float>(tokens: &Tensor<u32>, pixels: &Tensor<T>) -> Result<Drawn> {
     let per_picture = tokens.shape()[1];
     let plane = pixels.elements() / pixels.shape()[0].max(1);
+    let tokens = tokens.to_vec()?;
+    // What a GPU writes where a row of logits was not finite.
+    if let Some(at) = tokens.iter().position(|token| *token == u32::MAX) {
+        let (picture, place) = (at / per_picture.max(1), at % per_picture.max(1));
+        return Err(Error::Request(format!("the logits of token {place} of picture {picture} are not finite")));
+    }
     let pixels: Vec<f32> = pixels.to_vec()?.iter().map(|pixel| pixel.to_f32()).collect();
     Ok(Drawn {
-        tokens: tokens.to_vec()?.chunks(per_picture.max(1)).map(<[u32]>::to_vec).collect(),
+        tokens: tokens.chunks(per_picture.max(1)).map(<[u32]>::to_vec).collect(),
         planes: pixels.chunks(plane.max(1)).map(<[f32]>::to_vec).collect(),
     })
 }
