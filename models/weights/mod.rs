@@ -227,7 +227,7 @@ impl Config {
 }
 
 /// Brings tensors of a checkpoint to a device by name. What is missing, wrongly shaped or not finite is noted, so that
-/// [`Loader::finish`] lists all of it at once; in the meantime zeros stand in.
+/// [`Notes::finish`] lists all of it at once; in the meantime zeros stand in.
 pub struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     device: &'a Device,

@@ -162,7 +162,7 @@ pub struct Filtered {
 /// What a filter keeps of each row, with the probabilities over that.
 ///
 /// # Errors
-/// As [`sample`]; [`Error::Unavailable`] on wgpu, where it has no kernel.
+/// As [`sample`]. On a GPU a row that cannot be drawn from keeps nothing.
 pub fn filter<T: Float>(logits: &Tensor<T>, filter: &Filter) -> Result<Filtered> {
     const OP: &str = "filter";
     let shape = check_logits(OP, logits)?;
@@ -174,7 +174,14 @@ pub fn filter<T: Float>(logits: &Tensor<T>, filter: &Filter) -> Result<Filtered>
         #[cfg(feature = "cpu")]
         Handle::Cpu(cpu) => cpu::filter(cpu, logits.host(), integer::Plan::new(filter))?,
         #[cfg(feature = "wgpu")]
-        Handle::Wgpu(_) => return Err(no_kernel(OP, &logits)),
+        Handle::Wgpu(gpu) => {
+            let (probabilities, kept) = (Tensor::empty(device, &shape)?, Tensor::empty(device, &shape)?);
+            gpu.record(|recorder| {
+                let plan = integer::Plan::new(filter);
+                wgpu::filter(recorder, logits.operand(), plan, probabilities.operand(), kept.operand())
+            })?;
+            return Ok(Filtered { probabilities, kept });
+        }
     };
     Ok(Filtered {
         probabilities: Tensor::from_vec(device, &shape, probabilities)?,
@@ -252,11 +259,6 @@ impl Schedule {
 
 /// The largest vocabulary: sums of as many weights stay within 48 bits.
 pub const MAX_VOCABULARY: usize = 1 << 18;
-
-#[cfg(feature = "wgpu")]
-fn no_kernel<T: Float>(op: &str, logits: &Tensor<T>) -> Error {
-    Error::Unavailable { device: logits.device().to_string(), reason: format!("{op} has no kernel yet") }
-}
 
 fn check_logits<T: Float>(op: &'static str, logits: &Tensor<T>) -> Result<[usize; 2]> {
     match *logits.shape() {

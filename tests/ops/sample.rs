@@ -25,12 +25,15 @@ fn filter_agrees_with_reference() {
                 let filtered = sample::filter(&logits, &filter).unwrap();
                 (filtered.probabilities.to_vec().unwrap(), filtered.kept.to_vec().unwrap())
             };
-            let (got, got_kept) = on(&cpu());
             let (expected, expected_kept) = on(&Device::reference());
-            assert_eq!(got_kept, expected_kept, "{filter:?}");
-            let largest = expected.iter().copied().fold(0.0, f32::max);
-            for (got, expected) in got.iter().zip(&expected) {
-                assert!((got - expected).abs() <= 1e-5 * largest, "{filter:?}: {got}, expected {expected}");
+            for device in devices() {
+                let (got, got_kept) = on(device);
+                assert_eq!(got_kept, expected_kept, "{device} {filter:?}");
+                let largest = expected.iter().copied().fold(0.0, f32::max);
+                for (got, expected) in got.iter().zip(&expected) {
+                    let close = (got - expected).abs() <= 1e-5 * largest;
+                    assert!(close, "{device} {filter:?}: {got}, expected {expected}");
+                }
             }
         }
     }
