@@ -1,5 +1,8 @@
 //! The kernel texts themselves: valid, and as their tables say.
 
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 
 #[test]
@@ -60,4 +63,52 @@ fn kernel_texts_are_ascii() {
     for kernel in smalti::kernels::wgsl() {
         assert!(kernel.source.is_ascii(), "{}", kernel.entry);
     }
+}
+
+/// Tint refuses what naga lets by, above all barriers in control flow that is not uniform. It runs in Node; where Node
+/// or the package is absent, the test says so and passes, unless `SMALTI_REQUIRE` names `tint`.
+#[test]
+fn tint_accepts_every_wgsl_variant() {
+    let kernels: Vec<_> = smalti::kernels::wgsl()
+        .iter()
+        .map(|kernel| serde_json::json!({ "entry": kernel.entry, "needs": kernel.needs, "source": kernel.source }))
+        .collect();
+    match tint(&kernels) {
+        Ok(errors) => assert!(errors.is_empty(), "{}", errors.join("\n")),
+        Err(reason) => {
+            let required = std::env::var("SMALTI_REQUIRE").unwrap_or_default();
+            assert!(!required.split(',').any(|name| name == "tint"), "SMALTI_REQUIRE names tint: {reason}");
+            println!("SKIPPED on tint: {reason}");
+            return;
+        }
+    }
+    let source = "@compute @workgroup_size(4) fn broken(@builtin(local_invocation_index) i: u32) {
+        if i < 2u { workgroupBarrier(); }
+    }";
+    let broken = serde_json::json!({ "entry": "broken", "needs": [], "source": source });
+    let errors = tint(&[broken]).expect("it just ran");
+    assert!(errors.iter().any(|error| error.contains("uniform")), "a barrier that some skip was let by: {errors:?}");
+}
+
+fn tint(kernels: &[serde_json::Value]) -> Result<Vec<String>, String> {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tint/check.mjs");
+    let mut node = Command::new("node")
+        .arg(script)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|error| format!("node: {error}"))?;
+    let input = serde_json::to_vec(kernels).expect("strings are JSON");
+    let mut stdin = node.stdin.take().expect("piped");
+    // A script that stops early closes its input; what it then says is the better message.
+    let written = stdin.write_all(&input);
+    drop(stdin);
+    let output = node.wait_with_output().map_err(|error| format!("node: {error}"))?;
+    if output.status.code() == Some(3) {
+        return Err(String::from_utf8_lossy(&output.stderr).trim().to_owned());
+    }
+    assert!(output.status.success(), "{script}: {}: {}", output.status, String::from_utf8_lossy(&output.stderr));
+    written.expect("the script read all of it");
+    Ok(serde_json::from_slice(&output.stdout).expect("a list of errors"))
 }
