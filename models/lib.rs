@@ -2,7 +2,9 @@
 
 pub mod backbone;
 pub mod conform;
+pub mod decode;
 mod generator;
+pub mod order;
 pub mod tokenizer;
 pub mod weights;
 pub mod zoo;

@@ -1,4 +1,6 @@
 //! The blocks of the transformers.
 
 pub mod adaln;
+pub mod condition;
 pub mod llama;
+pub mod trunk;

@@ -3,8 +3,8 @@
 //! A dump is a safetensors file that says what it is in its metadata: `op` for one op's inputs and outputs, `system`
 //! for a whole model's weights, inputs and outputs.
 
-mod models;
 mod ops;
+mod systems;
 
 use std::path::Path;
 
@@ -85,10 +85,10 @@ pub fn run(path: &Path, device: &Device, dtype: Dtype) -> Result<Report> {
     };
     let dump = dump("config")?;
     let (dtype, computed) = match (device.backend(), dtype) {
-        (Backend::Reference, _) => (Dtype::F64, models::run::<f64>(system, &dump)?),
-        (_, Dtype::F16) => (dtype, models::run::<smalti::f16>(system, &dump)?),
-        (_, Dtype::Bf16) => (dtype, models::run::<smalti::bf16>(system, &dump)?),
-        _ => (Dtype::F32, models::run::<f32>(system, &dump)?),
+        (Backend::Reference, _) => (Dtype::F64, systems::run::<f64>(system, &dump)?),
+        (_, Dtype::F16) => (dtype, systems::run::<smalti::f16>(system, &dump)?),
+        (_, Dtype::Bf16) => (dtype, systems::run::<smalti::bf16>(system, &dump)?),
+        _ => (Dtype::F32, systems::run::<f32>(system, &dump)?),
     };
     let share = if matches!(device.backend(), Backend::Reference | Backend::Cpu) { 1e-4 } else { 5e-4 };
     let outcomes = compare(&dump, &computed, |_, expected| Ok(share * largest(expected)))?;
@@ -123,6 +123,11 @@ impl Computed {
     fn integers(output: &str, tensor: &Tensor<u32>) -> Result<Self> {
         let values = tensor.to_vec()?.iter().map(|value| i64::from(*value)).collect();
         Ok(Self { output: output.to_owned(), shape: tensor.shape().to_vec(), values: Values::Integers(values) })
+    }
+
+    fn counts(output: &str, counts: &[usize]) -> Self {
+        let values = counts.iter().map(|count| *count as i64).collect();
+        Self { output: output.to_owned(), shape: vec![counts.len()], values: Values::Integers(values) }
     }
 
     /// Seen under the shape that the dump has.

@@ -1,10 +1,13 @@
 //! A file per system: its paper, its upstream code, and the parts it combines.
 
+pub mod codes;
 pub mod llamagen;
+pub mod par;
 pub mod var;
 
 use smalti::{Device, Float};
 
+use self::codes::InDtype;
 use crate::weights::Checkpoint;
 use crate::{Error, Generator, Result};
 
@@ -14,6 +17,7 @@ pub fn system(checkpoint: &Checkpoint) -> Option<&str> {
     checkpoint.metadata("system").or_else(|| {
         let has = |name: &str| checkpoint.names().any(|tensor| tensor.ends_with(name));
         match () {
+            () if has("spe_tok_embeddings.special_embeddings.weight") => Some("par"),
             () if has("tok_embeddings.weight") => Some("llamagen"),
             () if has("pos_1LC") => Some("var"),
             () => None,
@@ -28,6 +32,7 @@ pub fn system(checkpoint: &Checkpoint) -> Option<&str> {
 pub fn load<T: Float>(checkpoint: &Checkpoint, device: &Device) -> Result<Box<dyn Generator>> {
     match system(checkpoint) {
         Some("llamagen") => Ok(Box::new(llamagen::LlamaGen::<T>::load(checkpoint, device)?)),
+        Some("par") => Ok(Box::new(InDtype::<T, _>::new(par::Par::load(checkpoint, device)?))),
         Some("var") => Ok(Box::new(var::Var::<T>::load(checkpoint, device)?)),
         Some(other) => Err(Error::Request(format!("{}: system \"{other}\" is not known here", checkpoint.name()))),
         None => Err(Error::Request(format!("{}: neither LlamaGen's nor VAR's tensor names", checkpoint.name()))),

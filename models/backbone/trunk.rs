@@ -1,0 +1,120 @@
+//! A table of codes, Llama blocks and a softmax head over codes: what LlamaGen's descendants are built on.
+//!
+//! Source: Sun et al. 2024, arXiv:2406.06525, section 2.2; names from LlamaGen's `gpt.py`.
+
+use smalti::attention::{Align, KvCache, Mask, Options};
+use smalti::rope::Table;
+use smalti::{Float, Tensor, Weight, embedding, linear};
+
+use super::llama::{Llama, Sizes};
+use crate::Result;
+use crate::weights::{Config, Loader};
+
+/// The parts between tokens and logits.
+pub struct Trunk {
+    tokens: Weight,
+    llama: Llama,
+    output: Weight,
+}
+
+impl Trunk {
+    /// Loads `layers`, `norm`, `output` and the table of codes, whose name differs among systems. Of the configuration
+    /// it takes `n_head`, `n_kv_head` and `norm_eps`.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    pub fn load(loader: &Loader<'_>, config: &Config, tokens: &str) -> Result<Self> {
+        let (rows, dim) = (loader.length(tokens, 0), loader.length(tokens, 1));
+        // Every official size has heads of 64.
+        let heads = config.count("n_head").unwrap_or(dim / 64).max(1);
+        let kv_heads = config.count("n_kv_head").unwrap_or(heads);
+        let sizes = Sizes { dim, heads, kv_heads, norm_eps: config.number("norm_eps").unwrap_or(1e-5) };
+        Ok(Self {
+            tokens: loader.weight(tokens, &[rows, dim])?,
+            llama: Llama::load(loader, sizes)?,
+            output: loader.weight("output.weight", &[loader.length("output.weight", 0), dim])?,
+        })
+    }
+
+    /// Channels of the residual stream.
+    #[must_use]
+    pub fn dim(&self) -> usize {
+        self.llama.sizes().dim
+    }
+
+    /// Channels of a head.
+    #[must_use]
+    pub fn head_dim(&self) -> usize {
+        self.llama.sizes().head_dim()
+    }
+
+    /// How many tokens the head tells apart.
+    #[must_use]
+    pub fn vocabulary(&self) -> usize {
+        self.output.shape()[0]
+    }
+
+    /// The rows of tokens `[batch, seq]`: `[batch, seq, dim]`.
+    ///
+    /// # Errors
+    /// If a token is out of range or the device fails.
+    pub fn embed<T: Float>(&self, tokens: &Tensor<u32>) -> Result<Tensor<T>> {
+        Ok(embedding::embedding(&self.tokens, tokens)?)
+    }
+
+    /// Empty caches for sequences of at most `capacity` places.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    pub fn caches<T: Float>(&self, batch: usize, capacity: usize) -> Result<Vec<KvCache<T>>> {
+        self.llama.caches(batch, capacity)
+    }
+
+    /// Scaled scores and this mask.
+    #[must_use]
+    pub fn options(&self, mask: Mask) -> Options {
+        Options::new((self.head_dim() as f32).powf(-0.5)).mask(mask)
+    }
+
+    /// [`Trunk::options`] with a causal mask, the queries being the last places.
+    #[must_use]
+    pub fn causal(&self) -> Options {
+        self.options(Mask::Causal { align: Align::BottomRight })
+    }
+
+    /// The states of `x` (`[batch, seq, dim]`) after all blocks and the norm: as [`Llama::run`].
+    ///
+    /// # Errors
+    /// If shapes do not fit or the device fails.
+    pub fn states<T: Float>(
+        &self,
+        x: &Tensor<T>,
+        table: &Table,
+        caches: &mut [KvCache<T>],
+        options: &Options,
+    ) -> Result<Tensor<T>> {
+        self.llama.run(x, table, caches, options)
+    }
+
+    /// The logits of states, `[.., vocabulary]`.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn head<T: Float>(&self, states: &Tensor<T>) -> Result<Tensor<T>> {
+        Ok(linear::linear(states, &self.output, None)?)
+    }
+
+    /// The logits of `x`: [`Trunk::states`], then [`Trunk::head`].
+    ///
+    /// # Errors
+    /// If shapes do not fit or the device fails.
+    pub fn logits<T: Float>(
+        &self,
+        x: &Tensor<T>,
+        table: &Table,
+        caches: &mut [KvCache<T>],
+        options: &Options,
+    ) -> Result<Tensor<T>> {
+        self.head(&self.states(x, table, caches, options)?)
+    }
+}

@@ -1,0 +1,131 @@
+//! Whole models: each system's inputs, run as its dump was.
+
+mod llamagen;
+mod par;
+mod var;
+
+use std::ops::ControlFlow;
+
+use smalti::rope::Table;
+use smalti::{Float, Tensor};
+
+use super::{Computed, Dump, Values};
+use crate::decode::{Random, Sampler, Steps};
+use crate::weights::Checkpoint;
+use crate::zoo::codes::DrawsCodes;
+use crate::{Error, Result, Sampling};
+
+/// Repeats a model dump.
+pub(super) fn run<T: Float>(system: &str, dump: &Dump<'_>) -> Result<Vec<Computed>> {
+    match system {
+        "llamagen" => llamagen::run::<T>(dump),
+        "par" => par::run::<T>(dump),
+        "var" => var::run::<T>(dump),
+        other => Err(Error::Request(format!("{}: system \"{other}\" is not known here", dump.checkpoint.name()))),
+    }
+}
+
+/// The dump's weights without their `w.`.
+fn weights(dump: &Dump<'_>) -> Result<Checkpoint> {
+    dump.checkpoint.under("w.")
+}
+
+/// How the dump's sampled run drew.
+fn sampled(dump: &Dump<'_>) -> Result<Sampling> {
+    let top_p = dump.number("top_p").unwrap_or(1.0);
+    let temperature = dump.number("temperature").unwrap_or(1.0);
+    let top_k = dump.count("top_k").unwrap_or(0);
+    Ok(Sampling { temperature, top_k, top_p, ..greedy(dump)? })
+}
+
+fn greedy(dump: &Dump<'_>) -> Result<Sampling> {
+    Ok(Sampling { cfg: dump.number("cfg")?, temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0 })
+}
+
+/// Collects `[batch, vocabulary]` or `[batch, places, vocabulary]` of each step into `[batch, all places, vocabulary]`.
+#[derive(Default)]
+struct Logits(Vec<(Vec<usize>, Vec<f64>)>);
+
+impl Logits {
+    fn push<T: Float>(&mut self, logits: &Tensor<T>) -> smalti::Result<()> {
+        let values = logits.to_vec()?.iter().map(|value| value.to_f64()).collect();
+        self.0.push((logits.shape().to_vec(), values));
+        Ok(())
+    }
+
+    fn computed(self, output: &str) -> Computed {
+        let batch = self.0.first().map_or(0, |(shape, _)| shape[0]);
+        let vocabulary = self.0.first().and_then(|(shape, _)| shape.last().copied()).unwrap_or(0);
+        let mut values = Vec::new();
+        for picture in 0..batch {
+            for (_, step) in &self.0 {
+                let each = step.len() / batch;
+                values.extend_from_slice(&step[picture * each..][..each]);
+            }
+        }
+        let shape = vec![batch, values.len() / (batch * vocabulary).max(1), vocabulary];
+        Computed { output: output.to_owned(), shape, values: Values::Floats(values) }
+    }
+}
+
+/// What a generation settled step by step.
+struct Generated {
+    logits: Logits,
+    counts: Vec<usize>,
+    tokens: Tensor<u32>,
+}
+
+/// Runs a generation and keeps the guided logits of each step.
+fn generated<T: Float>(generate: impl FnOnce(Steps<'_, T>) -> Result<Tensor<u32>>) -> Result<Generated> {
+    let mut logits = Logits::default();
+    let mut counts = Vec::new();
+    let mut failed = None;
+    let tokens = generate(&mut |done, step| {
+        counts.push(done - counts.iter().sum::<usize>());
+        match logits.push(step) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(error) => {
+                failed = Some(error);
+                ControlFlow::Break(())
+            }
+        }
+    });
+    let tokens = tokens.map_err(|error| failed.map_or(error, Error::Op))?;
+    Ok(Generated { logits, counts, tokens })
+}
+
+/// The greedy run and the run with recorded uniforms: counts, logits (under `logits` and `greedy_` + `logits`), tokens.
+fn greedy_and_sampled<T: Float>(dump: &Dump<'_>, model: &impl DrawsCodes, logits: &str) -> Result<Vec<Computed>> {
+    let labels = dump.counts("labels")?;
+    let uniforms = dump.checkpoint.floats("in.uniforms")?;
+    let places = model.codes().places();
+    let run = |sampling: Sampling| {
+        let sampler = Sampler { sampling, random: Random::Recorded(&uniforms), places };
+        generated::<T>(|steps| model.generate(&labels, &sampler, steps))
+    };
+    let greedy = run(greedy(dump)?)?;
+    let sampled = run(sampled(dump)?)?;
+    Ok(vec![
+        Computed::counts("counts", &sampled.counts),
+        greedy.logits.computed(&format!("greedy_{logits}")),
+        Computed::integers("greedy_tokens", &greedy.tokens)?,
+        sampled.logits.computed(logits),
+        Computed::integers("sampled_tokens", &sampled.tokens)?,
+    ])
+}
+
+/// A rotary table as pairs of cosine and sine.
+fn cos_sin(table: &Table) -> Result<Computed> {
+    let (cos, sin) = (table.cos.to_vec()?, table.sin.to_vec()?);
+    let pairs = cos.iter().zip(&sin).flat_map(|(cos, sin)| [f64::from(*cos), f64::from(*sin)]).collect();
+    let shape = [table.cos.shape(), &[2]].concat();
+    Ok(Computed { output: "rope_cos_sin".to_owned(), shape, values: Values::Floats(pairs) })
+}
+
+fn mapped<T: Float>(output: &str, tensor: &Tensor<T>, map: impl Fn(f64) -> f64) -> Result<Computed> {
+    let mut computed = Computed::floats(output, tensor)?;
+    if let Values::Floats(values) = &mut computed.values {
+        values.iter_mut().for_each(|value| *value = map(*value));
+    }
+    Ok(computed)
+}

@@ -1,0 +1,128 @@
+//! From logits to settled places: guidance and draws, the same for every order.
+
+use std::ops::ControlFlow;
+
+use smalti::sample::{self, Draws, Filter, Guidance};
+use smalti::{Float, Tensor, copy};
+
+use crate::{Error, Result, Sampling};
+
+/// Called after each step with the places settled so far and the guided logits that it drew from,
+/// `[batch, places of the step, vocabulary]`.
+pub type Steps<'a, T> = &'a mut dyn FnMut(usize, &Tensor<T>) -> ControlFlow<()>;
+
+/// Where the random numbers of a generation come from. Either way a place of a picture has its own, so that splitting
+/// a batch or a step changes no token.
+#[derive(Debug, Clone, Copy)]
+pub enum Random<'a> {
+    /// Philox, keyed by the seed, the picture's number in the run and the place.
+    Philox {
+        /// The number of the first picture of the batch.
+        first_picture: u64,
+    },
+    /// Given numbers in [0, 1), `[batch, places]` in decoding order, as dumps record them.
+    Recorded(&'a [f32]),
+}
+
+/// Draws the tokens of `batch` pictures of `places` places each.
+#[derive(Debug, Clone, Copy)]
+pub struct Sampler<'a> {
+    /// Temperature, filters, seed. Guidance comes before, in [`guide`].
+    pub sampling: Sampling,
+    /// Where the random numbers come from.
+    pub random: Random<'a>,
+    /// Places of one picture.
+    pub places: usize,
+}
+
+impl Sampler<'_> {
+    /// One token for each row of `logits` (`[batch, count, vocabulary]`), which are the places from `first` on in
+    /// decoding order: `[batch, count]`.
+    ///
+    /// # Errors
+    /// [`Error::Op`] if an option is outside its range, a row has no finite logit, or the device fails.
+    pub fn draw<T: Float>(&self, logits: &Tensor<T>, first: usize) -> Result<Tensor<u32>> {
+        let &[batch, count, vocabulary] = logits.shape() else {
+            return Err(Error::Request(format!("logits of shape {:?}", logits.shape())));
+        };
+        let Sampling { temperature, top_k, top_p, seed, .. } = self.sampling;
+        let filter = Filter { temperature, top_k, top_p, ..Filter::default() };
+        let draws = match self.random {
+            Random::Philox { first_picture } => {
+                let stream = |picture: usize, place: usize| ((first_picture + picture as u64) << 24) | place as u64;
+                let streams = (0..batch).flat_map(|picture| (first..first + count).map(move |at| stream(picture, at)));
+                Draws::Philox { seed, streams: streams.collect(), position: 0 }
+            }
+            Random::Recorded(uniforms) => {
+                let rows = uniforms.chunks(self.places).take(batch).flat_map(|row| &row[first..first + count]);
+                Draws::Uniform(rows.copied().collect())
+            }
+        };
+        let tokens = sample::sample(&logits.reshape(&[batch * count, vocabulary])?, &filter, &draws)?;
+        Ok(tokens.reshape(&[batch, count])?)
+    }
+}
+
+/// Guides logits whose first axis holds `batch` conditional rows, then, if guidance is on, as many unconditional ones.
+///
+/// # Errors
+/// If the device fails.
+pub fn guide<T: Float>(logits: &Tensor<T>, batch: usize, scale: f32, kind: Guidance) -> Result<Tensor<T>> {
+    let with = logits.narrow(0, 0, batch)?;
+    if logits.shape()[0] == batch {
+        return Ok(with);
+    }
+    let without = logits.narrow(0, batch, batch)?;
+    Ok(sample::guide(&with, &without, scale, kind)?)
+}
+
+/// `x` once more below itself along the first axis: what both halves of a guided batch are fed.
+///
+/// # Errors
+/// If the device has no room.
+pub fn twice<T: Float>(x: &Tensor<T>) -> Result<Tensor<T>> {
+    concatenate(&[x, x], 0)
+}
+
+/// Tensors one after the other along an axis.
+///
+/// # Errors
+/// If their other axes differ or the device has no room.
+pub fn concatenate<T: Float>(parts: &[&Tensor<T>], axis: usize) -> Result<Tensor<T>> {
+    let Some(first) = parts.first() else {
+        return Err(Error::Request("nothing to concatenate".to_owned()));
+    };
+    let mut shape = first.shape().to_vec();
+    shape[axis] = parts.iter().map(|part| part.shape()[axis]).sum();
+    let mut whole = Tensor::zeros(first.device(), &shape)?;
+    let mut start = 0;
+    for part in parts {
+        copy::copy_into_slice(part, &mut whole, axis, start)?;
+        start += part.shape()[axis];
+    }
+    Ok(whole)
+}
+
+/// Tokens `[batch, places]` in decoding order, put into the cells `cells[place]`.
+///
+/// # Errors
+/// If the device fails.
+pub fn to_raster(tokens: &Tensor<u32>, cells: &[usize]) -> Result<Tensor<u32>> {
+    rearranged(tokens, |from, to| from.iter().zip(cells).for_each(|(token, cell)| to[*cell] = *token))
+}
+
+/// Tokens `[batch, places]` in raster order, in the order of `cells`.
+///
+/// # Errors
+/// If the device fails.
+pub fn from_raster(tokens: &Tensor<u32>, cells: &[usize]) -> Result<Tensor<u32>> {
+    rearranged(tokens, |from, to| to.iter_mut().zip(cells).for_each(|(to, cell)| *to = from[*cell]))
+}
+
+fn rearranged(tokens: &Tensor<u32>, rearrange: impl Fn(&[u32], &mut [u32])) -> Result<Tensor<u32>> {
+    let places = tokens.shape().last().copied().unwrap_or(0).max(1);
+    let from = tokens.to_vec()?;
+    let mut to = vec![0; from.len()];
+    from.chunks(places).zip(to.chunks_mut(places)).for_each(|(from, to)| rearrange(from, to));
+    Ok(Tensor::from_vec(tokens.device(), tokens.shape(), to)?)
+}

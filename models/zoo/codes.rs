@@ -1,0 +1,136 @@
+//! What the systems share that draw one code for each cell of a square grid, given a class.
+
+use std::marker::PhantomData;
+use std::ops::ControlFlow;
+
+use smalti::{Device, Float, Tensor};
+
+use super::class_names;
+use super::llamagen::to_host;
+use crate::decode::{Random, Sampler, Steps};
+use crate::tokenizer::vq::VqTokenizer;
+use crate::weights::{Checkpoint, Config, Loader};
+use crate::{Drawn, Error, Generator, Result, Sampling};
+
+/// The parts around the network: names, defaults, tokenizer.
+pub struct Codes {
+    /// Where the weights are.
+    pub device: Device,
+    /// Cells along one side.
+    pub side: usize,
+    names: Vec<String>,
+    sampling: Sampling,
+    tokenizer: Option<VqTokenizer>,
+}
+
+impl Codes {
+    /// Reads what the checkpoint says besides its network: `block_size`, how to sample, class names, and the tokenizer
+    /// under `vq.` if it is there.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    pub fn load(checkpoint: &Checkpoint, root: &Loader<'_>, config: &Config, classes: usize) -> Result<Self> {
+        Ok(Self {
+            device: root.device().clone(),
+            side: config.count("block_size").unwrap_or(256).isqrt(),
+            names: class_names(checkpoint, classes),
+            sampling: Sampling {
+                cfg: config.number("cfg").unwrap_or(4.0),
+                temperature: config.number("temperature").unwrap_or(1.0),
+                top_k: config.count("top_k").unwrap_or(0),
+                top_p: config.number("top_p").unwrap_or(1.0),
+                seed: 0,
+            },
+            tokenizer: if root.has("vq") {
+                let l2_norm = config.flag("codebook_l2_norm").unwrap_or(true);
+                Some(VqTokenizer::load(&root.at("vq"), config.count("norm_groups").unwrap_or(32), l2_norm)?)
+            } else {
+                None
+            },
+        })
+    }
+
+    /// Cells of the grid.
+    #[must_use]
+    pub fn places(&self) -> usize {
+        self.side * self.side
+    }
+
+    /// Tokens `[batch, places]` to pixels `[batch, 3, height, width]`.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if the checkpoint has no tokenizer; [`Error::Op`] if the device fails.
+    pub fn decode<T: Float>(&self, tokens: &Tensor<u32>) -> Result<Tensor<T>> {
+        let missing = || Error::Request("the checkpoint holds no tokenizer (no vq.*)".to_owned());
+        self.tokenizer.as_ref().ok_or_else(missing)?.decode(tokens, [self.side, self.side])
+    }
+}
+
+/// A system that draws codes. [`InDtype`] makes a [`Generator`] of it.
+pub trait DrawsCodes {
+    /// The system's name, as in a dump's metadata.
+    const SYSTEM: &'static str;
+
+    /// The parts around the network.
+    fn codes(&self) -> &Codes;
+
+    /// Draws the tokens of one picture per label, `[batch, places]` in raster order, computing in `T`.
+    ///
+    /// # Errors
+    /// As [`Generator::draw`].
+    fn generate<T: Float>(&self, labels: &[u32], sampler: &Sampler<'_>, steps: Steps<'_, T>) -> Result<Tensor<u32>>;
+}
+
+/// A system that computes in `T`.
+pub struct InDtype<T, M>(M, PhantomData<T>);
+
+impl<T, M> InDtype<T, M> {
+    /// Fixes the element type.
+    pub fn new(model: M) -> Self {
+        Self(model, PhantomData)
+    }
+}
+
+impl<T: Float, M: DrawsCodes> Generator for InDtype<T, M> {
+    fn system(&self) -> &'static str {
+        M::SYSTEM
+    }
+
+    fn classes(&self) -> &[String] {
+        &self.0.codes().names
+    }
+
+    fn sampling(&self) -> Sampling {
+        self.0.codes().sampling
+    }
+
+    fn tokens_per_picture(&self) -> usize {
+        self.0.codes().places()
+    }
+
+    fn picture_size(&self) -> [usize; 2] {
+        let codes = self.0.codes();
+        let side = codes.side * codes.tokenizer.as_ref().map_or(1, VqTokenizer::factor);
+        [side, side]
+    }
+
+    fn draw(
+        &self,
+        labels: &[u32],
+        first_picture: u64,
+        sampling: &Sampling,
+        progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> Result<Drawn> {
+        let codes = self.0.codes();
+        let all = labels.len() * codes.places();
+        let random = Random::Philox { first_picture };
+        let sampler = Sampler { sampling: *sampling, random, places: codes.places() };
+        let tokens = self.0.generate::<T>(labels, &sampler, &mut |done, _| progress(done * labels.len(), all))?;
+        to_host(&tokens, &codes.decode::<T>(&tokens)?)
+    }
+}
+
+/// Ends a generation when the caller breaks off.
+pub(crate) fn go_on(flow: ControlFlow<()>) -> Result<()> {
+    if flow.is_break() { Err(Error::Interrupted) } else { Ok(()) }
+}
