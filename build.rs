@@ -1,7 +1,7 @@
 //! Renders the kernel templates of `kernels-*/` for every variant their tables list, and embeds the text.
 //!
 //! A family's folder holds its templates and one `kernels.toml`. Each entry of that table names a template, the
-//! bindings in the order the kernel takes them, and the axes whose cartesian product is the list of variants.
+//! bindings or parameters in the order the kernel takes them, and the axes whose cartesian product is the list of variants.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -22,7 +22,12 @@ struct Table {
 #[serde(deny_unknown_fields)]
 struct Entry {
     name: String,
+    /// WGSL: the operands in binding order.
+    #[serde(default)]
     bindings: Vec<String>,
+    /// PTX: the parameters in launch order.
+    #[serde(default)]
+    parameters: Vec<String>,
     #[serde(default)]
     needs: Vec<String>,
     #[serde(default)]
@@ -43,9 +48,12 @@ fn main() {
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"));
     let out = PathBuf::from(env::var("OUT_DIR").expect("cargo sets OUT_DIR"));
     println!("cargo:rerun-if-changed=build.rs");
-    println!("cargo:rerun-if-changed=kernels-wgsl");
-    let wgsl = render_wing(&root.join("kernels-wgsl"), "wgsl");
-    fs::write(out.join("kernels_wgsl.rs"), wgsl).expect("OUT_DIR is writable");
+    for (wing, extension) in [("wgsl", "wgsl"), ("cuda", "ptx")] {
+        let folder = format!("kernels-{wing}");
+        println!("cargo:rerun-if-changed={folder}");
+        let rust = render_wing(&root.join(folder), extension);
+        fs::write(out.join(format!("kernels_{wing}.rs")), rust).expect("OUT_DIR is writable");
+    }
 }
 
 /// Renders one wing to the Rust text of a `&[Kernel]`.
@@ -151,8 +159,8 @@ fn render_variant(
     writeln!(
         rust,
         "Kernel {{ entry: {entry_point:?}, op: {:?}, family: {family:?}, variant: &{axes:?}, bindings: &{:?}, \
-         needs: &{:?}, source: {source:?} }},",
-        entry.name, entry.bindings, entry.needs,
+         parameters: &{:?}, needs: &{:?}, source: {source:?} }},",
+        entry.name, entry.bindings, entry.parameters, entry.needs,
     )
     .expect("writing to a string");
 }

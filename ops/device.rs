@@ -1,7 +1,7 @@
 //! Devices: where tensors live and ops run.
 
 use std::fmt;
-#[cfg(any(feature = "cpu", feature = "wgpu"))]
+#[cfg(any(feature = "cpu", feature = "cuda", feature = "wgpu"))]
 use std::sync::Arc;
 
 use crate::{Dtype, Element, Error, Result};
@@ -66,6 +66,8 @@ pub(crate) enum Handle {
     Cpu(Arc<crate::backend::cpu::Cpu>),
     #[cfg(feature = "wgpu")]
     Wgpu(Arc<crate::backend::wgpu::Gpu>),
+    #[cfg(feature = "cuda")]
+    Cuda(Arc<crate::backend::cuda::Cuda>),
 }
 
 impl Device {
@@ -121,14 +123,60 @@ impl Device {
         }
     }
 
-    /// The best device here: a GPU that is not software, else the CPU, else the reference.
+    /// The CUDA device with this ordinal, as the driver counts them: its primary context, and a stream of its own.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] if there is no driver, no such device, or the driver refuses to open it.
+    #[cfg(feature = "cuda")]
+    pub fn cuda(ordinal: usize) -> Result<Self> {
+        Ok(Self(Handle::Cuda(crate::backend::cuda::Cuda::open(ordinal)?)))
+    }
+
+    /// A CUDA stream that another crate made: ops are enqueued into it, in order with that crate's own work.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] if the driver says nothing about the stream's device.
+    #[cfg(feature = "cuda")]
+    pub fn from_cuda(stream: Arc<::cudarc::driver::CudaStream>) -> Result<Self> {
+        Ok(Self(Handle::Cuda(crate::backend::cuda::Cuda::from_stream(stream)?)))
+    }
+
+    /// As [`Device::from_cuda`], from the driver's own handles: a `CUcontext`, and a `CUstream` of it or null.
+    ///
+    /// # Errors
+    /// As [`Device::from_cuda`].
+    ///
+    /// # Safety
+    /// Both handles must be what they are said to be, and outlive the device and every tensor on it.
+    #[cfg(feature = "cuda")]
+    #[expect(unsafe_code, reason = "the caller vouches for handles")]
+    pub unsafe fn from_cuda_handles(context: *mut std::ffi::c_void, stream: *mut std::ffi::c_void) -> Result<Self> {
+        // SAFETY: as the caller vouches.
+        Ok(Self(Handle::Cuda(unsafe { crate::backend::cuda::Cuda::from_handles(context, stream) }?)))
+    }
+
+    /// The CUDA device behind this one, to enqueue launchers into a stream of your own
+    /// ([`Cuda::on`](crate::backend::cuda::Cuda::on)); none on other backends.
+    #[cfg(feature = "cuda")]
+    #[must_use]
+    pub fn as_cuda(&self) -> Option<&crate::backend::cuda::Cuda> {
+        match &self.0 {
+            Handle::Cuda(cuda) => Some(cuda),
+            _ => None,
+        }
+    }
+
+    /// The best device here: a GPU that is not software, CUDA before wgpu, else the CPU, else the reference.
     #[must_use]
     pub fn best() -> Self {
-        #[cfg(feature = "wgpu")]
-        if let Some(info) = Self::list().iter().find(|info| info.backend == Backend::Wgpu && !info.software)
-            && let Ok(device) = Self::open(&info.id)
-        {
-            return device;
+        #[cfg(any(feature = "cuda", feature = "wgpu"))]
+        for info in Self::list() {
+            if matches!(info.backend, Backend::Cuda | Backend::Wgpu)
+                && !info.software
+                && let Ok(device) = Self::open(&info.id)
+            {
+                return device;
+            }
         }
         #[cfg(feature = "cpu")]
         return Self::cpu();
@@ -136,7 +184,7 @@ impl Device {
         Self::reference()
     }
 
-    /// Opens a device by its id: `reference`, `cpu`, `wgpu`, `wgpu:1`.
+    /// Opens a device by its id: `reference`, `cpu`, `wgpu`, `wgpu:1`, `cuda`, `cuda:1`.
     ///
     /// # Errors
     /// [`Error::Unavailable`] if there is no such device here, with the reason.
@@ -157,11 +205,15 @@ impl Device {
             "cpu" => Ok(Self::cpu()),
             #[cfg(feature = "wgpu")]
             "wgpu" => Self::wgpu(index),
+            #[cfg(feature = "cuda")]
+            "cuda" => Self::cuda(index),
             #[cfg(not(feature = "cpu"))]
             "cpu" => Err(unavailable("built without the feature cpu")),
             #[cfg(not(feature = "wgpu"))]
             "wgpu" => Err(unavailable("built without the feature wgpu")),
-            _ => Err(unavailable("no such backend; try reference, cpu or wgpu")),
+            #[cfg(not(feature = "cuda"))]
+            "cuda" => Err(unavailable("built without the feature cuda")),
+            _ => Err(unavailable("no such backend; try reference, cpu, wgpu or cuda")),
         }
     }
 
@@ -169,6 +221,8 @@ impl Device {
     #[must_use]
     pub fn list() -> Vec<DeviceInfo> {
         let mut list = Vec::new();
+        #[cfg(feature = "cuda")]
+        list.extend(crate::backend::cuda::list());
         #[cfg(feature = "wgpu")]
         list.extend(crate::backend::wgpu::list());
         #[cfg(feature = "cpu")]
@@ -192,6 +246,8 @@ impl Device {
             Handle::Cpu(_) => Backend::Cpu,
             #[cfg(feature = "wgpu")]
             Handle::Wgpu(_) => Backend::Wgpu,
+            #[cfg(feature = "cuda")]
+            Handle::Cuda(_) => Backend::Cuda,
         }
     }
 
@@ -206,6 +262,9 @@ impl Device {
             Handle::Cpu(_) => Ok(()),
             #[cfg(feature = "wgpu")]
             Handle::Wgpu(gpu) => gpu.submit(),
+            // A stream is handed its work at once.
+            #[cfg(feature = "cuda")]
+            Handle::Cuda(_) => Ok(()),
         }
     }
 
@@ -220,6 +279,8 @@ impl Device {
             Handle::Cpu(_) => Ok(()),
             #[cfg(feature = "wgpu")]
             Handle::Wgpu(gpu) => gpu.synchronize(),
+            #[cfg(feature = "cuda")]
+            Handle::Cuda(cuda) => cuda.synchronize(),
         }
     }
 
@@ -234,6 +295,8 @@ impl Device {
             Handle::Cpu(_) => Ok(()),
             #[cfg(feature = "wgpu")]
             Handle::Wgpu(gpu) => gpu.warm_up(),
+            #[cfg(feature = "cuda")]
+            Handle::Cuda(cuda) => cuda.warm_up(),
         }
     }
 
@@ -245,8 +308,10 @@ impl Device {
             #[cfg(feature = "cpu")]
             (Handle::Cpu(a), Handle::Cpu(b)) => Arc::ptr_eq(a, b),
             #[cfg(feature = "wgpu")]
-            (Handle::Wgpu(a), Handle::Wgpu(b)) => std::sync::Arc::ptr_eq(a, b),
-            #[cfg(any(feature = "cpu", feature = "wgpu"))]
+            (Handle::Wgpu(a), Handle::Wgpu(b)) => Arc::ptr_eq(a, b),
+            #[cfg(feature = "cuda")]
+            (Handle::Cuda(a), Handle::Cuda(b)) => Arc::ptr_eq(a, b),
+            #[cfg(any(feature = "cpu", feature = "cuda", feature = "wgpu"))]
             _ => false,
         }
     }
@@ -278,6 +343,8 @@ impl fmt::Display for Device {
         match &self.0 {
             #[cfg(feature = "wgpu")]
             Handle::Wgpu(gpu) => f.write_str(gpu.id()),
+            #[cfg(feature = "cuda")]
+            Handle::Cuda(cuda) => f.write_str(cuda.id()),
             _ => self.backend().fmt(f),
         }
     }

@@ -21,12 +21,22 @@ pub struct Kernel {
     pub family: &'static str,
     /// Which variant this is, as (axis, value).
     pub variant: &'static [(&'static str, &'static str)],
-    /// The operands in binding order, group 0 from binding 0 on.
+    /// WGSL: the operands in binding order, group 0 from binding 0 on.
     pub bindings: &'static [&'static str],
-    /// What it needs beyond WebGPU's defaults, by wgpu's feature names in lower case (`subgroup`, `shader_f16`).
+    /// PTX: the parameters in the order of a launch.
+    pub parameters: &'static [&'static str],
+    /// WGSL: what it needs beyond WebGPU's defaults, by wgpu's feature names in lower case (`subgroup`, `shader_f16`).
+    /// PTX: the lowest device it runs on (`sm_80`), or the only one (`sm_90a`).
     pub needs: &'static [&'static str],
     /// The text, complete in itself.
     pub source: &'static str,
+}
+
+/// Every PTX kernel, sorted by family and by its place in the family's table.
+#[must_use]
+pub fn cuda() -> &'static [Kernel] {
+    const KERNELS: &[Kernel] = include!(concat!(env!("OUT_DIR"), "/kernels_cuda.rs"));
+    KERNELS
 }
 
 /// Every WGSL kernel, sorted by family and by its place in the family's table.

@@ -28,6 +28,8 @@ enum Storage<T: Element> {
     Host(Arc<Vec<T>>),
     #[cfg(feature = "wgpu")]
     Wgpu(Arc<crate::backend::wgpu::Buffer>),
+    #[cfg(feature = "cuda")]
+    Cuda(Arc<crate::backend::cuda::Buffer>),
 }
 
 /// Elements in host memory, borrowed: what the reference and the CPU launchers read.
@@ -127,6 +129,8 @@ impl<T: Element> Tensor<T> {
             Handle::Cpu(_) => Storage::Host(Arc::new(data)),
             #[cfg(feature = "wgpu")]
             Handle::Wgpu(gpu) => Storage::Wgpu(gpu.upload(bytemuck::cast_slice(&data))?),
+            #[cfg(feature = "cuda")]
+            Handle::Cuda(cuda) => Storage::Cuda(cuda.upload(bytemuck::cast_slice(&data))?),
         };
         Ok(Self { device: device.clone(), layout, storage })
     }
@@ -144,8 +148,14 @@ impl<T: Element> Tensor<T> {
     /// # Errors
     /// As [`Tensor::from_vec`].
     pub fn zeros(device: &Device, shape: &[usize]) -> Result<Self> {
-        let elements = Layout::contiguous(shape)?.elements();
-        Self::from_vec(device, shape, vec![T::zeroed(); elements])
+        let layout = Layout::contiguous(shape)?;
+        #[cfg(feature = "cuda")]
+        if let Handle::Cuda(cuda) = device.handle() {
+            device.check_dtype::<T>()?;
+            let storage = Storage::Cuda(cuda.zeros(layout.elements() * T::DTYPE.bytes())?);
+            return Ok(Self { device: device.clone(), layout, storage });
+        }
+        Self::from_vec(device, shape, vec![T::zeroed(); layout.elements()])
     }
 
     /// A tensor of `shape` for an op to fill: zeros in host memory, anything at all on a GPU.
@@ -156,6 +166,13 @@ impl<T: Element> Tensor<T> {
                 let layout = Layout::contiguous(shape)?;
                 device.check_dtype::<T>()?;
                 let storage = Storage::Wgpu(gpu.allocate(layout.elements() * T::DTYPE.bytes())?);
+                Ok(Self { device: device.clone(), layout, storage })
+            }
+            #[cfg(feature = "cuda")]
+            Handle::Cuda(cuda) => {
+                let layout = Layout::contiguous(shape)?;
+                device.check_dtype::<T>()?;
+                let storage = Storage::Cuda(cuda.allocate(layout.elements() * T::DTYPE.bytes())?);
                 Ok(Self { device: device.clone(), layout, storage })
             }
             _ => Self::zeros(device, shape),
@@ -179,6 +196,13 @@ impl<T: Element> Tensor<T> {
                 let bytes = T::DTYPE.bytes();
                 let start = dense.layout.offset() * bytes;
                 buffer.download(start, dense.layout.elements() * bytes)
+            }
+            #[cfg(feature = "cuda")]
+            Storage::Cuda(_) => {
+                let dense = self.contiguous()?;
+                let Storage::Cuda(buffer) = &dense.storage else { unreachable!("copies stay on their device") };
+                let bytes = T::DTYPE.bytes();
+                buffer.download(dense.layout.offset() * bytes, dense.layout.elements() * bytes)
             }
         }
     }
@@ -300,6 +324,8 @@ impl<T: Element> Tensor<T> {
             Storage::Host(data) => data.len(),
             #[cfg(feature = "wgpu")]
             Storage::Wgpu(buffer) => buffer.bytes() / T::DTYPE.bytes(),
+            #[cfg(feature = "cuda")]
+            Storage::Cuda(buffer) => buffer.bytes() / T::DTYPE.bytes(),
         }
     }
 
@@ -310,8 +336,8 @@ impl<T: Element> Tensor<T> {
     pub(crate) fn host(&self) -> View<'_, T> {
         match &self.storage {
             Storage::Host(data) => self.view_of(data),
-            #[cfg(feature = "wgpu")]
-            Storage::Wgpu(_) => unreachable!("a host implementation was called with a tensor of a GPU"),
+            #[cfg(any(feature = "cuda", feature = "wgpu"))]
+            _ => unreachable!("a host implementation was called with a tensor of a GPU"),
         }
     }
 
@@ -322,8 +348,8 @@ impl<T: Element> Tensor<T> {
     pub(crate) fn host_mut(&mut self) -> ViewMut<'_, T> {
         match &mut self.storage {
             Storage::Host(data) => ViewMut { data: Arc::make_mut(data).as_mut_slice(), layout: &self.layout },
-            #[cfg(feature = "wgpu")]
-            Storage::Wgpu(_) => unreachable!("a host implementation was called with a tensor of a GPU"),
+            #[cfg(any(feature = "cuda", feature = "wgpu"))]
+            _ => unreachable!("a host implementation was called with a tensor of a GPU"),
         }
     }
 
@@ -338,7 +364,7 @@ impl<T: Element> Tensor<T> {
             Storage::Wgpu(buffer) => {
                 crate::backend::wgpu::Operand { buffer: buffer.raw(), layout: &self.layout, dtype: T::DTYPE }
             }
-            Storage::Host(_) => panic!("Tensor::operand: the tensor is on {}, not on wgpu", self.device),
+            _ => panic!("Tensor::operand: the tensor is on {}, not on wgpu", self.device),
         }
     }
 
@@ -357,6 +383,50 @@ impl<T: Element> Tensor<T> {
         let tensor = Self { device: device.clone(), layout, storage };
         check_span(tensor.capacity(), &tensor.layout)?;
         Ok(tensor)
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl<T: Element> Tensor<T> {
+    /// The memory of a tensor on a CUDA device, as its launchers take it.
+    ///
+    /// # Panics
+    /// If the tensor is not on a CUDA device.
+    #[must_use]
+    pub fn cuda_operand(&self) -> crate::backend::cuda::Operand<'_> {
+        match &self.storage {
+            Storage::Cuda(buffer) => {
+                crate::backend::cuda::Operand { pointer: buffer.pointer(), layout: &self.layout, dtype: T::DTYPE }
+            }
+            _ => panic!("Tensor::cuda_operand: the tensor is on {}, not on CUDA", self.device),
+        }
+    }
+
+    /// A tensor over memory that another crate allocated on this device; it is not copied. `owner` is what keeps the
+    /// memory alive, such as an `Arc<CudaSlice<T>>`, and is dropped with the last tensor that shares it.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the layout reaches beyond `elements`; [`Error::Unavailable`] if `device` is not CUDA.
+    ///
+    /// # Safety
+    /// As long as `owner` lives, `pointer` must be valid on the device for `elements` of `T`. What other streams do
+    /// with that memory must be ordered with the device's own stream.
+    #[expect(unsafe_code, reason = "the caller vouches for a device pointer")]
+    pub unsafe fn from_cuda(
+        device: &Device,
+        pointer: u64,
+        elements: usize,
+        layout: Layout,
+        owner: impl std::any::Any + Send + Sync,
+    ) -> Result<Self> {
+        device.check_dtype::<T>()?;
+        let Handle::Cuda(cuda) = device.handle() else {
+            let reason = "CUDA memory needs a CUDA device".to_owned();
+            return Err(Error::Unavailable { device: device.to_string(), reason });
+        };
+        check_span(elements, &layout)?;
+        let storage = Storage::Cuda(cuda.adopt(pointer, elements * T::DTYPE.bytes(), Box::new(owner)));
+        Ok(Self { device: device.clone(), layout, storage })
     }
 }
 

@@ -65,6 +65,8 @@ pub fn activation<T: Float>(x: &Tensor<T>, activation: Activation) -> Result<Ten
         Handle::Reference => reference::activation(x.host(), activation, y.host_mut()),
         #[cfg(feature = "cpu")]
         Handle::Cpu(cpu) => cpu::activation(cpu, x.host(), activation, y.host_mut()),
+        #[cfg(feature = "cuda")]
+        Handle::Cuda(cuda) => return Err(cuda.no_kernel("activation")),
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => {
             gpu.record(|recorder| wgpu::activation(recorder, x.operand(), activation, y.operand()))?;
@@ -100,6 +102,8 @@ pub fn swiglu<T: Float>(gate: &Tensor<T>, up: &Tensor<T>) -> Result<Tensor<T>> {
         Handle::Reference => reference::swiglu(gate.host(), up.host(), y.host_mut()),
         #[cfg(feature = "cpu")]
         Handle::Cpu(cpu) => cpu::swiglu(cpu, gate.host(), up.host(), y.host_mut()),
+        #[cfg(feature = "cuda")]
+        Handle::Cuda(cuda) => return Err(cuda.no_kernel("swiglu")),
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => {
             gpu.record(|recorder| wgpu::swiglu(recorder, gate.operand(), up.operand(), y.operand()))?;

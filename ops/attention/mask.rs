@@ -208,7 +208,7 @@ impl Mask {
         }
     }
 
-    #[cfg(any(feature = "cpu", feature = "wgpu"))]
+    #[cfg(any(feature = "cpu", feature = "cuda", feature = "wgpu"))]
     /// The range of keys outside of which query `i` sees none; only a given mask hides keys inside it.
     fn range(&self, lengths: Lengths, batch: usize, i: usize) -> [usize; 2] {
         let k_len = lengths.k_len;
@@ -244,7 +244,7 @@ impl Mask {
         }
     }
 
-    #[cfg(any(feature = "cpu", feature = "wgpu"))]
+    #[cfg(any(feature = "cpu", feature = "cuda", feature = "wgpu"))]
     fn depends_on_batch(&self) -> bool {
         match self {
             Self::KeyLengths(_) => true,
@@ -253,7 +253,7 @@ impl Mask {
         }
     }
 
-    #[cfg(any(feature = "cpu", feature = "wgpu"))]
+    #[cfg(any(feature = "cpu", feature = "cuda", feature = "wgpu"))]
     fn given<'a>(&'a self, found: &mut Vec<&'a Tensor<u8>>) {
         match self {
             Self::Given(given) => found.push(given),
@@ -262,7 +262,7 @@ impl Mask {
         }
     }
 
-    #[cfg(any(feature = "cpu", feature = "wgpu"))]
+    #[cfg(any(feature = "cpu", feature = "cuda", feature = "wgpu"))]
     /// The mask for these lengths, which [`Mask::check`] has passed.
     pub(crate) fn compile(&self, op: &'static str, lengths: Lengths) -> Result<Compiled> {
         let Lengths { batch, q_len, k_len } = lengths;

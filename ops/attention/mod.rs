@@ -173,6 +173,8 @@ pub fn attention<T: Float>(q: &Tensor<T>, k: &Tensor<T>, v: &Tensor<T>, options:
             let bias = bias.as_ref().map(Tensor::host);
             cpu::attention(cpu, q.host(), k.host(), v.host(), scoring, bias, &mask, y.host_mut(), lse.host_mut());
         }
+        #[cfg(feature = "cuda")]
+        Handle::Cuda(cuda) => return Err(cuda.no_kernel("attention")),
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => {
             let mask = options.mask.compile(OP, lengths)?;
@@ -228,6 +230,8 @@ pub fn l2_normalise<T: Float>(x: &Tensor<T>) -> Result<Tensor<T>> {
         Handle::Reference => reference::l2_normalise(x.host(), y.host_mut()),
         #[cfg(feature = "cpu")]
         Handle::Cpu(cpu) => cpu::l2_normalise(cpu, x.host(), y.host_mut()),
+        #[cfg(feature = "cuda")]
+        Handle::Cuda(cuda) => return Err(cuda.no_kernel("l2_normalise")),
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => gpu.record(|recorder| wgpu::l2_normalise(recorder, x.operand(), y.operand()))?,
     }

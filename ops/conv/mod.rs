@@ -129,6 +129,8 @@ pub fn conv2d<T: Float>(
             let weight = widened(&weight)?;
             cpu::conv2d(cpu, x.host(), weight.host(), bias.as_ref().map(Tensor::host), geometry, y.host_mut());
         }
+        #[cfg(feature = "cuda")]
+        Handle::Cuda(cuda) => return Err(cuda.no_kernel("conv2d")),
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => {
             // An 8-bit kernel is rare; it is widened on the way instead of having a variant of its own.

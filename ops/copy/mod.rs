@@ -1,5 +1,7 @@
 //! Copies between layouts, and between float types.
 
+#[cfg(feature = "cuda")]
+pub mod cuda;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
 
@@ -26,6 +28,8 @@ pub fn copy_into<T: Element>(x: &Tensor<T>, y: &mut Tensor<T>) -> Result<()> {
         Handle::Reference => copy_elements(x.host(), y.host_mut()),
         #[cfg(feature = "cpu")]
         Handle::Cpu(_) => copy_elements(x.host(), y.host_mut()),
+        #[cfg(feature = "cuda")]
+        Handle::Cuda(cuda) => cuda::copy_into(&cuda.stream(), x.cuda_operand(), y.cuda_operand())?,
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => gpu.record(|recorder| wgpu::copy_into(recorder, x.operand(), y.operand()))?,
     }
@@ -56,6 +60,8 @@ pub fn convert<T: Float, U: Float>(x: &Tensor<T>) -> Result<Tensor<U>> {
         Handle::Reference => convert_elements(x.host(), y.host_mut()),
         #[cfg(feature = "cpu")]
         Handle::Cpu(_) => convert_elements(x.host(), y.host_mut()),
+        #[cfg(feature = "cuda")]
+        Handle::Cuda(cuda) => cuda::convert(&cuda.stream(), x.cuda_operand(), y.cuda_operand())?,
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => gpu.record(|recorder| wgpu::convert(recorder, x.operand(), y.operand()))?,
     }

@@ -2,6 +2,8 @@
 
 #[cfg(feature = "cpu")]
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod reference;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
@@ -88,6 +90,10 @@ fn binary<T: Float>(op: &'static str, a: &Tensor<T>, b: &Tensor<T>, operation: O
         Handle::Reference => reference::binary(a.host(), b.host(), operation, y.host_mut()),
         #[cfg(feature = "cpu")]
         Handle::Cpu(cpu) => cpu::binary(cpu, a.host(), b.host(), operation, y.host_mut()),
+        #[cfg(feature = "cuda")]
+        Handle::Cuda(cuda) => {
+            cuda::binary(&cuda.stream(), a.cuda_operand(), b.cuda_operand(), operation, y.cuda_operand())?;
+        }
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => {
             gpu.record(|recorder| wgpu::binary(recorder, a.operand(), b.operand(), operation, y.operand()))?;

@@ -47,6 +47,8 @@ pub fn embedding<T: Float>(table: &Weight, ids: &Tensor<u32>) -> Result<Tensor<T
             check_ids(OP, &ids, entries)?;
             cpu::embedding(cpu, &table, ids.host(), y.host_mut());
         }
+        #[cfg(feature = "cuda")]
+        Handle::Cuda(cuda) => return Err(cuda.no_kernel("embedding")),
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => {
             let (values, scale) = crate::linear::wgpu::operands(&table);

@@ -59,6 +59,8 @@ pub fn linear<T: Float>(x: &Tensor<T>, weight: &Weight, bias: Option<&Tensor<f32
         Handle::Reference => reference::linear(x.host(), &weight, bias.as_ref().map(Tensor::host), y.host_mut()),
         #[cfg(feature = "cpu")]
         Handle::Cpu(cpu) => cpu::linear(cpu, x.host(), &weight, bias.as_ref().map(Tensor::host), y.host_mut()),
+        #[cfg(feature = "cuda")]
+        Handle::Cuda(cuda) => return Err(cuda.no_kernel("linear")),
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => {
             let (x, y) = (x.reshape(&[1, rows, inputs])?, y.reshape(&[1, rows, outputs])?);
@@ -114,6 +116,8 @@ pub fn matmul<T: Float>(a: &Tensor<T>, b: &Tensor<T>) -> Result<Tensor<T>> {
         Handle::Reference => reference::matmul(a.host(), columns.host(), y.host_mut()),
         #[cfg(feature = "cpu")]
         Handle::Cpu(cpu) => cpu::matmul(cpu, a.host(), columns.host(), y.host_mut()),
+        #[cfg(feature = "cuda")]
+        Handle::Cuda(cuda) => return Err(cuda.no_kernel("matmul")),
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => {
             gpu.record(|recorder| wgpu::linear(recorder, a.operand(), columns.operand(), None, None, y.operand()))?

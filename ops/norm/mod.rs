@@ -38,6 +38,8 @@ pub fn rms_norm<T: Float>(x: &Tensor<T>, weight: Option<&Tensor<f32>>, eps: f32)
         Handle::Reference => reference::rms_norm(x.host(), weight.as_ref().map(Tensor::host), eps, y.host_mut()),
         #[cfg(feature = "cpu")]
         Handle::Cpu(cpu) => cpu::rms_norm(cpu, x.host(), weight.as_ref().map(Tensor::host), eps, y.host_mut()),
+        #[cfg(feature = "cuda")]
+        Handle::Cuda(cuda) => return Err(cuda.no_kernel("rms_norm")),
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => gpu.record(|recorder| {
             wgpu::rms_norm(recorder, x.operand(), weight.as_ref().map(Tensor::operand), eps, y.operand())
@@ -166,6 +168,8 @@ fn normalise<T: Float>(
         Handle::Cpu(cpu) => {
             cpu::normalise(cpu, x.host(), groups, weight.map(Tensor::host), bias.map(Tensor::host), eps, y.host_mut());
         }
+        #[cfg(feature = "cuda")]
+        Handle::Cuda(cuda) => return Err(cuda.no_kernel("layer_norm and group_norm")),
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => gpu.record(|recorder| {
             let (weight, bias) = (weight.map(Tensor::operand), bias.map(Tensor::operand));
@@ -199,6 +203,8 @@ pub fn modulate<T: Float>(x: &Tensor<T>, scale: &Tensor<T>, shift: &Tensor<T>) -
         Handle::Reference => reference::modulate(x.host(), scale.host(), shift.host(), y.host_mut()),
         #[cfg(feature = "cpu")]
         Handle::Cpu(_) => cpu::modulate(x.host(), scale.host(), shift.host(), y.host_mut()),
+        #[cfg(feature = "cuda")]
+        Handle::Cuda(cuda) => return Err(cuda.no_kernel("modulate")),
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => gpu.record(|recorder| {
             let [x, scale, shift, y] = [x.operand(), scale.operand(), shift.operand(), y.operand()];
@@ -235,6 +241,8 @@ pub fn gated_add<T: Float>(x: &Tensor<T>, gate: &Tensor<T>, h: &Tensor<T>) -> Re
         Handle::Reference => reference::gated_add(x.host(), gate.host(), h.host(), y.host_mut()),
         #[cfg(feature = "cpu")]
         Handle::Cpu(_) => cpu::gated_add(x.host(), gate.host(), h.host(), y.host_mut()),
+        #[cfg(feature = "cuda")]
+        Handle::Cuda(cuda) => return Err(cuda.no_kernel("gated_add")),
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => gpu.record(|recorder| {
             let [x, gate, h, y] = [x.operand(), gate.operand(), h.operand(), y.operand()];
@@ -272,6 +280,8 @@ pub fn softmax<T: Float>(x: &Tensor<T>) -> Result<Tensor<T>> {
         Handle::Reference => reference::softmax(x.host(), channels, y.host_mut()),
         #[cfg(feature = "cpu")]
         Handle::Cpu(cpu) => cpu::softmax(cpu, x.host(), channels, y.host_mut()),
+        #[cfg(feature = "cuda")]
+        Handle::Cuda(cuda) => return Err(cuda.no_kernel("softmax")),
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => gpu.record(|recorder| wgpu::softmax(recorder, x.operand(), channels, y.operand()))?,
     }

@@ -67,6 +67,8 @@ pub fn resize<T: Float>(x: &Tensor<T>, size: [usize; 2], mode: Mode) -> Result<T
         Handle::Reference => reference::resize(x.host(), &rows, &columns, y.host_mut()),
         #[cfg(feature = "cpu")]
         Handle::Cpu(cpu) => cpu::resize(cpu, x.host(), &rows, &columns, y.host_mut()),
+        #[cfg(feature = "cuda")]
+        Handle::Cuda(cuda) => return Err(cuda.no_kernel("resize")),
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => {
             let plan = Tensor::from_vec(x.device(), &[rows.len() + columns.len(), 2], plan(&rows, &columns))?;
@@ -89,7 +91,7 @@ pub struct Taps {
 }
 
 /// Per row, then per column of the result: the first place it reads, and where its weights start.
-#[cfg(feature = "wgpu")]
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
 fn plan(rows: &[Taps], columns: &[Taps]) -> Vec<u32> {
     let mut start = 0;
     let mut plan = Vec::with_capacity(2 * (rows.len() + columns.len()));

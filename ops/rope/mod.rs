@@ -173,6 +173,8 @@ pub fn rope<T: Float>(x: &Tensor<T>, table: &Table, start: usize, pairing: Pairi
         Handle::Reference => reference::rope(x.host(), cos.host(), sin.host(), pairing, y.host_mut()),
         #[cfg(feature = "cpu")]
         Handle::Cpu(cpu) => cpu::rope(cpu, x.host(), cos.host(), sin.host(), pairing, y.host_mut()),
+        #[cfg(feature = "cuda")]
+        Handle::Cuda(cuda) => return Err(cuda.no_kernel("rope")),
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => gpu
             .record(|recorder| wgpu::rope(recorder, x.operand(), cos.operand(), sin.operand(), pairing, y.operand()))?,

@@ -126,6 +126,8 @@ pub fn sample<T: Float>(logits: &Tensor<T>, filter: &Filter, draws: &Draws) -> R
         #[cfg(feature = "cpu")]
         Handle::Cpu(cpu) => cpu::sample(cpu, logits.host(), plan, &fractions)
             .and_then(|tokens| Tensor::from_vec(logits.device(), &[rows], tokens)),
+        #[cfg(feature = "cuda")]
+        Handle::Cuda(cuda) => return Err(cuda.no_kernel("sample")),
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => {
             let fractions = Tensor::from_vec(logits.device(), &[rows], fractions)?;
@@ -173,6 +175,8 @@ pub fn filter<T: Float>(logits: &Tensor<T>, filter: &Filter) -> Result<Filtered>
         Handle::Reference => reference::filter(logits.host(), filter)?,
         #[cfg(feature = "cpu")]
         Handle::Cpu(cpu) => cpu::filter(cpu, logits.host(), integer::Plan::new(filter))?,
+        #[cfg(feature = "cuda")]
+        Handle::Cuda(cuda) => return Err(cuda.no_kernel("filter")),
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => {
             let (probabilities, kept) = (Tensor::empty(device, &shape)?, Tensor::empty(device, &shape)?);

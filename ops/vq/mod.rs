@@ -84,6 +84,8 @@ fn nearest<T: Float>(op: &'static str, x: &Tensor<T>, codebook: &Weight, metric:
         Handle::Reference => reference::nearest(x.host(), codebook.host(), metric, y.host_mut()),
         #[cfg(feature = "cpu")]
         Handle::Cpu(cpu) => cpu::nearest(cpu, x.host(), codebook.host(), metric, y.host_mut()),
+        #[cfg(feature = "cuda")]
+        Handle::Cuda(cuda) => return Err(cuda.no_kernel("nearest")),
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => {
             gpu.record(|recorder| wgpu::nearest(recorder, x.operand(), codebook.operand(), metric, y.operand()))?
