@@ -2,9 +2,11 @@
 //!
 //! Source: Touvron et al. 2023, arXiv:2302.13971, section 2.2; names from LlamaGen's `gpt.py`.
 
+use std::ops::Range;
+
 use smalti::attention::{self, KvCache, Options};
 use smalti::rope::{self, Pairing, Table};
-use smalti::{Float, Tensor, Weight, activation, elementwise, linear, norm};
+use smalti::{Device, Float, Tensor, Weight, activation, elementwise, linear, norm};
 
 use crate::weights::Loader;
 use crate::{Error, Result};
@@ -40,15 +42,14 @@ struct Block {
     w3: Weight,
 }
 
-/// A stack of Llama blocks with its final norm.
-pub struct Llama {
+/// A stack of Llama blocks.
+pub struct Blocks {
     sizes: Sizes,
     blocks: Vec<Block>,
-    norm: Tensor<f32>,
 }
 
-impl Llama {
-    /// Loads `layers.N` and `norm` under the loader's prefix.
+impl Blocks {
+    /// Loads `layers.N` under the loader's prefix.
     ///
     /// # Errors
     /// If the device has no room.
@@ -68,7 +69,7 @@ impl Llama {
                 w3: at.weight("feed_forward.w3.weight", &[hidden, dim])?,
             })
         });
-        Ok(Self { sizes, blocks: blocks.collect::<Result<_>>()?, norm: loader.vector("norm.weight", &[dim])? })
+        Ok(Self { sizes, blocks: blocks.collect::<Result<_>>()? })
     }
 
     /// Its sizes.
@@ -77,25 +78,32 @@ impl Llama {
         self.sizes
     }
 
-    /// Empty caches for sequences of at most `capacity` places.
+    /// How many blocks there are.
+    #[must_use]
+    pub fn depth(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// Empty caches for sequences of at most `capacity` places, one per block.
     ///
     /// # Errors
     /// If the device has no room.
-    pub fn caches<T: Float>(&self, batch: usize, capacity: usize) -> Result<Vec<KvCache<T>>> {
-        let device = self.norm.device();
+    pub fn caches<T: Float>(&self, device: &Device, batch: usize, capacity: usize) -> Result<Vec<KvCache<T>>> {
         let cache = || KvCache::new(device, batch, self.sizes.kv_heads, capacity, self.sizes.head_dim());
         self.blocks.iter().map(|_| Ok(cache()?)).collect()
     }
 
-    /// Runs the places of `x` (`[batch, seq, dim]`) after those in the caches, and appends them there. `options` masks
-    /// the scores of these places against all that the caches then hold.
+    /// Runs the places of `x` (`[batch, seq, dim]`) after those in the caches through the blocks `range`, and appends
+    /// them to the caches of these. `options` masks the scores of these places against all that a cache then holds;
+    /// `table` turns queries and keys, the rows from the cache's length on.
     ///
     /// # Errors
     /// If shapes do not fit or the device fails.
     pub fn run<T: Float>(
         &self,
+        range: Range<usize>,
         x: &Tensor<T>,
-        table: &Table,
+        table: Option<&Table>,
         caches: &mut [KvCache<T>],
         options: &Options,
     ) -> Result<Tensor<T>> {
@@ -105,13 +113,15 @@ impl Llama {
         let Sizes { heads, kv_heads, norm_eps, .. } = self.sizes;
         let head_dim = self.sizes.head_dim();
         let mut x = x.clone();
-        for (block, cache) in self.blocks.iter().zip(caches) {
+        for (block, cache) in self.blocks[range.clone()].iter().zip(&mut caches[range]) {
             let h = norm::rms_norm(&x, Some(&block.attention_norm), norm_eps)?;
             let qkv = linear::linear(&h, &block.wqkv, None)?;
             let qkv = qkv.reshape(&[batch, seq, heads + 2 * kv_heads, head_dim])?.permute(&[0, 2, 1, 3])?;
-            let start = cache.len();
-            let q = rope::rope(&qkv.narrow(1, 0, heads)?, table, start, Pairing::Interleaved)?;
-            let k = rope::rope(&qkv.narrow(1, heads, kv_heads)?, table, start, Pairing::Interleaved)?;
+            let (mut q, mut k) = (qkv.narrow(1, 0, heads)?, qkv.narrow(1, heads, kv_heads)?);
+            if let Some(table) = table {
+                q = rope::rope(&q, table, cache.len(), Pairing::Interleaved)?;
+                k = rope::rope(&k, table, cache.len(), Pairing::Interleaved)?;
+            }
             cache.append(&k, &qkv.narrow(1, heads + kv_heads, kv_heads)?)?;
             let h = attention::attention(&q, &cache.k(), &cache.v(), options)?.y;
             let h = h.permute(&[0, 2, 1, 3])?.reshape(&[batch, seq, dim])?;
@@ -123,6 +133,51 @@ impl Llama {
             let h = linear::linear(&activation::swiglu(&gate, &up)?, &block.w2, None)?;
             x = elementwise::add(&x, &h)?;
         }
-        Ok(norm::rms_norm(&x, Some(&self.norm), norm_eps)?)
+        Ok(x)
+    }
+}
+
+/// A stack of Llama blocks with its final norm.
+pub struct Llama {
+    blocks: Blocks,
+    norm: Tensor<f32>,
+}
+
+impl Llama {
+    /// Loads `layers.N` and `norm` under the loader's prefix.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    pub fn load(loader: &Loader<'_>, sizes: Sizes) -> Result<Self> {
+        Ok(Self { blocks: Blocks::load(loader, sizes)?, norm: loader.vector("norm.weight", &[sizes.dim])? })
+    }
+
+    /// Its sizes.
+    #[must_use]
+    pub fn sizes(&self) -> Sizes {
+        self.blocks.sizes
+    }
+
+    /// Empty caches for sequences of at most `capacity` places.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    pub fn caches<T: Float>(&self, batch: usize, capacity: usize) -> Result<Vec<KvCache<T>>> {
+        self.blocks.caches(self.norm.device(), batch, capacity)
+    }
+
+    /// All blocks, as [`Blocks::run`], then the norm.
+    ///
+    /// # Errors
+    /// If shapes do not fit or the device fails.
+    pub fn run<T: Float>(
+        &self,
+        x: &Tensor<T>,
+        table: &Table,
+        caches: &mut [KvCache<T>],
+        options: &Options,
+    ) -> Result<Tensor<T>> {
+        let x = self.blocks.run(0..self.blocks.depth(), x, Some(table), caches, options)?;
+        Ok(norm::rms_norm(&x, Some(&self.norm), self.blocks.sizes.norm_eps)?)
     }
 }

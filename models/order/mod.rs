@@ -53,15 +53,20 @@ pub fn counts(places: usize, steps: usize, masked: impl Fn(f64) -> f64) -> Vec<u
     counts
 }
 
-/// The rows of a rotary table that a sequence of these rows' tokens takes.
+/// The rows of a rotary table that a sequence takes, one per place.
 ///
 /// # Errors
 /// If the device has no room.
-pub fn positions(table: &Table, rows: &[usize]) -> Result<Table> {
+pub fn positions(table: &Table, places: &[usize]) -> Result<Table> {
+    Ok(Table { cos: rows(&table.cos, places)?, sin: rows(&table.sin, places)? })
+}
+
+/// The given rows of a table.
+///
+/// # Errors
+/// If there is no such row or the device has no room.
+pub fn rows(table: &Tensor<f32>, rows: &[usize]) -> Result<Tensor<f32>> {
     let ids = rows.iter().map(|row| *row as u32).collect();
-    let ids = Tensor::from_vec(table.cos.device(), &[rows.len()], ids)?;
-    Ok(Table {
-        cos: embedding::embedding(&Weight::from(table.cos.clone()), &ids)?,
-        sin: embedding::embedding(&Weight::from(table.sin.clone()), &ids)?,
-    })
+    let ids = Tensor::from_vec(table.device(), &[rows.len()], ids)?;
+    Ok(embedding::embedding(&Weight::from(table.clone()), &ids)?)
 }

@@ -1,4 +1,4 @@
-//! What the systems share that draw one code for each cell of a square grid, given a class.
+//! What the systems share that draw one code for each cell of a grid, given a class.
 
 use std::marker::PhantomData;
 use std::ops::ControlFlow;
@@ -16,23 +16,25 @@ use crate::{Drawn, Error, Generator, Result, Sampling};
 pub struct Codes {
     /// Where the weights are.
     pub device: Device,
-    /// Cells along one side.
-    pub side: usize,
+    /// Frames, rows and columns of cells; a picture is one frame.
+    pub grid: [usize; 3],
     names: Vec<String>,
     sampling: Sampling,
     tokenizer: Option<VqTokenizer>,
 }
 
 impl Codes {
-    /// Reads what the checkpoint says besides its network: `block_size`, how to sample, class names, and the tokenizer
+    /// Reads what the checkpoint says besides its network: `latent_shape` or `block_size`, how to sample, class names, and the tokenizer
     /// under `vq.` if it is there.
     ///
     /// # Errors
     /// If the device has no room.
     pub fn load(checkpoint: &Checkpoint, root: &Loader<'_>, config: &Config, classes: usize) -> Result<Self> {
+        let side = config.count("block_size").unwrap_or(256).isqrt();
+        let grid = config.counts("latent_shape").and_then(|shape| shape.try_into().ok());
         Ok(Self {
             device: root.device().clone(),
-            side: config.count("block_size").unwrap_or(256).isqrt(),
+            grid: grid.unwrap_or([1, side, side]),
             names: class_names(checkpoint, classes),
             sampling: Sampling {
                 cfg: config.number("cfg").unwrap_or(4.0),
@@ -53,16 +55,22 @@ impl Codes {
     /// Cells of the grid.
     #[must_use]
     pub fn places(&self) -> usize {
-        self.side * self.side
+        self.grid.iter().product()
     }
 
-    /// Tokens `[batch, places]` to pixels `[batch, 3, height, width]`.
+    /// Cells along one side of a picture.
+    #[must_use]
+    pub fn side(&self) -> usize {
+        self.grid[1]
+    }
+
+    /// Tokens `[batch, places]` of pictures to pixels `[batch, 3, height, width]`.
     ///
     /// # Errors
     /// [`Error::Request`] if the checkpoint has no tokenizer; [`Error::Op`] if the device fails.
     pub fn decode<T: Float>(&self, tokens: &Tensor<u32>) -> Result<Tensor<T>> {
         let missing = || Error::Request("the checkpoint holds no tokenizer (no vq.*)".to_owned());
-        self.tokenizer.as_ref().ok_or_else(missing)?.decode(tokens, [self.side, self.side])
+        self.tokenizer.as_ref().ok_or_else(missing)?.decode(tokens, [self.grid[1], self.grid[2]])
     }
 }
 
@@ -110,8 +118,8 @@ impl<T: Float, M: DrawsCodes> Generator for InDtype<T, M> {
 
     fn picture_size(&self) -> [usize; 2] {
         let codes = self.0.codes();
-        let side = codes.side * codes.tokenizer.as_ref().map_or(1, VqTokenizer::factor);
-        [side, side]
+        let factor = codes.tokenizer.as_ref().map_or(1, VqTokenizer::factor);
+        [codes.grid[1] * factor, codes.grid[2] * factor]
     }
 
     fn draw(

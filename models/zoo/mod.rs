@@ -2,6 +2,7 @@
 
 pub mod codes;
 pub mod llamagen;
+pub mod nar;
 pub mod par;
 pub mod var;
 
@@ -17,6 +18,7 @@ pub fn system(checkpoint: &Checkpoint) -> Option<&str> {
     checkpoint.metadata("system").or_else(|| {
         let has = |name: &str| checkpoint.names().any(|tensor| tensor.ends_with(name));
         match () {
+            () if has("medusa_output.weight") || has("output_D.weight") => Some("nar"),
             () if has("spe_tok_embeddings.special_embeddings.weight") => Some("par"),
             () if has("tok_embeddings.weight") => Some("llamagen"),
             () if has("pos_1LC") => Some("var"),
@@ -32,6 +34,7 @@ pub fn system(checkpoint: &Checkpoint) -> Option<&str> {
 pub fn load<T: Float>(checkpoint: &Checkpoint, device: &Device) -> Result<Box<dyn Generator>> {
     match system(checkpoint) {
         Some("llamagen") => Ok(Box::new(llamagen::LlamaGen::<T>::load(checkpoint, device)?)),
+        Some("nar") => Ok(Box::new(InDtype::<T, _>::new(nar::Nar::load(checkpoint, device)?))),
         Some("par") => Ok(Box::new(InDtype::<T, _>::new(par::Par::load(checkpoint, device)?))),
         Some("var") => Ok(Box::new(var::Var::<T>::load(checkpoint, device)?)),
         Some(other) => Err(Error::Request(format!("{}: system \"{other}\" is not known here", checkpoint.name()))),

@@ -53,13 +53,13 @@ impl Par {
         let codes = Codes::load(checkpoint, &root, &config, classes.classes())?;
         let special = "spe_tok_embeddings.special_embeddings.weight";
         let at_once = root.length(special, 0) + 1;
-        if at_once.isqrt().pow(2) != at_once || !codes.side.is_multiple_of(at_once.isqrt()) {
-            notes.add(format!("{at_once} regions do not tile a grid of {0} x {0}", codes.side));
+        if at_once.isqrt().pow(2) != at_once || !codes.side().is_multiple_of(at_once.isqrt()) {
+            notes.add(format!("{at_once} regions do not tile a grid of {0} x {0}", codes.side()));
         }
-        let cells = order::regions(codes.side, at_once);
+        let cells = order::regions(codes.side(), at_once);
 
         let theta = config.number("rope_base").unwrap_or(10_000.0);
-        let grid = Table::grid(device, codes.side, codes.side, trunk.head_dim(), theta)?;
+        let grid = Table::grid(device, codes.side(), codes.side(), trunk.head_dim(), theta)?;
         let grid = grid.with_null_rows(1, NullRows::Zero)?;
         // The condition, the single tokens, the transition tokens, the rest.
         let (single, rest) = cells.split_at(at_once.min(cells.len()));

@@ -3,9 +3,9 @@
 use smalti::Float;
 
 use super::{cos_sin, generated, greedy, weights};
+use crate::Result;
 use crate::conform::{Computed, Dump};
 use crate::zoo::llamagen::LlamaGen;
-use crate::Result;
 
 pub(super) fn run<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
     let checkpoint = weights(dump)?;
@@ -18,7 +18,8 @@ pub(super) fn run<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
         let run = generated::<T>(|steps| model.generate_captions(&caption, Some(&visible), &sampling, steps))?;
         computed.push(run.logits.computed("greedy_guided_logits"));
         computed.push(Computed::integers("greedy_tokens", &run.tokens)?);
-        let tokens = model.generate_captions(&caption, None, &sampling, &mut |_, _| std::ops::ControlFlow::Continue(()))?;
+        let tokens =
+            model.generate_captions(&caption, None, &sampling, &mut |_, _| std::ops::ControlFlow::Continue(()))?;
         computed.push(Computed::integers("greedy_tokens_without_mask", &tokens)?);
         return Ok(computed);
     }

@@ -1,6 +1,7 @@
 //! Whole models: each system's inputs, run as its dump was.
 
 mod llamagen;
+mod nar;
 mod par;
 mod var;
 
@@ -19,6 +20,7 @@ use crate::{Error, Result, Sampling};
 pub(super) fn run<T: Float>(system: &str, dump: &Dump<'_>) -> Result<Vec<Computed>> {
     match system {
         "llamagen" => llamagen::run::<T>(dump),
+        "nar" => nar::run::<T>(dump),
         "par" => par::run::<T>(dump),
         "var" => var::run::<T>(dump),
         other => Err(Error::Request(format!("{}: system \"{other}\" is not known here", dump.checkpoint.name()))),
@@ -51,6 +53,21 @@ impl Logits {
         let values = logits.to_vec()?.iter().map(|value| value.to_f64()).collect();
         self.0.push((logits.shape().to_vec(), values));
         Ok(())
+    }
+
+    /// Rows that are in the order of `cells`, put in raster order; one step holds them all.
+    fn in_raster(self, cells: &[usize]) -> Self {
+        let reordered = |(shape, values): (Vec<usize>, Vec<f64>)| {
+            let row = shape[2];
+            let mut raster = values.clone();
+            for (from, to) in values.chunks(shape[1] * row).zip(raster.chunks_mut(shape[1] * row)) {
+                for (from, cell) in from.chunks(row).zip(cells) {
+                    to[cell * row..][..row].copy_from_slice(from);
+                }
+            }
+            (shape, raster)
+        };
+        Self(self.0.into_iter().map(reordered).collect())
     }
 
     fn computed(self, output: &str) -> Computed {

@@ -3,9 +3,9 @@
 use smalti::{Float, Tensor, copy};
 
 use super::{generated, greedy, mapped, weights};
+use crate::Result;
 use crate::conform::{Computed, Dump};
 use crate::zoo::var::Var;
-use crate::Result;
 
 pub(super) fn run<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
     let checkpoint = weights(dump)?;
