@@ -4,7 +4,7 @@ use smalti::activation::{Activation, activation, swiglu};
 use smalti::attention::{self, Align, Mask, Options, ScalesKind};
 use smalti::conv::{Padding, conv2d};
 use smalti::resize::{Mode, resize};
-use smalti::rope::{NullRows, Pairing, Table, rope};
+use smalti::rope::{Extrapolation, Frequencies, NullRows, Pairing, Positions, Table, rope};
 use smalti::sample::{self, Draws, Filter, Guidance, Schedule};
 use smalti::{Dtype, Float, Tensor, Weight, bf16, copy, elementwise, embedding, f16, linear, norm, vq};
 
@@ -389,41 +389,46 @@ fn mask_of(dump: &Dump<'_>, mask: &crate::weights::Config) -> Result<Mask> {
     })
 }
 
-/// 1-D tables and axes, from the positions that the dump lists.
-fn turn<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
-    let theta = f64::from(dump.number("theta")?);
-    let rotary_dim = dump.count("rotary_dim")?;
-    let split = match dump.config.text("kind") {
-        Some("1d") => vec![rotary_dim],
-        Some("axes") => dump.config.counts("split").ok_or_else(|| dump.missing("split"))?,
+fn frequencies(dump: &Dump<'_>) -> Result<Frequencies> {
+    let theta = dump.number("theta")?;
+    Ok(match dump.config.text("kind") {
+        Some("1d") => Frequencies::one_d(dump.count("rotary_dim")?, theta)?,
+        Some("axes") => {
+            Frequencies::per_axis(&dump.config.counts("split").ok_or_else(|| dump.missing("split"))?, theta)?
+        }
+        Some("shared") => {
+            let axes: Vec<usize> = dump.counts("axis_of_pair")?.iter().map(|axis| *axis as usize).collect();
+            let factors = dump.config.numbers("factor").ok_or_else(|| dump.missing("factor"))?;
+            Frequencies::shared(&axes, &factors, theta)?
+        }
+        Some("grid_extrapolated") => {
+            let extrapolation = match dump.config.text("mode") {
+                Some("linear") => Extrapolation::Linear,
+                Some("ntk") => Extrapolation::Ntk,
+                Some("by_parts") => Extrapolation::ByParts { original: dump.count("original")? },
+                _ => return Err(unknown(dump, "mode")),
+            };
+            let (axes, head_dim) = (dump.count("axes")?, dump.count("rotary_dim")?);
+            Frequencies::extrapolated(axes, head_dim, theta, dump.number("factor")?, extrapolation)?
+        }
         _ => return Err(unknown(dump, "kind")),
-    };
-    let shape = dump.shape("positions")?.to_vec();
-    let positions: Vec<f64> = match dump.checkpoint.dtype("in.positions") {
+    })
+}
+
+fn turn<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
+    let frequencies = frequencies(dump)?;
+    let values: Vec<f64> = match dump.checkpoint.dtype("in.positions") {
         Some(Dtype::I32) => dump.checkpoint.elements::<i32>("in.positions")?.iter().map(|p| f64::from(*p)).collect(),
         _ => dump.checkpoint.floats("in.positions")?.iter().map(|p| f64::from(*p)).collect(),
     };
-    let axes = split.len();
-    let rows = positions.len() / axes;
-    let per_row = if axes == 1 { shape.len() == 1 } else { shape.len() == 2 };
-    if !per_row {
-        return Err(Error::Request(format!(
-            "{}: positions of their own for each batch entry are not known here",
-            dump.checkpoint.name()
-        )));
-    }
-    // Which axis and which frequency a pair has.
-    let pairs: Vec<(usize, f64)> = split
-        .iter()
-        .enumerate()
-        .flat_map(|(axis, channels)| {
-            (0..channels / 2).map(move |pair| (axis, theta.powf(-2.0 * pair as f64 / *channels as f64)))
-        })
-        .collect();
-    let mut table = Table::from_angles(dump.device, rows, pairs.len(), |row, pair| {
-        let (axis, frequency) = pairs[pair];
-        positions[row * axes + axis] * frequency
-    })?;
+    // One axis of positions is not written as one.
+    let axes = if frequencies.axes() == 1 { None } else { Some(frequencies.axes()) };
+    let positions = match (dump.shape("positions")?, axes) {
+        ([_], None) | ([_, _], Some(_)) => Positions::new(frequencies.axes(), values)?,
+        ([batch, _], None) | ([batch, _, _], Some(_)) => Positions::per_batch(*batch, frequencies.axes(), values)?,
+        (shape, _) => return Err(Error::Request(format!("{}: positions {shape:?}", dump.checkpoint.name()))),
+    };
+    let mut table = Table::new(dump.device, &frequencies, &positions)?;
     if let Some(null_rows) = dump.config.count("null_rows").filter(|rows| *rows > 0) {
         let kind = match dump.config.text("null_value") {
             Some("zero") => NullRows::Zero,

@@ -224,6 +224,12 @@ impl Config {
     pub fn counts(&self, key: &str) -> Option<Vec<usize>> {
         self.0.get(key)?.as_array()?.iter().map(|count| count.as_u64()?.try_into().ok()).collect()
     }
+
+    /// A list of numbers.
+    #[must_use]
+    pub fn numbers(&self, key: &str) -> Option<Vec<f32>> {
+        self.0.get(key)?.as_array()?.iter().map(|number| Some(number.as_f64()?.to_f32())).collect()
+    }
 }
 
 /// Brings tensors of a checkpoint to a device by name. What is missing, wrongly shaped or not finite is noted, so that

@@ -1,6 +1,7 @@
 //! Keys and values of the positions seen so far.
 
-use crate::{Device, Error, Float, Result, Tensor, copy};
+use crate::rope::{Pairing, Table};
+use crate::{Device, Error, Float, Result, Tensor, copy, rope};
 
 /// Keys and values of the positions seen so far, in buffers of a fixed capacity.
 ///
@@ -30,6 +31,35 @@ impl<T: Float> KvCache<T> {
     /// [`Error::Shape`] if the shapes do not fit or the capacity is exceeded, and on wgpu if `T` is a half type and
     /// `head_dim` is odd; [`Error::Place`] if a device differs. The length is then as before.
     pub fn append(&mut self, k: &Tensor<T>, v: &Tensor<T>) -> Result<()> {
+        let positions = self.checked(k, v)?;
+        copy::copy_into_slice(k, &mut self.k, 2, self.len)?;
+        copy::copy_into_slice(v, &mut self.v, 2, self.len)?;
+        self.len += positions;
+        Ok(())
+    }
+
+    /// [`KvCache::append`], with the keys turned on their way by the rows of the table from `start` on.
+    ///
+    /// # Errors
+    /// As [`KvCache::append`] and [`rope::rope_into`]. The length is then as before.
+    pub fn append_rope(
+        &mut self,
+        k: &Tensor<T>,
+        v: &Tensor<T>,
+        table: &Table,
+        start: usize,
+        pairing: Pairing,
+    ) -> Result<()> {
+        let positions = self.checked(k, v)?;
+        let part = self.k.layout().narrow(2, self.len, positions).expect("the check found room");
+        self.k.with_part(part, |part| rope::rope_into(k, table, start, pairing, part))?;
+        copy::copy_into_slice(v, &mut self.v, 2, self.len)?;
+        self.len += positions;
+        Ok(())
+    }
+
+    /// How many positions `k` and `v` hold, after checking that they fit.
+    fn checked(&self, k: &Tensor<T>, v: &Tensor<T>) -> Result<usize> {
         const OP: &str = "KvCache::append";
         let mut expected = self.k.shape().to_vec();
         let free = expected[2] - self.len;
@@ -45,10 +75,7 @@ impl<T: Float> KvCache<T> {
             let expected = format!("at most {free} positions: {} of {} are used", self.len, self.capacity());
             return Err(Error::shape(OP, "k", k.shape(), expected));
         }
-        copy::copy_into_slice(k, &mut self.k, 2, self.len)?;
-        copy::copy_into_slice(v, &mut self.v, 2, self.len)?;
-        self.len += positions;
-        Ok(())
+        Ok(positions)
     }
 
     /// The keys so far, `[batch, kv_heads, len, head_dim]`, as a view of the buffer.

@@ -2,173 +2,136 @@
 
 #[cfg(feature = "cpu")]
 pub mod cpu;
+mod pairing;
 pub mod reference;
+mod table;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
 
+pub use pairing::{Pairing, reorder_bias, reorder_weight};
+pub use table::{Extrapolation, Frequencies, NullRows, Positions, Table, sections, spread};
+
 use crate::attention::dense_rows;
 use crate::device::Handle;
-use crate::{Device, Error, Float, Layout, Result, Tensor};
-
-/// Which channels turn together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pairing {
-    /// Pair `j` is channels `2 j` and `2 j + 1`.
-    Interleaved,
-    /// Pair `j` is channels `j` and `j + pairs`.
-    HalfSplit,
-}
-
-/// What rows without a position hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NullRows {
-    /// Cosine 1, sine 0: what is turned by it stays as it is.
-    Identity,
-    /// Cosine 0, sine 0: what is turned by it becomes 0.
-    Zero,
-}
-
-/// Cosines and sines, a row per position and a column per pair of channels.
-#[derive(Debug, Clone)]
-pub struct Table {
-    /// `[positions, pairs]`.
-    pub cos: Tensor<f32>,
-    /// `[positions, pairs]`.
-    pub sin: Tensor<f32>,
-}
-
-impl Table {
-    /// Row `p`, pair `j` of `head_dim / 2` turn by `p theta^(-2 j / head_dim)`.
-    ///
-    /// # Errors
-    /// [`Error::Value`] if `head_dim` is odd, or `theta` is not a finite number above 0; [`Error::Device`] if the
-    /// device has no room.
-    pub fn one_d(device: &Device, positions: usize, head_dim: usize, theta: f32) -> Result<Self> {
-        check_axis("head_dim", head_dim, 2, theta)?;
-        let frequencies = frequencies(head_dim, theta);
-        Self::from_angles(device, positions, head_dim / 2, |p, j| p as f64 * frequencies[j])
-    }
-
-    /// A row per cell of a grid, line by line. The first half of the pairs turn by the cell's row, the second by its
-    /// column: pair `i` of a half by `theta^(-2 i / (head_dim / 2))` times that.
-    ///
-    /// # Errors
-    /// [`Error::Value`] if `head_dim` is not a multiple of 4, or `theta` is not a finite number above 0;
-    /// [`Error::Device`] if the device has no room.
-    pub fn grid(device: &Device, height: usize, width: usize, head_dim: usize, theta: f32) -> Result<Self> {
-        check_axis("head_dim", head_dim, 4, theta)?;
-        let half = head_dim / 4;
-        let frequencies = frequencies(head_dim / 2, theta);
-        let cells = height.checked_mul(width);
-        let cells = cells.ok_or_else(|| Error::value(OP, "height", height, "a count of cells that fits memory"))?;
-        Self::from_angles(device, cells, head_dim / 2, |cell, j| {
-            let place = if j < half { cell / width } else { cell % width };
-            place as f64 * frequencies[j % half]
-        })
-    }
-
-    /// Any table: `angle` takes a position and a pair. Cosines and sines are computed in f64.
-    ///
-    /// # Errors
-    /// [`Error::Device`] if the device has no room.
-    pub fn from_angles(
-        device: &Device,
-        positions: usize,
-        pairs: usize,
-        angle: impl Fn(usize, usize) -> f64,
-    ) -> Result<Self> {
-        let elements = Layout::contiguous(&[positions, pairs])?.elements();
-        let angles: Vec<f64> = (0..elements).map(|index| angle(index / pairs, index % pairs)).collect();
-        let rounded = |value: fn(f64) -> f64| angles.iter().map(|angle| f32::from_f64(value(*angle))).collect();
-        Ok(Self {
-            cos: Tensor::from_vec(device, &[positions, pairs], rounded(f64::cos))?,
-            sin: Tensor::from_vec(device, &[positions, pairs], rounded(f64::sin))?,
-        })
-    }
-
-    /// With `rows` rows for tokens without a position before all others.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] if the table has not two axes; [`Error::Device`] if the device has no room.
-    pub fn with_null_rows(self, rows: usize, kind: NullRows) -> Result<Self> {
-        let &[positions, pairs] = self.cos.shape() else {
-            return Err(Error::shape(OP, "cos", self.cos.shape(), "[positions, pairs]"));
-        };
-        let longer = |table: &Tensor<f32>, fill: f32| {
-            let mut values = vec![fill; rows * pairs];
-            values.extend(table.to_vec()?);
-            Tensor::from_vec(table.device(), &[rows + positions, pairs], values)
-        };
-        let fill = match kind {
-            NullRows::Identity => 1.0,
-            NullRows::Zero => 0.0,
-        };
-        Ok(Self { cos: longer(&self.cos, fill)?, sin: longer(&self.sin, 0.0)? })
-    }
-
-    /// How many positions it has, null rows included.
-    #[must_use]
-    pub fn positions(&self) -> usize {
-        self.cos.shape().first().copied().unwrap_or(0)
-    }
-}
+use crate::{Error, Float, Result, Tensor, copy};
 
 const OP: &str = "rope";
-
-fn check_axis(operand: &'static str, head_dim: usize, multiple: usize, theta: f32) -> Result<()> {
-    if head_dim == 0 || !head_dim.is_multiple_of(multiple) {
-        return Err(Error::value(OP, operand, head_dim, format!("a multiple of {multiple} above 0")));
-    }
-    if !(theta.is_finite() && theta > 0.0) {
-        return Err(Error::value(OP, "theta", theta, "a finite number above 0"));
-    }
-    Ok(())
-}
-
-/// `theta^(-2 j / channels)` for each pair of an axis.
-fn frequencies(channels: usize, theta: f32) -> Vec<f64> {
-    (0..channels / 2).map(|j| f64::from(theta).powf(-2.0 * j as f64 / channels as f64)).collect()
-}
 
 /// Turns pairs of channels by the angles of their position.
 ///
 /// A pair `(a, b)` of `x[.., i, ..]` becomes `(a cos - b sin, a sin + b cos)` with the cosines and sines of row
 /// `start + i` of the table. Channels beyond twice the table's pairs stay as they are.
 ///
-/// | operand    | shape                           | element        | layout                                 |
-/// |------------|---------------------------------|----------------|----------------------------------------|
-/// | `x`        | `[batch, heads, seq, head_dim]` | f32, f16, bf16 | any; no copy if the last axis is dense |
-/// | cos, sin   | `[positions, pairs]`            | f32            | any                                    |
-/// | returned   | as `x`                          | as `x`         | contiguous                             |
+/// | operand    | shape                                                  | element        | layout                                 |
+/// |------------|--------------------------------------------------------|----------------|----------------------------------------|
+/// | `x`        | `[batch, heads, seq, head_dim]`                        | f32, f16, bf16 | any; no copy if the last axis is dense |
+/// | cos, sin   | `[positions, pairs]` or `[batch, positions, pairs]`    | f32            | likewise                               |
+/// | returned   | as `x`                                                 | as `x`         | contiguous                             |
 ///
 /// Arithmetic is in f32.
 ///
 /// # Errors
-/// [`Error::Shape`] if `x` has not four axes, the table has more pairs than `x` or not the rows that are asked for, or
-/// its two parts differ in shape; [`Error::Place`] if a device differs.
+/// [`Error::Shape`] if `x` has not four axes, the table has more pairs than `x`, not the rows that are asked for or not
+/// the batch entries, or its two parts differ in shape; [`Error::Place`] if a device differs.
 ///
 /// # Source
 /// Su et al. 2021, arXiv:2104.09864, equation 34.
 pub fn rope<T: Float>(x: &Tensor<T>, table: &Table, start: usize, pairing: Pairing) -> Result<Tensor<T>> {
-    let &[_, _, seq, head_dim] = x.shape() else {
+    let rows = rows_of(x, table, start)?;
+    let mut y = Tensor::empty(x.device(), x.shape())?;
+    turn(&dense_rows(x)?, &rows, pairing, &mut y)?;
+    Ok(y)
+}
+
+/// [`rope`] into `y`, as a view of a cache: of the shape of `x`, other memory, any layout in which no two elements
+/// share a place. No copy if the last axis of `y` is dense and, on wgpu, consists of whole words of 4 bytes.
+///
+/// # Errors
+/// As [`rope`]; [`Error::Shape`] if the shapes differ; as [`copy::copy_into`] where a copy is needed.
+pub fn rope_into<T: Float>(
+    x: &Tensor<T>,
+    table: &Table,
+    start: usize,
+    pairing: Pairing,
+    y: &mut Tensor<T>,
+) -> Result<()> {
+    let rows = rows_of(x, table, start)?;
+    x.device().check_same(OP, "y", y.device())?;
+    if y.shape() != x.shape() {
+        return Err(Error::shape(OP, "y", y.shape(), format!("{:?}, as x has", x.shape())));
+    }
+    if !writable(y) {
+        return copy::copy_into(&rope(x, table, start, pairing)?, y);
+    }
+    turn(&dense_rows(x)?, &rows, pairing, y)
+}
+
+/// [`rope`] in place. No copy if the last axis of `x` is dense and, for a half type on wgpu, offset, strides and (with
+/// [`Pairing::HalfSplit`]) the table's pairs are even.
+///
+/// # Errors
+/// As [`rope_into`].
+pub fn rope_in_place<T: Float>(x: &mut Tensor<T>, table: &Table, start: usize, pairing: Pairing) -> Result<()> {
+    let [cos, sin] = rows_of(x, table, start)?;
+    match x.device().clone().handle() {
+        #[cfg(feature = "cpu")]
+        Handle::Cpu(cpu) if is_dense(x) => cpu::rope_in_place(cpu, cos.host(), sin.host(), pairing, x.host_mut()),
+        #[cfg(feature = "wgpu")]
+        Handle::Wgpu(gpu) if wgpu::turnable(x.layout(), T::DTYPE, pairing, cos.shape()[2]) => {
+            gpu.record(|recorder| wgpu::rope_in_place(recorder, x.operand(), cos.operand(), sin.operand(), pairing))?
+        }
+        _ => copy::copy_into(&rope(x, table, start, pairing)?, x)?,
+    }
+    Ok(())
+}
+
+/// Cosines and sines of the rows for `x`, each `[batch, seq, pairs]` with a dense last axis, after all checks.
+fn rows_of<T: Float>(x: &Tensor<T>, table: &Table, start: usize) -> Result<[Tensor<f32>; 2]> {
+    let &[batch, _, seq, head_dim] = x.shape() else {
         return Err(Error::shape(OP, "x", x.shape(), "[batch, heads, seq, head_dim]"));
     };
     x.device().check_same(OP, "cos", table.cos.device())?;
     x.device().check_same(OP, "sin", table.sin.device())?;
-    match *table.cos.shape() {
-        [positions, pairs] if 2 * pairs <= head_dim && positions >= start.saturating_add(seq) => {}
+    let shape = table.cos.shape();
+    let fits = match *shape {
+        [positions, pairs] => Some((positions, pairs)),
+        [entries, positions, pairs] if entries == batch => Some((positions, pairs)),
+        _ => None,
+    };
+    let pairs = match fits {
+        Some((positions, pairs)) if pairs <= head_dim / 2 && positions >= start.saturating_add(seq) => pairs,
         _ => {
-            let expected = format!("[at least {start} + {seq}, at most {head_dim} / 2], as x is {:?}", x.shape());
-            return Err(Error::shape(OP, "cos", table.cos.shape(), expected));
+            let expected = format!(
+                "[at least {start} + {seq}, at most {head_dim} / 2], or with {batch} entries before, as x is {:?}",
+                x.shape()
+            );
+            return Err(Error::shape(OP, "cos", shape, expected));
         }
+    };
+    if table.sin.shape() != shape {
+        return Err(Error::shape(OP, "sin", table.sin.shape(), format!("{shape:?}, as cos has")));
     }
-    if table.sin.shape() != table.cos.shape() {
-        return Err(Error::shape(OP, "sin", table.sin.shape(), format!("{:?}, as cos has", table.cos.shape())));
+    let rows =
+        |table: &Tensor<f32>| dense_rows(&table.narrow(shape.len() - 2, start, seq)?)?.broadcast(&[batch, seq, pairs]);
+    Ok([rows(&table.cos)?, rows(&table.sin)?])
+}
+
+/// Whether kernels can write each row of `y` by itself.
+fn writable<T: Float>(y: &Tensor<T>) -> bool {
+    match y.device().handle() {
+        #[cfg(feature = "wgpu")]
+        Handle::Wgpu(_) => wgpu::writable(y.layout(), T::DTYPE),
+        _ => is_dense(y),
     }
-    let x = dense_rows(x)?;
-    let cos = table.cos.narrow(0, start, seq)?.contiguous()?;
-    let sin = table.sin.narrow(0, start, seq)?.contiguous()?;
-    let mut y = Tensor::empty(x.device(), x.shape())?;
+}
+
+/// Whether the elements of its last axis are neighbours.
+fn is_dense<T: Float>(x: &Tensor<T>) -> bool {
+    matches!((x.shape().last(), x.layout().strides().last()), (Some(0 | 1), _) | (_, Some(1)))
+}
+
+/// Dispatches; all operands have been checked.
+fn turn<T: Float>(x: &Tensor<T>, [cos, sin]: &[Tensor<f32>; 2], pairing: Pairing, y: &mut Tensor<T>) -> Result<()> {
     match x.device().handle() {
         Handle::Reference => reference::rope(x.host(), cos.host(), sin.host(), pairing, y.host_mut()),
         #[cfg(feature = "cpu")]
@@ -179,5 +142,5 @@ pub fn rope<T: Float>(x: &Tensor<T>, table: &Table, start: usize, pairing: Pairi
         Handle::Wgpu(gpu) => gpu
             .record(|recorder| wgpu::rope(recorder, x.operand(), cos.operand(), sin.operand(), pairing, y.operand()))?,
     }
-    Ok(y)
+    Ok(())
 }
