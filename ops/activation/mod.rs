@@ -2,6 +2,8 @@
 
 #[cfg(feature = "cpu")]
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod reference;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
@@ -66,7 +68,7 @@ pub fn activation<T: Float>(x: &Tensor<T>, activation: Activation) -> Result<Ten
         #[cfg(feature = "cpu")]
         Handle::Cpu(cpu) => cpu::activation(cpu, x.host(), activation, y.host_mut()),
         #[cfg(feature = "cuda")]
-        Handle::Cuda(cuda) => return Err(cuda.no_kernel("activation")),
+        Handle::Cuda(cuda) => cuda::activation(&cuda.stream(), x.cuda_operand(), activation, y.cuda_operand())?,
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => {
             gpu.record(|recorder| wgpu::activation(recorder, x.operand(), activation, y.operand()))?;
@@ -103,7 +105,9 @@ pub fn swiglu<T: Float>(gate: &Tensor<T>, up: &Tensor<T>) -> Result<Tensor<T>> {
         #[cfg(feature = "cpu")]
         Handle::Cpu(cpu) => cpu::swiglu(cpu, gate.host(), up.host(), y.host_mut()),
         #[cfg(feature = "cuda")]
-        Handle::Cuda(cuda) => return Err(cuda.no_kernel("swiglu")),
+        Handle::Cuda(cuda) => {
+            cuda::swiglu(&cuda.stream(), gate.cuda_operand(), up.cuda_operand(), y.cuda_operand())?;
+        }
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => {
             gpu.record(|recorder| wgpu::swiglu(recorder, gate.operand(), up.operand(), y.operand()))?;

@@ -3,6 +3,8 @@
 mod cache;
 #[cfg(feature = "cpu")]
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod mask;
 pub mod reference;
 #[cfg(feature = "wgpu")]
@@ -231,7 +233,7 @@ pub fn l2_normalise<T: Float>(x: &Tensor<T>) -> Result<Tensor<T>> {
         #[cfg(feature = "cpu")]
         Handle::Cpu(cpu) => cpu::l2_normalise(cpu, x.host(), y.host_mut()),
         #[cfg(feature = "cuda")]
-        Handle::Cuda(cuda) => return Err(cuda.no_kernel("l2_normalise")),
+        Handle::Cuda(cuda) => cuda::l2_normalise(&cuda.stream(), x.cuda_operand(), y.cuda_operand())?,
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => gpu.record(|recorder| wgpu::l2_normalise(recorder, x.operand(), y.operand()))?,
     }

@@ -739,6 +739,27 @@ pub(crate) fn starts_on(bytes: usize, operand: Operand<'_>) -> bool {
     operand.address().is_multiple_of(bytes as u64)
 }
 
+/// What the entry point's name ends in where a kernel may move 16 bytes at a time: all these operands start on 16
+/// bytes, and whole runs of so many fill `len` elements.
+pub(crate) fn aligned(dtype: Dtype, len: usize, operands: &[Operand<'_>]) -> &'static str {
+    let fits = len.is_multiple_of(16 / dtype.bytes());
+    if fits && operands.iter().all(|operand| starts_on(16, *operand)) { "_aligned" } else { "" }
+}
+
+/// Grid and block of a kernel that takes a matrix row by row. How many threads a row has depends on its length alone,
+/// and so does the order in which it is summed.
+///
+/// # Errors
+/// [`Error::Shape`] if a grid cannot hold the rows.
+pub(crate) fn rows_launch(op: &'static str, rows: usize, len: usize) -> Result<([u32; 3], [u32; 3])> {
+    let [width, height] = match len {
+        0..=512 => [32, 4],
+        513..=4096 => [128, 1],
+        _ => [512, 1],
+    };
+    Ok(([blocks(op, rows, height as usize)?, 1, 1], [width, height, 1]))
+}
+
 /// Lengths or strides padded to eight axes in front.
 ///
 /// # Errors

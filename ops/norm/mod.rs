@@ -2,6 +2,8 @@
 
 #[cfg(feature = "cpu")]
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod reference;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
@@ -39,7 +41,10 @@ pub fn rms_norm<T: Float>(x: &Tensor<T>, weight: Option<&Tensor<f32>>, eps: f32)
         #[cfg(feature = "cpu")]
         Handle::Cpu(cpu) => cpu::rms_norm(cpu, x.host(), weight.as_ref().map(Tensor::host), eps, y.host_mut()),
         #[cfg(feature = "cuda")]
-        Handle::Cuda(cuda) => return Err(cuda.no_kernel("rms_norm")),
+        Handle::Cuda(cuda) => {
+            let weight = weight.as_ref().map(Tensor::cuda_operand);
+            cuda::rms_norm(&cuda.stream(), x.cuda_operand(), weight, eps, y.cuda_operand())?;
+        }
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => gpu.record(|recorder| {
             wgpu::rms_norm(recorder, x.operand(), weight.as_ref().map(Tensor::operand), eps, y.operand())
@@ -169,7 +174,10 @@ fn normalise<T: Float>(
             cpu::normalise(cpu, x.host(), groups, weight.map(Tensor::host), bias.map(Tensor::host), eps, y.host_mut());
         }
         #[cfg(feature = "cuda")]
-        Handle::Cuda(cuda) => return Err(cuda.no_kernel("layer_norm and group_norm")),
+        Handle::Cuda(cuda) => {
+            let (weight, bias) = (weight.map(Tensor::cuda_operand), bias.map(Tensor::cuda_operand));
+            cuda::normalise(&cuda.stream(), x.cuda_operand(), groups, weight, bias, eps, y.cuda_operand())?;
+        }
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => gpu.record(|recorder| {
             let (weight, bias) = (weight.map(Tensor::operand), bias.map(Tensor::operand));
@@ -204,7 +212,10 @@ pub fn modulate<T: Float>(x: &Tensor<T>, scale: &Tensor<T>, shift: &Tensor<T>) -
         #[cfg(feature = "cpu")]
         Handle::Cpu(_) => cpu::modulate(x.host(), scale.host(), shift.host(), y.host_mut()),
         #[cfg(feature = "cuda")]
-        Handle::Cuda(cuda) => return Err(cuda.no_kernel("modulate")),
+        Handle::Cuda(cuda) => {
+            let [x, scale, shift, y] = [x.cuda_operand(), scale.cuda_operand(), shift.cuda_operand(), y.cuda_operand()];
+            cuda::combine(&cuda.stream(), cuda::Combine::Modulate, x, scale, shift, y)?;
+        }
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => gpu.record(|recorder| {
             let [x, scale, shift, y] = [x.operand(), scale.operand(), shift.operand(), y.operand()];
@@ -242,7 +253,10 @@ pub fn gated_add<T: Float>(x: &Tensor<T>, gate: &Tensor<T>, h: &Tensor<T>) -> Re
         #[cfg(feature = "cpu")]
         Handle::Cpu(_) => cpu::gated_add(x.host(), gate.host(), h.host(), y.host_mut()),
         #[cfg(feature = "cuda")]
-        Handle::Cuda(cuda) => return Err(cuda.no_kernel("gated_add")),
+        Handle::Cuda(cuda) => {
+            let [x, gate, h, y] = [x.cuda_operand(), gate.cuda_operand(), h.cuda_operand(), y.cuda_operand()];
+            cuda::combine(&cuda.stream(), cuda::Combine::GatedAdd, x, gate, h, y)?;
+        }
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => gpu.record(|recorder| {
             let [x, gate, h, y] = [x.operand(), gate.operand(), h.operand(), y.operand()];
@@ -281,7 +295,7 @@ pub fn softmax<T: Float>(x: &Tensor<T>) -> Result<Tensor<T>> {
         #[cfg(feature = "cpu")]
         Handle::Cpu(cpu) => cpu::softmax(cpu, x.host(), channels, y.host_mut()),
         #[cfg(feature = "cuda")]
-        Handle::Cuda(cuda) => return Err(cuda.no_kernel("softmax")),
+        Handle::Cuda(cuda) => cuda::softmax(&cuda.stream(), x.cuda_operand(), channels, y.cuda_operand())?,
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => gpu.record(|recorder| wgpu::softmax(recorder, x.operand(), channels, y.operand()))?,
     }
