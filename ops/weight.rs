@@ -41,6 +41,19 @@ impl From<Tensor<bf16>> for Weight {
 }
 
 impl Weight {
+    /// As the CUDA launchers take it: the stored values and, for an int8 one, the scale.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn cuda_operands(
+        &self,
+    ) -> (crate::backend::cuda::Operand<'_>, Option<crate::backend::cuda::Operand<'_>>) {
+        match self {
+            Self::F32(weight) => (weight.cuda_operand(), None),
+            Self::F16(weight) => (weight.cuda_operand(), None),
+            Self::Bf16(weight) => (weight.cuda_operand(), None),
+            Self::Int8 { values, scale } => (values.cuda_operand(), Some(scale.cuda_operand())),
+        }
+    }
+
     /// An 8-bit weight.
     ///
     /// # Errors

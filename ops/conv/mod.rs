@@ -2,6 +2,8 @@
 
 #[cfg(feature = "cpu")]
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod reference;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
@@ -130,7 +132,13 @@ pub fn conv2d<T: Float>(
             cpu::conv2d(cpu, x.host(), weight.host(), bias.as_ref().map(Tensor::host), geometry, y.host_mut());
         }
         #[cfg(feature = "cuda")]
-        Handle::Cuda(cuda) => return Err(cuda.no_kernel("conv2d")),
+        Handle::Cuda(cuda) => {
+            // An 8-bit kernel is rare; it is widened on the way instead of having a variant of its own.
+            let weight = if matches!(weight, Weight::Int8 { .. }) { widened(&weight)?.into() } else { weight };
+            let bias = bias.as_ref().map(Tensor::cuda_operand);
+            let (weight, _) = weight.cuda_operands();
+            cuda::conv2d(&cuda.stream(), x.cuda_operand(), weight, bias, geometry, y.cuda_operand())?;
+        }
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => {
             // An 8-bit kernel is rare; it is widened on the way instead of having a variant of its own.

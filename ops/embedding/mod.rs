@@ -2,6 +2,8 @@
 
 #[cfg(feature = "cpu")]
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod reference;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
@@ -48,7 +50,10 @@ pub fn embedding<T: Float>(table: &Weight, ids: &Tensor<u32>) -> Result<Tensor<T
             cpu::embedding(cpu, &table, ids.host(), y.host_mut());
         }
         #[cfg(feature = "cuda")]
-        Handle::Cuda(cuda) => return Err(cuda.no_kernel("embedding")),
+        Handle::Cuda(cuda) => {
+            let (values, scale) = table.cuda_operands();
+            cuda::embedding(&cuda.stream(), ids.cuda_operand(), values, scale, y.cuda_operand())?;
+        }
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => {
             let (values, scale) = crate::linear::wgpu::operands(&table);

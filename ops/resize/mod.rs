@@ -2,6 +2,8 @@
 
 #[cfg(feature = "cpu")]
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod reference;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
@@ -68,13 +70,14 @@ pub fn resize<T: Float>(x: &Tensor<T>, size: [usize; 2], mode: Mode) -> Result<T
         #[cfg(feature = "cpu")]
         Handle::Cpu(cpu) => cpu::resize(cpu, x.host(), &rows, &columns, y.host_mut()),
         #[cfg(feature = "cuda")]
-        Handle::Cuda(cuda) => return Err(cuda.no_kernel("resize")),
+        Handle::Cuda(cuda) => {
+            let (plan, weights) = planned(x.device(), &rows, &columns)?;
+            let (plan, weights) = (plan.cuda_operand(), weights.cuda_operand());
+            cuda::resize(&cuda.stream(), x.cuda_operand(), plan, weights, y.cuda_operand())?;
+        }
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => {
-            let plan = Tensor::from_vec(x.device(), &[rows.len() + columns.len(), 2], plan(&rows, &columns))?;
-            let weights = rows.iter().chain(&columns).flat_map(|taps| taps.weights.iter().map(|weight| *weight as f32));
-            let weights: Vec<f32> = weights.collect();
-            let weights = Tensor::from_vec(x.device(), &[weights.len()], weights)?;
+            let (plan, weights) = planned(x.device(), &rows, &columns)?;
             gpu.record(|recorder| wgpu::resize(recorder, x.operand(), plan.operand(), weights.operand(), y.operand()))?;
         }
     }
@@ -90,16 +93,18 @@ pub struct Taps {
     pub weights: Vec<f64>,
 }
 
-/// Per row, then per column of the result: the first place it reads, and where its weights start.
+/// On the device, per row and then per column of the result: the first place it reads and where its weights start; and
+/// the weights.
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
-fn plan(rows: &[Taps], columns: &[Taps]) -> Vec<u32> {
-    let mut start = 0;
+fn planned(device: &crate::Device, rows: &[Taps], columns: &[Taps]) -> Result<(Tensor<u32>, Tensor<f32>)> {
     let mut plan = Vec::with_capacity(2 * (rows.len() + columns.len()));
+    let mut weights = Vec::new();
     for taps in rows.iter().chain(columns) {
-        plan.extend([taps.first as u32, start]);
-        start += taps.weights.len() as u32;
+        plan.extend([taps.first as u32, weights.len() as u32]);
+        weights.extend(taps.weights.iter().map(|weight| *weight as f32));
     }
-    plan
+    let plan = Tensor::from_vec(device, &[rows.len() + columns.len(), 2], plan)?;
+    Ok((plan, Tensor::from_vec(device, &[weights.len()], weights)?))
 }
 
 /// The taps of every place along an axis of `to` places that reads one of `from`.

@@ -2,6 +2,8 @@
 
 #[cfg(feature = "cpu")]
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod reference;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
@@ -85,7 +87,9 @@ fn nearest<T: Float>(op: &'static str, x: &Tensor<T>, codebook: &Weight, metric:
         #[cfg(feature = "cpu")]
         Handle::Cpu(cpu) => cpu::nearest(cpu, x.host(), codebook.host(), metric, y.host_mut()),
         #[cfg(feature = "cuda")]
-        Handle::Cuda(cuda) => return Err(cuda.no_kernel("nearest")),
+        Handle::Cuda(cuda) => {
+            cuda::nearest(&cuda.stream(), x.cuda_operand(), codebook.cuda_operand(), metric, y.cuda_operand())?;
+        }
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => {
             gpu.record(|recorder| wgpu::nearest(recorder, x.operand(), codebook.operand(), metric, y.operand()))?
