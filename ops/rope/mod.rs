@@ -2,6 +2,8 @@
 
 #[cfg(feature = "cpu")]
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod pairing;
 pub mod reference;
 mod table;
@@ -76,6 +78,11 @@ pub fn rope_in_place<T: Float>(x: &mut Tensor<T>, table: &Table, start: usize, p
     match x.device().clone().handle() {
         #[cfg(feature = "cpu")]
         Handle::Cpu(cpu) if is_dense(x) => cpu::rope_in_place(cpu, cos.host(), sin.host(), pairing, x.host_mut()),
+        #[cfg(feature = "cuda")]
+        Handle::Cuda(cuda) if is_dense(x) => {
+            let x = x.cuda_operand();
+            cuda::rope(&cuda.stream(), x, cos.cuda_operand(), sin.cuda_operand(), pairing, x)?;
+        }
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) if wgpu::turnable(x.layout(), T::DTYPE, pairing, cos.shape()[2]) => {
             gpu.record(|recorder| wgpu::rope_in_place(recorder, x.operand(), cos.operand(), sin.operand(), pairing))?
@@ -137,7 +144,10 @@ fn turn<T: Float>(x: &Tensor<T>, [cos, sin]: &[Tensor<f32>; 2], pairing: Pairing
         #[cfg(feature = "cpu")]
         Handle::Cpu(cpu) => cpu::rope(cpu, x.host(), cos.host(), sin.host(), pairing, y.host_mut()),
         #[cfg(feature = "cuda")]
-        Handle::Cuda(cuda) => return Err(cuda.no_kernel("rope")),
+        Handle::Cuda(cuda) => {
+            let (cos, sin) = (cos.cuda_operand(), sin.cuda_operand());
+            cuda::rope(&cuda.stream(), x.cuda_operand(), cos, sin, pairing, y.cuda_operand())?;
+        }
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => gpu
             .record(|recorder| wgpu::rope(recorder, x.operand(), cos.operand(), sin.operand(), pairing, y.operand()))?,
