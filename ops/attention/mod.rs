@@ -176,7 +176,24 @@ pub fn attention<T: Float>(q: &Tensor<T>, k: &Tensor<T>, v: &Tensor<T>, options:
             cpu::attention(cpu, q.host(), k.host(), v.host(), scoring, bias, &mask, y.host_mut(), lse.host_mut());
         }
         #[cfg(feature = "cuda")]
-        Handle::Cuda(cuda) => return Err(cuda.no_kernel("attention")),
+        Handle::Cuda(cuda) => {
+            let mask = options.mask.compile(OP, lengths)?;
+            let first = mask.ranges.first().copied().unwrap_or([0, 0]);
+            let ranges = match mask.ranges.iter().all(|range| *range == first) {
+                true => None,
+                false => {
+                    let pairs = mask.ranges.concat();
+                    Some(Tensor::<u32>::from_vec(device, &[mask.batches, q_len, 2], pairs)?)
+                }
+            };
+            let ranges =
+                ranges.as_ref().map_or(cuda::Ranges::Same(first), |ranges| cuda::Ranges::Each(ranges.cuda_operand()));
+            let (bias, given) =
+                (bias.as_ref().map(Tensor::cuda_operand), mask.given.as_ref().map(Tensor::cuda_operand));
+            let (q, k, v) = (q.cuda_operand(), k.cuda_operand(), v.cuda_operand());
+            let (y, lse) = (y.cuda_operand(), options.lse.then(|| lse.cuda_operand()));
+            cuda::attention(&cuda.stream(), q, k, v, scoring, bias, ranges, given, y, lse)?;
+        }
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => {
             let mask = options.mask.compile(OP, lengths)?;

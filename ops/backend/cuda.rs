@@ -117,6 +117,8 @@ pub struct Stream<'a> {
 pub(crate) enum Argument<'a> {
     /// `.u64`: where an operand's first element lies; 0 for an absent one.
     Address(u64),
+    /// `.u64`, of any other meaning.
+    U64(u64),
     /// `.u32`
     U32(u32),
     /// `.f32`
@@ -128,7 +130,7 @@ pub(crate) enum Argument<'a> {
 impl Argument<'_> {
     fn bytes(&self) -> usize {
         match self {
-            Self::Address(_) => 8,
+            Self::Address(_) | Self::U64(_) => 8,
             Self::U32(_) | Self::F32(_) => 4,
             Self::Words(words) => 4 * words.len(),
         }
@@ -136,7 +138,7 @@ impl Argument<'_> {
 
     fn pointer(&self) -> *mut c_void {
         match self {
-            Self::Address(value) => std::ptr::from_ref(value).cast_mut().cast(),
+            Self::Address(value) | Self::U64(value) => std::ptr::from_ref(value).cast_mut().cast(),
             Self::U32(value) => std::ptr::from_ref(value).cast_mut().cast(),
             Self::F32(value) => std::ptr::from_ref(value).cast_mut().cast(),
             Self::Words(words) => words.as_ptr().cast_mut().cast(),

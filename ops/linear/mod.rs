@@ -2,6 +2,8 @@
 
 #[cfg(feature = "cpu")]
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod reference;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
@@ -60,7 +62,14 @@ pub fn linear<T: Float>(x: &Tensor<T>, weight: &Weight, bias: Option<&Tensor<f32
         #[cfg(feature = "cpu")]
         Handle::Cpu(cpu) => cpu::linear(cpu, x.host(), &weight, bias.as_ref().map(Tensor::host), y.host_mut()),
         #[cfg(feature = "cuda")]
-        Handle::Cuda(cuda) => return Err(cuda.no_kernel("linear")),
+        Handle::Cuda(cuda) => {
+            let (x, y) = (x.reshape(&[1, rows, inputs])?, y.reshape(&[1, rows, outputs])?);
+            let (values, scale) = cuda::operands(&weight);
+            let one = values.layout.reshape(&[1, outputs, inputs]).expect("contiguous");
+            let values = crate::backend::cuda::Operand { layout: &one, ..values };
+            let bias = bias.as_ref().map(Tensor::cuda_operand);
+            cuda::linear(&cuda.stream(), x.cuda_operand(), values, scale, bias, y.cuda_operand())?;
+        }
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => {
             let (x, y) = (x.reshape(&[1, rows, inputs])?, y.reshape(&[1, rows, outputs])?);
@@ -117,7 +126,10 @@ pub fn matmul<T: Float>(a: &Tensor<T>, b: &Tensor<T>) -> Result<Tensor<T>> {
         #[cfg(feature = "cpu")]
         Handle::Cpu(cpu) => cpu::matmul(cpu, a.host(), columns.host(), y.host_mut()),
         #[cfg(feature = "cuda")]
-        Handle::Cuda(cuda) => return Err(cuda.no_kernel("matmul")),
+        Handle::Cuda(cuda) => {
+            let (a, columns) = (a.cuda_operand(), columns.cuda_operand());
+            cuda::linear(&cuda.stream(), a, columns, None, None, y.cuda_operand())?;
+        }
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => {
             gpu.record(|recorder| wgpu::linear(recorder, a.operand(), columns.operand(), None, None, y.operand()))?

@@ -6,6 +6,8 @@
 
 #[cfg(feature = "cpu")]
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod integer;
 pub mod reference;
 #[cfg(feature = "wgpu")]
@@ -127,7 +129,22 @@ pub fn sample<T: Float>(logits: &Tensor<T>, filter: &Filter, draws: &Draws) -> R
         Handle::Cpu(cpu) => cpu::sample(cpu, logits.host(), plan, &fractions)
             .and_then(|tokens| Tensor::from_vec(logits.device(), &[rows], tokens)),
         #[cfg(feature = "cuda")]
-        Handle::Cuda(cuda) => return Err(cuda.no_kernel("sample")),
+        Handle::Cuda(cuda) => {
+            let fractions = match draws {
+                Draws::Philox { seed, streams, position } => {
+                    let words = streams.iter().flat_map(|stream| [*stream as u32, (*stream >> 32) as u32]).collect();
+                    let streams = Tensor::<u32>::from_vec(logits.device(), &[rows, 2], words)?;
+                    let fractions = Tensor::<u32>::empty(logits.device(), &[rows])?;
+                    let (streams, words) = (streams.cuda_operand(), fractions.cuda_operand());
+                    cuda::fractions(&cuda.stream(), *seed, streams, *position, words)?;
+                    fractions
+                }
+                Draws::Uniform(_) => Tensor::from_vec(logits.device(), &[rows], fractions)?,
+            };
+            let y = Tensor::empty(logits.device(), &[rows])?;
+            cuda::sample(&cuda.stream(), logits.cuda_operand(), plan, fractions.cuda_operand(), y.cuda_operand())?;
+            Ok(y)
+        }
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => {
             let fractions = Tensor::from_vec(logits.device(), &[rows], fractions)?;
@@ -176,7 +193,13 @@ pub fn filter<T: Float>(logits: &Tensor<T>, filter: &Filter) -> Result<Filtered>
         #[cfg(feature = "cpu")]
         Handle::Cpu(cpu) => cpu::filter(cpu, logits.host(), integer::Plan::new(filter))?,
         #[cfg(feature = "cuda")]
-        Handle::Cuda(cuda) => return Err(cuda.no_kernel("filter")),
+        Handle::Cuda(cuda) => {
+            let (probabilities, kept) = (Tensor::empty(device, &shape)?, Tensor::empty(device, &shape)?);
+            let plan = integer::Plan::new(filter);
+            let outputs = (probabilities.cuda_operand(), kept.cuda_operand());
+            cuda::filter(&cuda.stream(), logits.cuda_operand(), plan, outputs.0, outputs.1)?;
+            return Ok(Filtered { probabilities, kept });
+        }
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => {
             let (probabilities, kept) = (Tensor::empty(device, &shape)?, Tensor::empty(device, &shape)?);
