@@ -36,10 +36,46 @@ struct Block {
     attention_norm: Tensor<f32>,
     wqkv: Weight,
     wo: Weight,
-    ffn_norm: Tensor<f32>,
+    feed_forward: FeedForward,
+}
+
+/// The second half of a block: RMS norm, SwiGLU, residual.
+pub struct FeedForward {
+    norm: Tensor<f32>,
+    norm_eps: f32,
     w1: Weight,
     w2: Weight,
     w3: Weight,
+}
+
+impl FeedForward {
+    /// Loads `ffn_norm` and `NAME.w1` to `NAME.w3` for `dim` channels.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    pub fn load(loader: &Loader<'_>, name: &str, dim: usize, norm_eps: f32) -> Result<Self> {
+        let at = loader.at(name);
+        let hidden = at.length("w1.weight", 0);
+        Ok(Self {
+            norm: loader.vector("ffn_norm.weight", &[dim])?,
+            norm_eps,
+            w1: at.weight("w1.weight", &[hidden, dim])?,
+            w2: at.weight("w2.weight", &[dim, hidden])?,
+            w3: at.weight("w3.weight", &[hidden, dim])?,
+        })
+    }
+
+    /// `x + w2 (silu(w1 h) * w3 h)` with `h` the norm of `x`.
+    ///
+    /// # Errors
+    /// If shapes do not fit or the device fails.
+    pub fn run<T: Float>(&self, x: &Tensor<T>) -> Result<Tensor<T>> {
+        let h = norm::rms_norm(x, Some(&self.norm), self.norm_eps)?;
+        let gate = linear::linear(&h, &self.w1, None)?;
+        let up = linear::linear(&h, &self.w3, None)?;
+        let h = linear::linear(&activation::swiglu(&gate, &up)?, &self.w2, None)?;
+        Ok(elementwise::add(x, &h)?)
+    }
 }
 
 /// A stack of Llama blocks.
@@ -58,15 +94,11 @@ impl Blocks {
         let qkv = (sizes.heads + 2 * sizes.kv_heads) * sizes.head_dim();
         let blocks = (0..loader.count("layers")).map(|index| {
             let at = loader.at("layers").at(index);
-            let hidden = at.length("feed_forward.w1.weight", 0);
             Ok(Block {
                 attention_norm: at.vector("attention_norm.weight", &[dim])?,
                 wqkv: at.weight("attention.wqkv.weight", &[qkv, dim])?,
                 wo: at.weight("attention.wo.weight", &[dim, dim])?,
-                ffn_norm: at.vector("ffn_norm.weight", &[dim])?,
-                w1: at.weight("feed_forward.w1.weight", &[hidden, dim])?,
-                w2: at.weight("feed_forward.w2.weight", &[dim, hidden])?,
-                w3: at.weight("feed_forward.w3.weight", &[hidden, dim])?,
+                feed_forward: FeedForward::load(&at, "feed_forward", dim, sizes.norm_eps)?,
             })
         });
         Ok(Self { sizes, blocks: blocks.collect::<Result<_>>()? })
@@ -126,12 +158,7 @@ impl Blocks {
             let h = attention::attention(&q, &cache.k(), &cache.v(), options)?.y;
             let h = h.permute(&[0, 2, 1, 3])?.reshape(&[batch, seq, dim])?;
             x = elementwise::add(&x, &linear::linear(&h, &block.wo, None)?)?;
-
-            let h = norm::rms_norm(&x, Some(&block.ffn_norm), norm_eps)?;
-            let gate = linear::linear(&h, &block.w1, None)?;
-            let up = linear::linear(&h, &block.w3, None)?;
-            let h = linear::linear(&activation::swiglu(&gate, &up)?, &block.w2, None)?;
-            x = elementwise::add(&x, &h)?;
+            x = block.feed_forward.run(&x)?;
         }
         Ok(x)
     }

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use smalti::sample::{self, Draws, Filter, Guidance};
-use smalti::{Float, Tensor, copy};
+use smalti::{Element, Float, Tensor, copy, rng};
 
 use crate::{Error, Result, Sampling};
 
@@ -20,8 +20,13 @@ pub enum Random<'a> {
         /// The number of the first picture of the batch.
         first_picture: u64,
     },
-    /// Given numbers in [0, 1), `[batch, places]` in decoding order, as dumps record them.
-    Recorded(&'a [f32]),
+    /// As dumps record them.
+    Recorded {
+        /// Numbers in [0, 1), `[batch, places]` in decoding order.
+        uniforms: &'a [f32],
+        /// The cells in decoding order, `[places]` or `[batch, places]`, for systems whose order is random.
+        orders: &'a [u32],
+    },
 }
 
 /// Draws the tokens of `batch` pictures of `places` places each.
@@ -53,7 +58,7 @@ impl Sampler<'_> {
                 let streams = (0..batch).flat_map(|picture| (first..first + count).map(move |at| stream(picture, at)));
                 Draws::Philox { seed, streams: streams.collect(), position: 0 }
             }
-            Random::Recorded(uniforms) => {
+            Random::Recorded { uniforms, .. } => {
                 let rows = uniforms.chunks(self.places).take(batch).flat_map(|row| &row[first..first + count]);
                 Draws::Uniform(rows.copied().collect())
             }
@@ -62,6 +67,34 @@ impl Sampler<'_> {
         Ok(tokens.reshape(&[batch, count])?)
     }
 }
+
+impl Sampler<'_> {
+    /// The random order of the cells of one picture of the batch, or, for `None`, of all pictures of the run.
+    #[must_use]
+    pub fn order(&self, picture: Option<usize>) -> Vec<usize> {
+        match self.random {
+            Random::Philox { first_picture } => {
+                let seed = self.sampling.seed;
+                let stream = picture.map_or(u64::MAX, |picture| first_picture + picture as u64);
+                let key = |cell: usize| {
+                    let counter = [stream as u32, (stream >> 32) as u32, cell as u32, ORDER];
+                    let [high, low, ..] = rng::philox4x32([seed as u32, (seed >> 32) as u32], counter);
+                    (high, low, cell)
+                };
+                let mut cells: Vec<_> = (0..self.places).collect();
+                cells.sort_by_key(|cell| key(*cell));
+                cells
+            }
+            Random::Recorded { orders, .. } => {
+                let first = picture.filter(|_| orders.len() > self.places).unwrap_or(0) * self.places;
+                orders[first..first + self.places].iter().map(|cell| *cell as usize).collect()
+            }
+        }
+    }
+}
+
+/// The last word of the counters that orders are drawn with; draws of tokens have 0 there.
+const ORDER: u32 = 1;
 
 /// Guides logits whose first axis holds `batch` conditional rows, then, if guidance is on, as many unconditional ones.
 ///
@@ -80,7 +113,7 @@ pub fn guide<T: Float>(logits: &Tensor<T>, batch: usize, scale: f32, kind: Guida
 ///
 /// # Errors
 /// If the device has no room.
-pub fn twice<T: Float>(x: &Tensor<T>) -> Result<Tensor<T>> {
+pub fn twice<T: Element>(x: &Tensor<T>) -> Result<Tensor<T>> {
     concatenate(&[x, x], 0)
 }
 
@@ -88,7 +121,7 @@ pub fn twice<T: Float>(x: &Tensor<T>) -> Result<Tensor<T>> {
 ///
 /// # Errors
 /// If their other axes differ or the device has no room.
-pub fn concatenate<T: Float>(parts: &[&Tensor<T>], axis: usize) -> Result<Tensor<T>> {
+pub fn concatenate<T: Element>(parts: &[&Tensor<T>], axis: usize) -> Result<Tensor<T>> {
     let Some(first) = parts.first() else {
         return Err(Error::Request("nothing to concatenate".to_owned()));
     };

@@ -61,6 +61,19 @@ pub fn positions(table: &Table, places: &[usize]) -> Result<Table> {
     Ok(Table { cos: rows(&table.cos, places)?, sin: rows(&table.sin, places)? })
 }
 
+/// As [`positions`] where each batch entry has places of its own: `places` is `[batch, seq]`.
+///
+/// # Errors
+/// If the device has no room.
+pub fn positions_of_batch(table: &Table, batch: usize, places: &[usize]) -> Result<Table> {
+    let of_batch = |part: &Tensor<f32>| {
+        let part = rows(part, places)?;
+        let pairs = part.shape()[1];
+        Ok::<_, crate::Error>(part.reshape(&[batch, places.len() / batch.max(1), pairs])?)
+    };
+    Ok(Table { cos: of_batch(&table.cos)?, sin: of_batch(&table.sin)? })
+}
+
 /// The given rows of a table.
 ///
 /// # Errors

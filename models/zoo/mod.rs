@@ -1,5 +1,6 @@
 //! A file per system: its paper, its upstream code, and the parts it combines.
 
+pub mod arpg;
 pub mod codes;
 pub mod llamagen;
 pub mod nar;
@@ -18,6 +19,7 @@ pub fn system(checkpoint: &Checkpoint) -> Option<&str> {
     checkpoint.metadata("system").or_else(|| {
         let has = |name: &str| checkpoint.names().any(|tensor| tensor.ends_with(name));
         match () {
+            () if has("layers.cross_dec.0.attn.to_q.weight") => Some("arpg"),
             () if has("medusa_output.weight") || has("output_D.weight") => Some("nar"),
             () if has("spe_tok_embeddings.special_embeddings.weight") => Some("par"),
             () if has("tok_embeddings.weight") => Some("llamagen"),
@@ -33,6 +35,7 @@ pub fn system(checkpoint: &Checkpoint) -> Option<&str> {
 /// [`Error::Request`] if the system is unknown; [`Error::Weights`] with every tensor that does not fit.
 pub fn load<T: Float>(checkpoint: &Checkpoint, device: &Device) -> Result<Box<dyn Generator>> {
     match system(checkpoint) {
+        Some("arpg") => Ok(Box::new(InDtype::<T, _>::new(arpg::Arpg::load(checkpoint, device)?))),
         Some("llamagen") => Ok(Box::new(llamagen::LlamaGen::<T>::load(checkpoint, device)?)),
         Some("nar") => Ok(Box::new(InDtype::<T, _>::new(nar::Nar::load(checkpoint, device)?))),
         Some("par") => Ok(Box::new(InDtype::<T, _>::new(par::Par::load(checkpoint, device)?))),

@@ -1,5 +1,6 @@
 //! Whole models: each system's inputs, run as its dump was.
 
+mod arpg;
 mod llamagen;
 mod nar;
 mod par;
@@ -19,6 +20,7 @@ use crate::{Error, Result, Sampling};
 /// Repeats a model dump.
 pub(super) fn run<T: Float>(system: &str, dump: &Dump<'_>) -> Result<Vec<Computed>> {
     match system {
+        "arpg" => arpg::run::<T>(dump),
         "llamagen" => llamagen::run::<T>(dump),
         "nar" => nar::run::<T>(dump),
         "par" => par::run::<T>(dump),
@@ -41,7 +43,8 @@ fn sampled(dump: &Dump<'_>) -> Result<Sampling> {
 }
 
 fn greedy(dump: &Dump<'_>) -> Result<Sampling> {
-    Ok(Sampling { cfg: dump.number("cfg")?, temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0 })
+    let cfg = dump.number("cfg").or_else(|_| dump.number("guidance_scale"))?;
+    Ok(Sampling { cfg, temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0 })
 }
 
 /// Collects `[batch, vocabulary]` or `[batch, places, vocabulary]` of each step into `[batch, all places, vocabulary]`.
@@ -111,17 +114,25 @@ fn generated<T: Float>(generate: impl FnOnce(Steps<'_, T>) -> Result<Tensor<u32>
     Ok(Generated { logits, counts, tokens })
 }
 
-/// The greedy run and the run with recorded uniforms: counts, logits (under `logits` and `greedy_` + `logits`), tokens.
+/// The greedy run and the run with recorded uniforms: counts, logits (under `logits` and `greedy_` + `logits`; if those
+/// are scaled ones, divided by the temperature), tokens.
 fn greedy_and_sampled<T: Float>(dump: &Dump<'_>, model: &impl DrawsCodes, logits: &str) -> Result<Vec<Computed>> {
     let labels = dump.counts("labels")?;
     let uniforms = dump.checkpoint.floats("in.uniforms")?;
+    let orders = dump.counts("order").or_else(|_| dump.counts("cells")).unwrap_or_default();
     let places = model.codes().places();
     let run = |sampling: Sampling| {
-        let sampler = Sampler { sampling, random: Random::Recorded(&uniforms), places };
+        let sampler = Sampler { sampling, random: Random::Recorded { uniforms: &uniforms, orders: &orders }, places };
         generated::<T>(|steps| model.generate(&labels, &sampler, steps))
     };
-    let greedy = run(greedy(dump)?)?;
-    let sampled = run(sampled(dump)?)?;
+    let mut greedy = run(greedy(dump)?)?;
+    let mut sampled = run(sampled(dump)?)?;
+    if logits == "scaled_logits" {
+        let temperature = f64::from(dump.number("temperature").or_else(|_| dump.number("randomize_temperature"))?);
+        for (_, step) in greedy.logits.0.iter_mut().chain(&mut sampled.logits.0) {
+            step.iter_mut().for_each(|logit| *logit /= temperature);
+        }
+    }
     Ok(vec![
         Computed::counts("counts", &sampled.counts),
         greedy.logits.computed(&format!("greedy_{logits}")),
