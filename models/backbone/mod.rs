@@ -4,3 +4,4 @@ pub mod adaln;
 pub mod condition;
 pub mod llama;
 pub mod trunk;
+pub mod vit;

@@ -23,15 +23,16 @@ pub enum Names {
     Var,
 }
 
-/// A convolution with its bias.
+/// A convolution, most with a bias.
 pub struct Conv {
     weight: Weight,
-    bias: Tensor<f32>,
+    bias: Option<Tensor<f32>>,
     stride: usize,
     padding: Padding,
 }
 
-struct Norm {
+/// A group norm.
+pub(crate) struct Norm {
     weight: Tensor<f32>,
     bias: Tensor<f32>,
     groups: usize,
@@ -86,10 +87,20 @@ impl Conv {
     /// # Errors
     /// If the device has no room.
     pub fn load(loader: &Loader<'_>, name: &str) -> Result<Self> {
+        let bias = loader.at(name);
+        let channels = bias.length("weight", 0);
+        Ok(Self { bias: Some(bias.vector("bias", &[channels])?), ..Self::load_without_bias(loader, name)? })
+    }
+
+    /// The same for a convolution that has no bias.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    pub fn load_without_bias(loader: &Loader<'_>, name: &str) -> Result<Self> {
         let at = loader.at(name);
         let shape: Vec<_> = (0..4).map(|axis| at.length("weight", axis)).collect();
         let padding = Padding::same(shape[2].max(1));
-        Ok(Self { weight: at.weight("weight", &shape)?, bias: at.vector("bias", &shape[..1])?, stride: 1, padding })
+        Ok(Self { weight: at.weight("weight", &shape)?, bias: None, stride: 1, padding })
     }
 
     /// Applies it.
@@ -97,12 +108,12 @@ impl Conv {
     /// # Errors
     /// If shapes do not fit or the device fails.
     pub fn run<T: Float>(&self, x: &Tensor<T>) -> Result<Tensor<T>> {
-        Ok(conv::conv2d(x, &self.weight, Some(&self.bias), self.stride, self.padding)?)
+        Ok(conv::conv2d(x, &self.weight, self.bias.as_ref(), self.stride, self.padding)?)
     }
 }
 
 impl Norm {
-    fn load(loader: &Loader<'_>, name: &str, groups: usize) -> Result<Self> {
+    pub(crate) fn load(loader: &Loader<'_>, name: &str, groups: usize) -> Result<Self> {
         let at = loader.at(name);
         let channels = at.length("weight", 0);
         Ok(Self { weight: at.vector("weight", &[channels])?, bias: at.vector("bias", &[channels])?, groups })
@@ -112,7 +123,7 @@ impl Norm {
         Ok(norm::group_norm(x, self.groups, Some(&self.weight), Some(&self.bias), EPS)?)
     }
 
-    fn run_silu<T: Float>(&self, x: &Tensor<T>) -> Result<Tensor<T>> {
+    pub(crate) fn run_silu<T: Float>(&self, x: &Tensor<T>) -> Result<Tensor<T>> {
         Ok(activation::activation(&self.run(x)?, activation::Activation::Silu)?)
     }
 }

@@ -1,5 +1,6 @@
 //! Pixels to codes and back.
 
 pub mod autoencoder;
+pub mod maskgit;
 pub mod multi_scale;
 pub mod vq;

@@ -3,14 +3,21 @@
 use std::marker::PhantomData;
 use std::ops::ControlFlow;
 
-use smalti::{Device, Float, Tensor};
+use smalti::{Device, Float, Tensor, elementwise};
 
 use super::class_names;
 use super::llamagen::to_host;
 use crate::decode::{Random, Sampler, Steps};
+use crate::tokenizer::maskgit::MaskGitVqGan;
 use crate::tokenizer::vq::VqTokenizer;
 use crate::weights::{Checkpoint, Config, Loader};
 use crate::{Drawn, Error, Generator, Result, Sampling};
+
+/// What turns codes into pixels.
+enum Tokenizer {
+    LlamaGen(VqTokenizer),
+    MaskGit(MaskGitVqGan),
+}
 
 /// The parts around the network: names, defaults, tokenizer.
 pub struct Codes {
@@ -20,7 +27,7 @@ pub struct Codes {
     pub grid: [usize; 3],
     names: Vec<String>,
     sampling: Sampling,
-    tokenizer: Option<VqTokenizer>,
+    tokenizer: Option<Tokenizer>,
 }
 
 impl Codes {
@@ -30,22 +37,25 @@ impl Codes {
     /// # Errors
     /// If the device has no room.
     pub fn load(checkpoint: &Checkpoint, root: &Loader<'_>, config: &Config, classes: usize) -> Result<Self> {
-        let side = config.count("block_size").unwrap_or(256).isqrt();
+        let side = config.count("block_size").or_else(|| config.count("image_seq_len")).unwrap_or(256).isqrt();
         let grid = config.counts("latent_shape").and_then(|shape| shape.try_into().ok());
         Ok(Self {
             device: root.device().clone(),
             grid: grid.unwrap_or([1, side, side]),
             names: class_names(checkpoint, classes),
             sampling: Sampling {
-                cfg: config.number("cfg").unwrap_or(4.0),
+                cfg: config.number("cfg").or_else(|| config.number("guidance_scale")).unwrap_or(4.0),
                 temperature: config.number("temperature").unwrap_or(1.0),
                 top_k: config.count("top_k").unwrap_or(0),
                 top_p: config.number("top_p").unwrap_or(1.0),
                 seed: 0,
             },
-            tokenizer: if root.has("vq") {
+            tokenizer: if root.has("vq.post_quant_conv") {
                 let l2_norm = config.flag("codebook_l2_norm").unwrap_or(true);
-                Some(VqTokenizer::load(&root.at("vq"), config.count("norm_groups").unwrap_or(32), l2_norm)?)
+                let groups = config.count("norm_groups").unwrap_or(32);
+                Some(Tokenizer::LlamaGen(VqTokenizer::load(&root.at("vq"), groups, l2_norm)?))
+            } else if root.has("vq") {
+                Some(Tokenizer::MaskGit(MaskGitVqGan::load(&root.at("vq"))?))
             } else {
                 None
             },
@@ -64,13 +74,32 @@ impl Codes {
         self.grid[1]
     }
 
-    /// Tokens `[batch, places]` of pictures to pixels `[batch, 3, height, width]`.
+    /// Tokens `[batch, places]` of pictures to pixels `[batch, 3, height, width]` in [-1, 1].
     ///
     /// # Errors
     /// [`Error::Request`] if the checkpoint has no tokenizer; [`Error::Op`] if the device fails.
     pub fn decode<T: Float>(&self, tokens: &Tensor<u32>) -> Result<Tensor<T>> {
         let missing = || Error::Request("the checkpoint holds no tokenizer (no vq.*)".to_owned());
-        self.tokenizer.as_ref().ok_or_else(missing)?.decode(tokens, [self.grid[1], self.grid[2]])
+        let grid = [self.grid[1], self.grid[2]];
+        match self.tokenizer.as_ref().ok_or_else(missing)? {
+            Tokenizer::LlamaGen(tokenizer) => tokenizer.decode(tokens, grid),
+            Tokenizer::MaskGit(tokenizer) => {
+                let pixels = tokenizer.decode::<T>(&tokenizer.quantised(tokens, grid)?)?;
+                let ones = Tensor::from_vec(&self.device, &[1], vec![T::from_f32(1.0)])?;
+                let ones = ones.broadcast(pixels.shape())?.contiguous()?;
+                Ok(elementwise::scale_add(&pixels, 2.0, &ones, -1.0)?)
+            }
+        }
+    }
+
+    /// Pixels per cell, along one side; 1 without a tokenizer.
+    #[must_use]
+    pub fn factor(&self) -> usize {
+        match &self.tokenizer {
+            Some(Tokenizer::LlamaGen(tokenizer)) => tokenizer.factor(),
+            Some(Tokenizer::MaskGit(tokenizer)) => tokenizer.factor(),
+            None => 1,
+        }
     }
 }
 
@@ -118,8 +147,7 @@ impl<T: Float, M: DrawsCodes> Generator for InDtype<T, M> {
 
     fn picture_size(&self) -> [usize; 2] {
         let codes = self.0.codes();
-        let factor = codes.tokenizer.as_ref().map_or(1, VqTokenizer::factor);
-        [codes.grid[1] * factor, codes.grid[2] * factor]
+        [codes.grid[1] * codes.factor(), codes.grid[2] * codes.factor()]
     }
 
     fn draw(

@@ -4,6 +4,7 @@ mod arpg;
 mod llamagen;
 mod nar;
 mod par;
+mod rar;
 mod var;
 
 use std::ops::ControlFlow;
@@ -24,6 +25,7 @@ pub(super) fn run<T: Float>(system: &str, dump: &Dump<'_>) -> Result<Vec<Compute
         "llamagen" => llamagen::run::<T>(dump),
         "nar" => nar::run::<T>(dump),
         "par" => par::run::<T>(dump),
+        "rar" => rar::run::<T>(dump),
         "var" => var::run::<T>(dump),
         other => Err(Error::Request(format!("{}: system \"{other}\" is not known here", dump.checkpoint.name()))),
     }
@@ -37,7 +39,7 @@ fn weights(dump: &Dump<'_>) -> Result<Checkpoint> {
 /// How the dump's sampled run drew.
 fn sampled(dump: &Dump<'_>) -> Result<Sampling> {
     let top_p = dump.number("top_p").unwrap_or(1.0);
-    let temperature = dump.number("temperature").unwrap_or(1.0);
+    let temperature = dump.number("temperature").or_else(|_| dump.number("randomize_temperature")).unwrap_or(1.0);
     let top_k = dump.count("top_k").unwrap_or(0);
     Ok(Sampling { temperature, top_k, top_p, ..greedy(dump)? })
 }
@@ -114,32 +116,37 @@ fn generated<T: Float>(generate: impl FnOnce(Steps<'_, T>) -> Result<Tensor<u32>
     Ok(Generated { logits, counts, tokens })
 }
 
-/// The greedy run and the run with recorded uniforms: counts, logits (under `logits` and `greedy_` + `logits`; if those
-/// are scaled ones, divided by the temperature), tokens.
+/// The greedy run and the run with recorded uniforms: counts, logits, tokens.
 fn greedy_and_sampled<T: Float>(dump: &Dump<'_>, model: &impl DrawsCodes, logits: &str) -> Result<Vec<Computed>> {
+    let run = repeat::<T>(dump, model, greedy(dump)?, logits)?;
+    let mut computed = vec![
+        Computed::counts("counts", &run.counts),
+        run.logits.computed(&format!("greedy_{logits}")),
+        Computed::integers("greedy_tokens", &run.tokens)?,
+    ];
+    computed.extend(recorded::<T>(dump, model, logits)?);
+    Ok(computed)
+}
+
+/// The run with recorded uniforms: logits, tokens.
+fn recorded<T: Float>(dump: &Dump<'_>, model: &impl DrawsCodes, logits: &str) -> Result<Vec<Computed>> {
+    let run = repeat::<T>(dump, model, sampled(dump)?, logits)?;
+    Ok(vec![run.logits.computed(logits), Computed::integers("sampled_tokens", &run.tokens)?])
+}
+
+/// One run of a dump; logits that it calls scaled are divided by its temperature.
+fn repeat<T: Float>(dump: &Dump<'_>, model: &impl DrawsCodes, sampling: Sampling, logits: &str) -> Result<Generated> {
     let labels = dump.counts("labels")?;
     let uniforms = dump.checkpoint.floats("in.uniforms")?;
     let orders = dump.counts("order").or_else(|_| dump.counts("cells")).unwrap_or_default();
-    let places = model.codes().places();
-    let run = |sampling: Sampling| {
-        let sampler = Sampler { sampling, random: Random::Recorded { uniforms: &uniforms, orders: &orders }, places };
-        generated::<T>(|steps| model.generate(&labels, &sampler, steps))
-    };
-    let mut greedy = run(greedy(dump)?)?;
-    let mut sampled = run(sampled(dump)?)?;
+    let random = Random::Recorded { uniforms: &uniforms, orders: &orders };
+    let sampler = Sampler { sampling, random, places: model.codes().places() };
+    let mut run = generated::<T>(|steps| model.generate(&labels, &sampler, steps))?;
     if logits == "scaled_logits" {
-        let temperature = f64::from(dump.number("temperature").or_else(|_| dump.number("randomize_temperature"))?);
-        for (_, step) in greedy.logits.0.iter_mut().chain(&mut sampled.logits.0) {
-            step.iter_mut().for_each(|logit| *logit /= temperature);
-        }
+        let temperature = f64::from(sampled(dump)?.temperature);
+        run.logits.0.iter_mut().flat_map(|(_, step)| step).for_each(|logit| *logit /= temperature);
     }
-    Ok(vec![
-        Computed::counts("counts", &sampled.counts),
-        greedy.logits.computed(&format!("greedy_{logits}")),
-        Computed::integers("greedy_tokens", &greedy.tokens)?,
-        sampled.logits.computed(logits),
-        Computed::integers("sampled_tokens", &sampled.tokens)?,
-    ])
+    Ok(run)
 }
 
 /// A rotary table as pairs of cosine and sine.
