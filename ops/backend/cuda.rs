@@ -838,3 +838,32 @@ impl std::fmt::Debug for Buffer {
         write!(f, "Buffer({} bytes on {})", self.bytes, self.cuda.id)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_shared_out_by_their_length_alone() {
+        for (len, width) in [(0, 32), (512, 32), (513, 128), (4096, 128), (4097, 512), (1 << 20, 512)] {
+            for rows in [1, 3, 4, 5, 70_000] {
+                let (grid, block) = rows_launch("op", rows, len).unwrap();
+                assert_eq!(block[0], width, "{rows} rows of {len}");
+                let covered = grid[0] as usize * block[1] as usize;
+                assert!((rows..rows + block[1] as usize).contains(&covered), "{rows} rows of {len}: {covered}");
+            }
+        }
+        assert!(matches!(rows_launch("op", usize::MAX, 4097), Err(Error::Shape { op: "op", .. })));
+    }
+
+    #[test]
+    fn only_whole_runs_of_16_bytes_are_moved_at_once() {
+        let layout = Layout::contiguous(&[64]).unwrap();
+        let at = |pointer| Operand { pointer, layout: &layout, dtype: Dtype::F32 };
+        assert_eq!(aligned(Dtype::F32, 64, &[at(0x100), at(0x210)]), "_aligned");
+        assert_eq!(aligned(Dtype::F32, 64, &[at(0x100), at(0x208)]), "");
+        assert_eq!(aligned(Dtype::F32, 66, &[at(0x100)]), "");
+        assert_eq!(aligned(Dtype::F16, 68, &[at(0x100)]), "");
+        assert_eq!(aligned(Dtype::Bf16, 72, &[at(0x100)]), "_aligned");
+    }
+}
