@@ -127,7 +127,7 @@ impl Blocks {
 
     /// Runs the places of `x` (`[batch, seq, dim]`) after those in the caches through the blocks `range`, and appends
     /// them to the caches of these. `options` masks the scores of these places against all that a cache then holds;
-    /// `table` turns queries and keys, the rows from the cache's length on.
+    /// `rotary` turns queries and keys: a table, and its row for the first of these places.
     ///
     /// # Errors
     /// If shapes do not fit or the device fails.
@@ -135,7 +135,7 @@ impl Blocks {
         &self,
         range: Range<usize>,
         x: &Tensor<T>,
-        table: Option<&Table>,
+        rotary: Option<(&Table, usize)>,
         caches: &mut [KvCache<T>],
         options: &Options,
     ) -> Result<Tensor<T>> {
@@ -150,9 +150,9 @@ impl Blocks {
             let qkv = linear::linear(&h, &block.wqkv, None)?;
             let qkv = qkv.reshape(&[batch, seq, heads + 2 * kv_heads, head_dim])?.permute(&[0, 2, 1, 3])?;
             let (mut q, mut k) = (qkv.narrow(1, 0, heads)?, qkv.narrow(1, heads, kv_heads)?);
-            if let Some(table) = table {
-                q = rope::rope(&q, table, cache.len(), Pairing::Interleaved)?;
-                k = rope::rope(&k, table, cache.len(), Pairing::Interleaved)?;
+            if let Some((table, start)) = rotary {
+                q = rope::rope(&q, table, start, Pairing::Interleaved)?;
+                k = rope::rope(&k, table, start, Pairing::Interleaved)?;
             }
             cache.append(&k, &qkv.narrow(1, heads + kv_heads, kv_heads)?)?;
             let h = attention::attention(&q, &cache.k(), &cache.v(), options)?.y;
@@ -193,7 +193,7 @@ impl Llama {
         self.blocks.caches(self.norm.device(), batch, capacity)
     }
 
-    /// All blocks, as [`Blocks::run`], then the norm.
+    /// All blocks, as [`Blocks::run`], then the norm. The table has a row per place of the caches.
     ///
     /// # Errors
     /// If shapes do not fit or the device fails.
@@ -204,7 +204,22 @@ impl Llama {
         caches: &mut [KvCache<T>],
         options: &Options,
     ) -> Result<Tensor<T>> {
-        let x = self.blocks.run(0..self.blocks.depth(), x, Some(table), caches, options)?;
+        let start = caches.first().map_or(0, KvCache::len);
+        self.run_at(x, (table, start), caches, options)
+    }
+
+    /// The same where the rows of the table are not those of the caches: `rotary` is as in [`Blocks::run`].
+    ///
+    /// # Errors
+    /// If shapes do not fit or the device fails.
+    pub fn run_at<T: Float>(
+        &self,
+        x: &Tensor<T>,
+        rotary: (&Table, usize),
+        caches: &mut [KvCache<T>],
+        options: &Options,
+    ) -> Result<Tensor<T>> {
+        let x = self.blocks.run(0..self.blocks.depth(), x, Some(rotary), caches, options)?;
         Ok(norm::rms_norm(&x, Some(&self.norm), self.blocks.sizes.norm_eps)?)
     }
 }

@@ -82,29 +82,7 @@ impl Trunk {
         self.options(Mask::Causal { align: Align::BottomRight })
     }
 
-    /// The states of `x` (`[batch, seq, dim]`) after all blocks and the norm: as [`Llama::run`].
-    ///
-    /// # Errors
-    /// If shapes do not fit or the device fails.
-    pub fn states<T: Float>(
-        &self,
-        x: &Tensor<T>,
-        table: &Table,
-        caches: &mut [KvCache<T>],
-        options: &Options,
-    ) -> Result<Tensor<T>> {
-        self.llama.run(x, table, caches, options)
-    }
-
-    /// The logits of states, `[.., vocabulary]`.
-    ///
-    /// # Errors
-    /// If the device fails.
-    pub fn head<T: Float>(&self, states: &Tensor<T>) -> Result<Tensor<T>> {
-        Ok(linear::linear(states, &self.output, None)?)
-    }
-
-    /// The logits of `x`: [`Trunk::states`], then [`Trunk::head`].
+    /// The logits of `x` (`[batch, seq, dim]`), run as [`Llama::run`].
     ///
     /// # Errors
     /// If shapes do not fit or the device fails.
@@ -115,6 +93,20 @@ impl Trunk {
         caches: &mut [KvCache<T>],
         options: &Options,
     ) -> Result<Tensor<T>> {
-        self.head(&self.states(x, table, caches, options)?)
+        Ok(linear::linear(&self.llama.run(x, table, caches, options)?, &self.output, None)?)
+    }
+
+    /// The logits of `x`, run as [`Llama::run_at`].
+    ///
+    /// # Errors
+    /// If shapes do not fit or the device fails.
+    pub fn logits_at<T: Float>(
+        &self,
+        x: &Tensor<T>,
+        rotary: (&Table, usize),
+        caches: &mut [KvCache<T>],
+        options: &Options,
+    ) -> Result<Tensor<T>> {
+        Ok(linear::linear(&self.llama.run_at(x, rotary, caches, options)?, &self.output, None)?)
     }
 }

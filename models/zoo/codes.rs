@@ -38,13 +38,16 @@ impl Codes {
     /// If the device has no room.
     pub fn load(checkpoint: &Checkpoint, root: &Loader<'_>, config: &Config, classes: usize) -> Result<Self> {
         let side = config.count("block_size").or_else(|| config.count("image_seq_len")).unwrap_or(256).isqrt();
+        // A scale, or where it starts and ends.
+        let cfg = config.number("cfg").or_else(|| config.number("guidance_scale"));
+        let cfg = cfg.or_else(|| config.numbers("cfg_scales")?.last().copied());
         let grid = config.counts("latent_shape").and_then(|shape| shape.try_into().ok());
         Ok(Self {
             device: root.device().clone(),
             grid: grid.unwrap_or([1, side, side]),
             names: class_names(checkpoint, classes),
             sampling: Sampling {
-                cfg: config.number("cfg").or_else(|| config.number("guidance_scale")).unwrap_or(4.0),
+                cfg: cfg.unwrap_or(4.0),
                 temperature: config.number("temperature").unwrap_or(1.0),
                 top_k: config.count("top_k").unwrap_or(0),
                 top_p: config.number("top_p").unwrap_or(1.0),

@@ -5,6 +5,7 @@ pub mod codes;
 pub mod llamagen;
 pub mod nar;
 pub mod par;
+pub mod randar;
 pub mod rar;
 pub mod var;
 
@@ -22,6 +23,7 @@ pub fn system(checkpoint: &Checkpoint) -> Option<&str> {
         match () {
             () if has("layers.cross_dec.0.attn.to_q.weight") => Some("arpg"),
             () if has("target_aware_pos_embed") => Some("rar"),
+            () if has("pos_instruct_embeddings") => Some("randar"),
             () if has("medusa_output.weight") || has("output_D.weight") => Some("nar"),
             () if has("spe_tok_embeddings.special_embeddings.weight") => Some("par"),
             () if has("tok_embeddings.weight") => Some("llamagen"),
@@ -41,6 +43,7 @@ pub fn load<T: Float>(checkpoint: &Checkpoint, device: &Device) -> Result<Box<dy
         Some("llamagen") => Ok(Box::new(llamagen::LlamaGen::<T>::load(checkpoint, device)?)),
         Some("nar") => Ok(Box::new(InDtype::<T, _>::new(nar::Nar::load(checkpoint, device)?))),
         Some("par") => Ok(Box::new(InDtype::<T, _>::new(par::Par::load(checkpoint, device)?))),
+        Some("randar") => Ok(Box::new(InDtype::<T, _>::new(randar::RandAr::load(checkpoint, device)?))),
         Some("rar") => Ok(Box::new(InDtype::<T, _>::new(rar::Rar::load(checkpoint, device)?))),
         Some("var") => Ok(Box::new(var::Var::<T>::load(checkpoint, device)?)),
         Some(other) => Err(Error::Request(format!("{}: system \"{other}\" is not known here", checkpoint.name()))),

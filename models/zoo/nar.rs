@@ -144,7 +144,7 @@ impl Nar {
         let mut depth = 0;
         let mut logits: Option<Tensor<T>> = None;
         for head in &self.heads {
-            x = self.blocks.run(depth..head.depth, &x, self.table(), caches, options)?;
+            x = self.blocks.run(depth..head.depth, &x, self.table().map(|table| (table, start)), caches, options)?;
             depth = head.depth;
             let h = norm::rms_norm(&x, Some(&head.norm), self.blocks.sizes().norm_eps)?;
             let h = linear::linear(&h, &head.output, None)?;

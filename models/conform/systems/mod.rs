@@ -4,6 +4,7 @@ mod arpg;
 mod llamagen;
 mod nar;
 mod par;
+mod randar;
 mod rar;
 mod var;
 
@@ -25,6 +26,7 @@ pub(super) fn run<T: Float>(system: &str, dump: &Dump<'_>) -> Result<Vec<Compute
         "llamagen" => llamagen::run::<T>(dump),
         "nar" => nar::run::<T>(dump),
         "par" => par::run::<T>(dump),
+        "randar" => randar::run::<T>(dump),
         "rar" => rar::run::<T>(dump),
         "var" => var::run::<T>(dump),
         other => Err(Error::Request(format!("{}: system \"{other}\" is not known here", dump.checkpoint.name()))),
@@ -45,7 +47,8 @@ fn sampled(dump: &Dump<'_>) -> Result<Sampling> {
 }
 
 fn greedy(dump: &Dump<'_>) -> Result<Sampling> {
-    let cfg = dump.number("cfg").or_else(|_| dump.number("guidance_scale"))?;
+    let cfg = dump.number("cfg").or_else(|_| dump.number("guidance_scale"));
+    let cfg = cfg.or_else(|missing| dump.config.numbers("cfg_scales").map_or(Err(missing), |scales| Ok(scales[1])))?;
     Ok(Sampling { cfg, temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0 })
 }
 

@@ -1,0 +1,347 @@
+//! RandAR: any order, told by tokens that hold nothing but the place that comes next.
+//!
+//! | part      | here                                                                                              |
+//! |-----------|---------------------------------------------------------------------------------------------------|
+//! | tokenizer | LlamaGen's ([`VqTokenizer`](crate::tokenizer::vq::VqTokenizer))                                   |
+//! | backbone  | Llama blocks ([`Trunk`])                                                                          |
+//! | order     | random, each picture its own; more and more cells per step                                        |
+//! | mask      | causal over class, instruction, token, instruction, token, ...                                    |
+//! | position  | RoPE over rows and columns; an instruction is one learned vector, turned by its cell beforehand   |
+//! | head      | softmax over codes, read at the instructions                                                      |
+//! | decoder   | several instructions at once; they are run again, interleaved with their tokens, in the next step |
+//! | guidance  | `uncond + s (cond - uncond)`, `s` rising linearly with the cells settled                          |
+//!
+//! What is settled beforehand (a part of a picture, a coarser picture) simply comes first in the order.
+//!
+//! Paper: Pang et al. 2024, arXiv:2412.01827, sections 3 and 4. Upstream: ziqipang/RandAR, `model/randar_gpt.py` and
+//! `applications/resolution_extrapolation.py`.
+
+use std::f64::consts::FRAC_PI_2;
+use std::ops::Range;
+
+use smalti::rope::{NullRows, Pairing, Table, rope};
+use smalti::sample::Guidance;
+use smalti::{Device, Float, Tensor, copy, elementwise};
+
+use super::codes::{Codes, DrawsCodes, go_on};
+use crate::backbone::condition::ClassTable;
+use crate::backbone::trunk::Trunk;
+use crate::decode::{Sampler, Steps, concatenate, guide};
+use crate::order;
+use crate::weights::{Checkpoint, Config, Loader, Notes};
+use crate::{Error, Result};
+
+/// The model with its weights on a device.
+pub struct RandAr {
+    codes: Codes,
+    classes: ClassTable,
+    trunk: Trunk,
+    /// `[dim]`.
+    instruction: Tensor<f32>,
+    table: Table,
+    theta: f32,
+    steps: usize,
+    first_cfg: f32,
+    config: Config,
+}
+
+/// Sequences of several copies of a batch, each picture in its own order.
+struct Sequences<'a, T: Float> {
+    /// Per picture.
+    orders: &'a [Vec<usize>],
+    /// Rows of the whole batch per picture.
+    copies: usize,
+    /// A row per cell, the condition's first.
+    table: &'a Table,
+    /// `[copies * batch, places, dim]`.
+    instructions: Tensor<T>,
+}
+
+impl RandAr {
+    /// Loads official names, and the tokenizer under `vq.` if it is there.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] with every tensor that does not fit; [`Error::Op`] if the device has no room.
+    pub fn load(checkpoint: &Checkpoint, device: &Device) -> Result<Self> {
+        let config = checkpoint.config()?;
+        let notes = Notes::default();
+        let root = Loader::new(checkpoint, device, &notes);
+        let trunk = Trunk::load(&root, &config, "tok_embeddings.weight")?;
+        let classes = ClassTable::load(&root, "cls_embedding.embedding_table.weight", trunk.dim())?;
+        let codes = Codes::load(checkpoint, &root, &config, classes.classes())?;
+        let theta = config.number("rope_base").unwrap_or(10_000.0);
+        let table = Table::grid(device, codes.side(), codes.side(), trunk.head_dim(), theta)?;
+        let model = Self {
+            instruction: root.vector("pos_instruct_embeddings", &[1, trunk.dim()])?,
+            table: table.with_null_rows(1, NullRows::Zero)?,
+            steps: config.count("num_inference_steps").unwrap_or(codes.places()),
+            first_cfg: config.numbers("cfg_scales").map_or(1.0, |scales| scales[0]),
+            codes,
+            classes,
+            trunk,
+            theta,
+            config,
+        };
+        notes.finish(checkpoint, &["quantize.codebook_used"])?;
+        Ok(model)
+    }
+
+    /// The rotary table, the condition's row first.
+    #[must_use]
+    pub fn table(&self) -> &Table {
+        &self.table
+    }
+
+    /// The instructions for cells in these orders, `[batch, places, dim]`.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn instructions<T: Float>(&self, table: &Table, orders: &[Vec<usize>]) -> Result<Tensor<T>> {
+        let (dim, head_dim) = (self.trunk.dim(), self.trunk.head_dim());
+        let (batch, places) = (orders.len(), orders[0].len());
+        let rows: Vec<_> = orders.iter().flatten().map(|cell| 1 + cell).collect();
+        let x = self.instruction.reshape(&[1, dim / head_dim, 1, head_dim])?;
+        let x = x.broadcast(&[batch, dim / head_dim, places, head_dim])?.contiguous()?;
+        let table = order::positions_of_batch(table, batch, &rows)?;
+        let x = rope(&copy::convert::<_, T>(&x)?, &table, 0, Pairing::Interleaved)?;
+        Ok(x.permute(&[0, 2, 1, 3])?.reshape(&[batch, places, dim])?)
+    }
+
+    fn sequences<'a, T: Float>(
+        &self,
+        table: &'a Table,
+        orders: &'a [Vec<usize>],
+        copies: usize,
+    ) -> Result<Sequences<'a, T>> {
+        let one = self.instructions(table, orders)?;
+        let instructions = concatenate(&vec![&one; copies], 0)?;
+        Ok(Sequences { orders, copies, table, instructions })
+    }
+
+    /// Logits of each cell in the order of `orders`, `[batch, places, vocabulary]`, from the tokens before it;
+    /// `tokens` (`[batch, places]`) is in raster order.
+    ///
+    /// # Errors
+    /// If shapes do not fit or the device fails.
+    pub fn teacher<T: Float>(&self, labels: &[u32], tokens: &Tensor<u32>, orders: &[Vec<usize>]) -> Result<Tensor<T>> {
+        let (batch, places) = (labels.len(), self.codes.places());
+        let sequences = self.sequences::<T>(&self.table, orders, 1)?;
+        let raster = tokens.to_vec()?;
+        let pictures = raster.chunks(places).zip(orders);
+        let ids = pictures.flat_map(|(tokens, order)| order.iter().map(|cell| tokens[*cell])).collect();
+        let ids = Tensor::from_vec(&self.codes.device, &[batch, places], ids)?;
+        let x = sequences.interleaved(&self.trunk.embed(&ids)?, 0..places)?;
+        let x = concatenate(&[&self.classes.rows(labels, false)?, &x], 1)?;
+        let at: Vec<_> = [0].into_iter().chain((0..2 * places).map(|index| 1 + index / 2)).collect();
+        let table = sequences.rotary(&at)?;
+        let mut caches = self.trunk.caches(batch, 1 + 2 * places)?;
+        let logits = self.trunk.logits_at(&x, (&table, 0), &mut caches, &self.trunk.causal())?;
+        // Every second row from the first instruction on.
+        let logits = logits.narrow(1, 1, 2 * places)?.reshape(&[batch, places, 2, self.trunk.vocabulary()])?;
+        Ok(logits.narrow(2, 0, 1)?.reshape(&[batch, places, self.trunk.vocabulary()])?)
+    }
+
+    /// Settles the places of `sequences`, `counts` per step, after the first few if they are known: `[batch, count]`
+    /// tokens and how the copies see them, `[rows, count, dim]`. `guide` combines the copies' logits after so many
+    /// places are settled.
+    fn settle<T: Float>(
+        &self,
+        sequences: &Sequences<'_, T>,
+        condition: &Tensor<T>,
+        known: Option<(&Tensor<u32>, &Tensor<T>)>,
+        counts: &[usize],
+        guide: impl Fn(&Tensor<T>, usize) -> Result<Tensor<T>>,
+        sampler: &Sampler<'_>,
+        steps: Steps<'_, T>,
+    ) -> Result<Tensor<u32>> {
+        let (batch, places) = (sequences.orders.len(), sequences.orders[0].len());
+        let mut caches = self.trunk.caches::<T>(batch * sequences.copies, 1 + 2 * places)?;
+        let mut drawn = Tensor::<u32>::zeros(&self.codes.device, &[batch, places])?;
+        let mut settled = 0;
+        // What the next step runs before its instructions, as embeddings and as places; 0 is the condition.
+        let (mut before, mut at) = (condition.clone(), vec![0]);
+        if let Some((tokens, seen)) = known {
+            settled = tokens.shape()[1];
+            copy::copy_into_slice(tokens, &mut drawn, 1, 0)?;
+            before = concatenate(&[&before, &sequences.interleaved(seen, 0..settled)?], 1)?;
+            at.extend((0..2 * settled).map(|index| 1 + index / 2));
+        }
+        for &count in counts {
+            let x = concatenate(&[&before, &sequences.instructions.narrow(1, settled, count)?.contiguous()?], 1)?;
+            at.extend(1 + settled..1 + settled + count);
+            let table = sequences.rotary(&at)?;
+            let logits = self.trunk.logits_at(&x, (&table, 0), &mut caches, &self.trunk.causal())?;
+            let guided = guide(&logits.narrow(1, at.len() - count, count)?, settled)?;
+            let tokens = sampler.draw(&guided, settled)?;
+            copy::copy_into_slice(&tokens, &mut drawn, 1, settled)?;
+            // These instructions but for the first run again, each just before its token.
+            caches.iter_mut().for_each(|cache| cache.truncate(cache.len() + 1 - count));
+            let seen = self.trunk.embed::<T>(&tokens)?;
+            let seen = concatenate(&vec![&seen; sequences.copies], 0)?;
+            let both = sequences.interleaved(&seen, settled..settled + count)?;
+            before = both.narrow(1, 1, 2 * count - 1)?.contiguous()?;
+            at = (1..2 * count).map(|index| 1 + settled + index / 2).collect();
+            settled += count;
+            go_on(steps(settled, &guided))?;
+        }
+        Ok(drawn)
+    }
+
+    /// How many cells each step settles if `settled` are known and the first step takes one.
+    fn counts(&self, places: usize, mut settled: usize) -> Vec<usize> {
+        let mut counts = Vec::new();
+        let mut count = 1;
+        while settled < places {
+            counts.push(count);
+            settled += count;
+            let r = (counts.len() + 1) as f64 / self.steps as f64;
+            let target = (((1.0 - (FRAC_PI_2 * r).cos()) * places as f64 + 1.0) as usize).min(places);
+            count = target.saturating_sub(settled).max(1).min(places - settled);
+        }
+        counts
+    }
+
+    /// Doubles the grid: draws the coarse picture in the order that `orders` (of the fine grid, cells of even row and
+    /// column first) has for it, then the other cells around it. `dropped` are the coarse places (in decoding order,
+    /// `[batch]` lists) that the third copy does not see. Returns tokens in decoding order.
+    ///
+    /// Guidance is `null + a (cond - spatial) + b (spatial - null)`, `a` and `b` rising linearly: `spatial` is without
+    /// the class, `null` without the dropped places too.
+    ///
+    /// `finish` draws the last planned step, which the official loop leaves out.
+    ///
+    /// # Errors
+    /// As [`Generator::draw`](crate::Generator::draw).
+    pub fn extrapolate<T: Float>(
+        &self,
+        labels: &[u32],
+        orders: &[Vec<usize>],
+        dropped: &[Vec<usize>],
+        sampler: &Sampler<'_>,
+        finish: bool,
+        coarse_steps: Steps<'_, T>,
+        steps: Steps<'_, T>,
+    ) -> Result<Extrapolated> {
+        let batch = labels.len();
+        let (side, fine) = (self.codes.side(), 2 * self.codes.side());
+        let coarse: Vec<Vec<_>> = orders
+            .iter()
+            .map(|order| order[..side * side].iter().map(|cell| cell / fine / 2 * side + cell % fine / 2).collect())
+            .collect();
+        let low = self.draw_in(labels, &coarse, sampler, coarse_steps)?;
+
+        let table = self.extrapolated_table()?;
+        let sequences = self.sequences::<T>(&table, orders, 3)?;
+        let condition = self.classes.rows::<T>(labels, true)?;
+        let condition = concatenate(&[&condition, &condition.narrow(0, batch, batch)?.contiguous()?], 0)?;
+        let shown = self.trunk.embed::<T>(&low)?;
+        let mut seen = vec![T::from_f32(1.0); batch * side * side];
+        for (seen, dropped) in seen.chunks_mut(side * side).zip(dropped) {
+            dropped.iter().for_each(|place| seen[*place] = T::from_f32(0.0));
+        }
+        let seen = Tensor::from_vec(&self.codes.device, &[batch, side * side, 1], seen)?;
+        let shown = concatenate(&[&shown, &shown, &elementwise::mul(&shown, &seen)?], 0)?;
+
+        let counts = self.counts(fine * fine, side * side);
+        let run = if finish { &counts[..] } else { &counts[..counts.len() - 1] };
+        let linear = |scales: &str, settled: usize| {
+            let scales = self.config.numbers(scales).unwrap_or_else(|| vec![1.0, sampler.sampling.cfg]);
+            scales[0] + (scales[1] - scales[0]) * settled as f32 / (fine * fine) as f32
+        };
+        let guide = |logits: &Tensor<T>, settled: usize| {
+            let part = |copy: usize| logits.narrow(0, copy * batch, batch);
+            let (a, b) = (linear("cfg_scales", settled), linear("spatial_cfg_scales", settled));
+            // null + a (cond - spatial) + b (spatial - null)
+            let class = elementwise::scale_add(&part(0)?, a, &part(1)?, b - a)?;
+            Ok(elementwise::scale_add(&class, 1.0, &part(2)?, 1.0 - b)?)
+        };
+        let tokens = self.settle(&sequences, &condition, Some((&low, &shown)), run, guide, sampler, steps)?;
+        Ok(Extrapolated { tokens, counts })
+    }
+
+    /// The table of the doubled grid: of each axis the first `ntk_boundary` frequencies turn as far as the grid is
+    /// large, the others only as far as the trained one was.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    pub fn extrapolated_table(&self) -> Result<Table> {
+        let (side, fine) = (self.codes.side(), 2 * self.codes.side());
+        let (half, pairs) = (self.trunk.head_dim() / 4, self.trunk.head_dim() / 2);
+        let boundary = self.config.count("ntk_boundary").unwrap_or(2);
+        let table = Table::from_angles(&self.codes.device, fine * fine, pairs, |cell, pair| {
+            let place = (if pair < half { cell / fine } else { cell % fine }) as f64;
+            let frequency = f64::from(self.theta).powf(-((pair % half) as f64) / half as f64);
+            let squeezed = place * (side - 1) as f64 / (fine - 1) as f64;
+            frequency * if pair % half < boundary { place } else { squeezed }
+        })?;
+        Ok(table.with_null_rows(1, NullRows::Zero)?)
+    }
+
+    /// Draws pictures in the given orders: tokens in decoding order.
+    fn draw_in<T: Float>(
+        &self,
+        labels: &[u32],
+        orders: &[Vec<usize>],
+        sampler: &Sampler<'_>,
+        steps: Steps<'_, T>,
+    ) -> Result<Tensor<u32>> {
+        let (batch, places) = (labels.len(), self.codes.places());
+        let cfg = sampler.sampling.cfg;
+        let guided = cfg > 1.0;
+        let sequences = self.sequences::<T>(&self.table, orders, 1 + usize::from(guided))?;
+        let condition = self.classes.rows(labels, guided)?;
+        let scale = |logits: &Tensor<T>, settled: usize| {
+            let share = settled as f32 / places as f32;
+            guide(logits, batch, self.first_cfg + (cfg - self.first_cfg) * share, Guidance::Scale)
+        };
+        self.settle(&sequences, &condition, None, &self.counts(places, 0), scale, sampler, steps)
+    }
+}
+
+/// What [`RandAr::extrapolate`] has drawn.
+pub struct Extrapolated {
+    /// `[batch, 4 places]` in decoding order; 0 where nothing was drawn.
+    pub tokens: Tensor<u32>,
+    /// Cells per step after the coarse ones, as planned.
+    pub counts: Vec<usize>,
+}
+
+impl<T: Float> Sequences<'_, T> {
+    /// Each of the `places` as its instruction and its token (`[rows, count, dim]`): `[rows, 2 count, dim]`.
+    fn interleaved(&self, tokens: &Tensor<T>, places: Range<usize>) -> Result<Tensor<T>> {
+        let &[rows, count, dim] = tokens.shape() else {
+            return Err(Error::Request(format!("randar: embeddings of shape {:?}", tokens.shape())));
+        };
+        let instructions = self.instructions.narrow(1, places.start, count)?.contiguous()?;
+        let pair = |part: &Tensor<T>| part.reshape(&[rows, count, 1, dim]);
+        let both = concatenate(&[&pair(&instructions)?, &pair(tokens)?], 2)?;
+        Ok(both.reshape(&[rows, 2 * count, dim])?)
+    }
+
+    /// The rotary rows of a sequence of these places, counted from 1; 0 is the condition.
+    fn rotary(&self, places: &[usize]) -> Result<Table> {
+        let row = |order: &[usize], place: usize| if place == 0 { 0 } else { 1 + order[place - 1] };
+        let of_batch = self.orders.iter().flat_map(|order| places.iter().map(|place| row(order, *place)));
+        let rows: Vec<_> = of_batch.collect();
+        order::positions_of_batch(self.table, self.orders.len() * self.copies, &rows.repeat(self.copies))
+    }
+}
+
+impl DrawsCodes for RandAr {
+    const SYSTEM: &'static str = "randar";
+
+    fn codes(&self) -> &Codes {
+        &self.codes
+    }
+
+    fn generate<T: Float>(&self, labels: &[u32], sampler: &Sampler<'_>, steps: Steps<'_, T>) -> Result<Tensor<u32>> {
+        let orders: Vec<_> = (0..labels.len()).map(|picture| sampler.order(Some(picture))).collect();
+        let drawn = self.draw_in(labels, &orders, sampler, steps)?;
+        let places = self.codes.places();
+        let mut raster = vec![0; labels.len() * places];
+        for ((tokens, order), raster) in drawn.to_vec()?.chunks(places).zip(&orders).zip(raster.chunks_mut(places)) {
+            tokens.iter().zip(order).for_each(|(token, cell)| raster[*cell] = *token);
+        }
+        Ok(Tensor::from_vec(&self.codes.device, drawn.shape(), raster)?)
+    }
+}
