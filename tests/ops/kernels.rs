@@ -59,8 +59,31 @@ fn every_wgsl_variant_fits_a_browsers_default_limits() {
 }
 
 #[test]
+fn every_ptx_variant_is_one_entry_with_the_parameters_and_the_target_of_its_table() {
+    for kernel in smalti::kernels::cuda() {
+        let entries: Vec<_> = kernel.source.matches(".entry").collect();
+        assert_eq!(entries.len(), 1, "{}: entry points", kernel.entry);
+        let (_, rest) = kernel.source.split_once(".visible .entry ").expect("a visible entry point");
+        let (name, rest) = rest.split_once('(').expect("parameters");
+        assert_eq!(name, kernel.entry);
+        let (list, _) = rest.split_once(')').expect("the end of the parameters");
+        let names: Vec<_> = list
+            .split(',')
+            .map(|parameter| parameter.split_whitespace().last().expect("a name"))
+            .map(|name| name.split('[').next().expect("a name"))
+            .collect();
+        assert_eq!(names, kernel.parameters, "{}: parameters", kernel.entry);
+        let target = kernel.source.lines().find_map(|line| line.strip_prefix(".target ")).expect("a target");
+        assert_eq!([target.trim()], kernel.needs, "{}: needs", kernel.entry);
+        assert!(kernel.bindings.is_empty(), "{}: PTX has parameters, no bindings", kernel.entry);
+        let limits = [".reqntid", ".maxntid"].iter().any(|limit| kernel.source.contains(limit));
+        assert!(limits, "{}: states its block, .reqntid or .maxntid", kernel.entry);
+    }
+}
+
+#[test]
 fn kernel_texts_are_ascii() {
-    for kernel in smalti::kernels::wgsl() {
+    for kernel in smalti::kernels::wgsl().iter().chain(smalti::kernels::cuda()) {
         assert!(kernel.source.is_ascii(), "{}", kernel.entry);
     }
 }
