@@ -72,24 +72,33 @@ impl Sampler<'_> {
     /// The random order of the cells of one picture of the batch, or, for `None`, of all pictures of the run.
     #[must_use]
     pub fn order(&self, picture: Option<usize>) -> Vec<usize> {
-        match self.random {
-            Random::Philox { first_picture } => {
-                let seed = self.sampling.seed;
-                let stream = picture.map_or(u64::MAX, |picture| first_picture + picture as u64);
-                let key = |cell: usize| {
-                    let counter = [stream as u32, (stream >> 32) as u32, cell as u32, ORDER];
-                    let [high, low, ..] = rng::philox4x32([seed as u32, (seed >> 32) as u32], counter);
-                    (high, low, cell)
-                };
-                let mut cells: Vec<_> = (0..self.places).collect();
-                cells.sort_by_key(|cell| key(*cell));
-                cells
-            }
-            Random::Recorded { orders, .. } => {
-                let first = picture.filter(|_| orders.len() > self.places).unwrap_or(0) * self.places;
-                orders[first..first + self.places].iter().map(|cell| *cell as usize).collect()
-            }
-        }
+        self.recorded_order(picture).unwrap_or_else(|| {
+            let mut cells: Vec<_> = (0..self.places).collect();
+            cells.sort_by_key(|cell| (self.word(picture, *cell), *cell));
+            cells
+        })
+    }
+
+    /// The order that a dump records.
+    #[must_use]
+    pub fn recorded_order(&self, picture: Option<usize>) -> Option<Vec<usize>> {
+        let Random::Recorded { orders, .. } = self.random else { return None };
+        let first = picture.filter(|_| orders.len() > self.places).unwrap_or(0) * self.places;
+        Some(orders[first..first + self.places].iter().map(|cell| *cell as usize).collect())
+    }
+
+    /// Random bits for orders: number `index` of one picture of the batch, or of the whole run.
+    #[must_use]
+    pub fn word(&self, picture: Option<usize>, index: usize) -> u64 {
+        let first_picture = match self.random {
+            Random::Philox { first_picture } => first_picture,
+            Random::Recorded { .. } => 0,
+        };
+        let seed = self.sampling.seed;
+        let stream = picture.map_or(u64::MAX, |picture| first_picture + picture as u64);
+        let counter = [stream as u32, (stream >> 32) as u32, index as u32, ORDER];
+        let [high, low, ..] = rng::philox4x32([seed as u32, (seed >> 32) as u32], counter);
+        u64::from(high) << 32 | u64::from(low)
     }
 }
 

@@ -1,5 +1,7 @@
 //! Which places are settled in which step, and where they lie.
 
+pub mod locality;
+
 use smalti::rope::Table;
 use smalti::{Tensor, Weight, embedding};
 

@@ -219,6 +219,12 @@ impl Config {
         self.0.get(key).cloned().map(Self)
     }
 
+    /// A list of configurations.
+    #[must_use]
+    pub fn list(&self, key: &str) -> Option<Vec<Self>> {
+        Some(self.0.get(key)?.as_array()?.iter().cloned().map(Self).collect())
+    }
+
     /// A list of counts.
     #[must_use]
     pub fn counts(&self, key: &str) -> Option<Vec<usize>> {

@@ -3,6 +3,7 @@
 pub mod arpg;
 pub mod codes;
 pub mod llamagen;
+pub mod lpd;
 pub mod nar;
 pub mod par;
 pub mod randar;
@@ -24,6 +25,7 @@ pub fn system(checkpoint: &Checkpoint) -> Option<&str> {
             () if has("layers.cross_dec.0.attn.to_q.weight") => Some("arpg"),
             () if has("target_aware_pos_embed") => Some("rar"),
             () if has("pos_instruct_embeddings") => Some("randar"),
+            () if has("z_proj_ln.weight") && has("token_emb.weight") => Some("lpd"),
             () if has("medusa_output.weight") || has("output_D.weight") => Some("nar"),
             () if has("spe_tok_embeddings.special_embeddings.weight") => Some("par"),
             () if has("tok_embeddings.weight") => Some("llamagen"),
@@ -41,6 +43,7 @@ pub fn load<T: Float>(checkpoint: &Checkpoint, device: &Device) -> Result<Box<dy
     match system(checkpoint) {
         Some("arpg") => Ok(Box::new(InDtype::<T, _>::new(arpg::Arpg::load(checkpoint, device)?))),
         Some("llamagen") => Ok(Box::new(llamagen::LlamaGen::<T>::load(checkpoint, device)?)),
+        Some("lpd") => Ok(Box::new(InDtype::<T, _>::new(lpd::Lpd::load(checkpoint, device)?))),
         Some("nar") => Ok(Box::new(InDtype::<T, _>::new(nar::Nar::load(checkpoint, device)?))),
         Some("par") => Ok(Box::new(InDtype::<T, _>::new(par::Par::load(checkpoint, device)?))),
         Some("randar") => Ok(Box::new(InDtype::<T, _>::new(randar::RandAr::load(checkpoint, device)?))),

@@ -2,6 +2,7 @@
 
 mod arpg;
 mod llamagen;
+mod lpd;
 mod nar;
 mod par;
 mod randar;
@@ -24,6 +25,7 @@ pub(super) fn run<T: Float>(system: &str, dump: &Dump<'_>) -> Result<Vec<Compute
     match system {
         "arpg" => arpg::run::<T>(dump),
         "llamagen" => llamagen::run::<T>(dump),
+        "lpd" => lpd::run::<T>(dump),
         "nar" => nar::run::<T>(dump),
         "par" => par::run::<T>(dump),
         "randar" => randar::run::<T>(dump),
@@ -122,11 +124,11 @@ fn generated<T: Float>(generate: impl FnOnce(Steps<'_, T>) -> Result<Tensor<u32>
 /// The greedy run and the run with recorded uniforms: counts, logits, tokens.
 fn greedy_and_sampled<T: Float>(dump: &Dump<'_>, model: &impl DrawsCodes, logits: &str) -> Result<Vec<Computed>> {
     let run = repeat::<T>(dump, model, greedy(dump)?, logits)?;
-    let mut computed = vec![
-        Computed::counts("counts", &run.counts),
-        run.logits.computed(&format!("greedy_{logits}")),
-        Computed::integers("greedy_tokens", &run.tokens)?,
-    ];
+    let mut computed =
+        vec![run.logits.computed(&format!("greedy_{logits}")), Computed::integers("greedy_tokens", &run.tokens)?];
+    if dump.checkpoint.shape("out.counts").is_some() {
+        computed.insert(0, Computed::counts("counts", &run.counts));
+    }
     computed.extend(recorded::<T>(dump, model, logits)?);
     Ok(computed)
 }
