@@ -23,6 +23,17 @@ pub const fn philox4x32(key: [u32; 2], counter: [u32; 4]) -> [u32; 4] {
     [c0, c1, c2, c3]
 }
 
+/// One of the random words of a sequence: of `philox4x32` under the seed and the counter
+/// `[stream, position, block]`, the lower words first.
+///
+/// Draws use block 0 (and the number of the round, where a position is drawn for again); the noise of Gumbel-max for
+/// token `i` is word `i mod 4` of block `2^31 + i / 4`.
+#[must_use]
+pub const fn word(seed: u64, stream: u64, position: u32, block: u32, word: usize) -> u32 {
+    let key = [seed as u32, (seed >> 32) as u32];
+    philox4x32(key, [stream as u32, (stream >> 32) as u32, position, block])[word]
+}
+
 #[cfg(test)]
 mod tests {
     use super::philox4x32;

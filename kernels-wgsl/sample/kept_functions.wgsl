@@ -1,31 +1,3 @@
-// The upper word of a product.
-fn high(a: u32, b: u32) -> u32 {
-    let low_low = (a & 0xffffu) * (b & 0xffffu);
-    let high_low = (a >> 16u) * (b & 0xffffu);
-    let low_high = (a & 0xffffu) * (b >> 16u);
-    let middle = (low_low >> 16u) + (high_low & 0xffffu) + (low_high & 0xffffu);
-    return (a >> 16u) * (b >> 16u) + (high_low >> 16u) + (low_high >> 16u) + (middle >> 16u);
-}
-
-fn add(a: vec2<u32>, b: vec2<u32>) -> vec2<u32> {
-    let low = a.x + b.x;
-    return vec2<u32>(low, a.y + b.y + select(0u, 1u, low < a.x));
-}
-
-fn less(a: vec2<u32>, b: vec2<u32>) -> bool {
-    return a.y < b.y || (a.y == b.y && a.x < b.x);
-}
-
-fn product(a: u32, b: u32) -> vec2<u32> {
-    return vec2<u32>(a * b, high(a, b));
-}
-
-// floor(total * fraction / 2^32), and in z whether there is a rest.
-fn share(total: vec2<u32>, fraction: u32) -> vec3<u32> {
-    let whole = add(product(total.y, fraction), vec2<u32>(high(total.x, fraction), 0u));
-    return vec3<u32>(whole, select(0u, 1u, total.x * fraction != 0u));
-}
-
 // Ordered as the logits are; both zeros are equal.
 fn order(logit: f32) -> u32 {
     let bits = bitcast<u32>(logit);
@@ -38,22 +10,30 @@ fn order(logit: f32) -> u32 {
     return bits | 0x80000000u;
 }
 
-// 2^30 * 2^(-(largest - logit) * factor); largest and logit as `order` gives them.
-fn weight(key: u32, largest: u32) -> u32 {
+// (largest - logit) * factor in units of 2^-24; largest and logit as `order` gives them. All ones from 31 on, and for -inf.
+fn distance(key: u32, largest: u32) -> u32 {
     // -inf.
     if key <= 0x007fffffu {
-        return 0u;
+        return 0xffffffffu;
     }
     if key == largest {
-        return 0x40000000u;
-    }
-    let distance = logit(largest) - logit(key);
-    let octaves = distance * params.factor;
-    // From 31 on; the bits of positive numbers are ordered as they are.
-    if bitcast<u32>(octaves) >= 0x41f80000u {
         return 0u;
     }
-    let fixed = u32(octaves * 16777216.0);
+    let difference = logit(largest) - logit(key);
+    let octaves = difference * params.factor;
+    // From 31 on; the bits of positive numbers are ordered as they are.
+    if bitcast<u32>(octaves) >= 0x41f80000u {
+        return 0xffffffffu;
+    }
+    return u32(octaves * 16777216.0);
+}
+
+// 2^30 * 2^-distance.
+fn weight(key: u32, largest: u32) -> u32 {
+    let fixed = distance(key, largest);
+    if fixed == 0xffffffffu {
+        return 0u;
+    }
     let z = fixed << 8u;
     // ln(2)^k / k! times 2^32, the highest k first.
     var series = 2u;
@@ -74,11 +54,6 @@ fn logit(key: u32) -> f32 {
     return bitcast<f32>(select(~key, key & 0x7fffffffu, (key >> 31u) == 1u));
 }
 
-fn key_at(row: u32, token: u32) -> u32 {
-    let at = params.x_offset + row * params.vocabulary + token;
-    return order(${ element.load(dtype, "x", "at") });
-}
-
 // How many logits are at least `threshold` (z), and their weight (x, y).
 fn at_least(row: u32, threshold: u32, largest: u32, invocation: u32, weigh: bool) -> vec3<u32> {
     var count = 0u;
@@ -92,6 +67,11 @@ fn at_least(row: u32, threshold: u32, largest: u32, invocation: u32, weigh: bool
             }
         }
     }
+    return whole(count, mass, invocation);
+}
+
+// The sums of all invocations.
+fn whole(count: u32, mass: vec2<u32>, invocation: u32) -> vec3<u32> {
     // The sums of the last call may still be read.
     workgroupBarrier();
     counts[invocation] = count;

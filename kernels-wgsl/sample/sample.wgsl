@@ -39,7 +39,13 @@ struct Params {
 var<workgroup> counts: array<u32, ${ width }>;
 var<workgroup> masses: array<vec2<u32>, ${ width }>;
 
+//% include "include/wide.wgsl"
 //% include "sample/kept_functions.wgsl"
+fn key_at(row: u32, token: u32) -> u32 {
+    let at = params.x_offset + row * params.vocabulary + token;
+    return order(${ element.load(dtype, "x", "at") });
+}
+
 @compute @workgroup_size(${ width })
 fn ${ entry }(
     @builtin(workgroup_id) workgroup: vec3<u32>,

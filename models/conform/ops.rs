@@ -5,7 +5,8 @@ use smalti::attention::{self, Align, Mask, Options, ScalesKind};
 use smalti::conv::{Padding, conv2d};
 use smalti::resize::{Mode, resize};
 use smalti::rope::{Extrapolation, Frequencies, NullRows, Pairing, Positions, Table, rope};
-use smalti::sample::{self, Draws, Filter, Guidance, Schedule};
+use smalti::sample::maskgit::{Curve, MASKED, MaskGit, MaskGitDraws, maskgit_step};
+use smalti::sample::{self, Draws, Filter, Guidance, Schedule, Weights};
 use smalti::{Dtype, Float, Tensor, Weight, bf16, copy, elementwise, embedding, f16, linear, norm, vq};
 
 use super::{Computed, Dump, Values, epsilon};
@@ -113,6 +114,23 @@ pub(super) fn run<T: Float>(op: &str, dump: &Dump<'_>) -> Result<Vec<Computed>> 
                 Computed::integers("token", &sample::sample(&guided, &filter(dump), &draws)?)?,
             ])
         }
+        "sample_gumbel" => {
+            let uniforms = dump.checkpoint.floats("in.uniform")?;
+            let gumbel = sample::gumbel(&uniforms)?.iter().map(|noise| f64::from(*noise)).collect();
+            let filter = Filter { temperature: dump.number("temperature")?, ..Filter::default() };
+            let token = sample::sample_gumbel(&dump.tensor::<T>("logits")?, &filter, &Draws::Uniform(uniforms))?;
+            let shape = dump.shape("uniform")?.to_vec();
+            Ok(vec![
+                Computed { output: "gumbel".to_owned(), shape, values: Values::Floats(gumbel) },
+                Computed::integers("token", &token)?,
+            ])
+        }
+        "sample_inverse_cdf" => {
+            let weights = Weights::from_shares(&dump.tensor("probs")?)?;
+            let draws = Draws::Uniform(dump.checkpoint.floats("in.uniform")?);
+            Ok(vec![Computed::integers("token", &sample::draw(&weights, &draws)?)?])
+        }
+        "maskgit_step" => maskgit::<T>(dump),
         "cfg_combine" => {
             let kind = match dump.config.text("form") {
                 Some("scale") => Guidance::Scale,
@@ -298,7 +316,46 @@ fn filter(dump: &Dump<'_>) -> Filter {
         top_k: dump.config.count("top_k").unwrap_or(0),
         top_p: dump.config.number("top_p").unwrap_or(1.0),
         min_p: dump.config.number("min_p").unwrap_or(0.0),
+        ..Filter::default()
     }
+}
+
+fn maskgit<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
+    let step = MaskGit {
+        step: dump.count("step")?,
+        steps: dump.count("steps")?,
+        masked_at_start: dump.count("masked_at_start")?,
+        curve: match dump.config.text("curve") {
+            Some("cosine") => Curve::Cosine,
+            Some("linear") => Curve::Power(1.0),
+            _ => return Err(unknown(dump, "curve")),
+        },
+        choice_temperature: dump.number("choice_temperature")?,
+    };
+    let draws = MaskGitDraws::Given {
+        tokens: dump.checkpoint.floats("in.uniform")?,
+        gumbel: dump.checkpoint.floats("in.gumbel")?,
+    };
+    // -1 stands for a masked place.
+    let tokens = dump.checkpoint.elements::<i32>("in.tokens")?.iter().map(|token| *token as u32).collect();
+    let tokens = Tensor::from_vec(dump.device, dump.shape("tokens")?, tokens)?;
+    let done = maskgit_step(&dump.tensor::<T>("logits")?, &tokens, &Filter::default(), &step, &draws)?;
+    let units = |confidence: &i32| if *confidence == i32::MAX { 0.0 } else { f64::from(*confidence) / 4_194_304.0 };
+    let confidence = done.confidence.to_vec()?.iter().map(units).collect();
+    let tokens = done.tokens.to_vec()?;
+    let shape = done.tokens.shape().to_vec();
+    let integers = |output: &str, values| Computed {
+        output: output.to_owned(),
+        shape: shape.clone(),
+        values: Values::Integers(values),
+    };
+    Ok(vec![
+        Computed::integers("sampled", &done.sampled)?,
+        Computed { output: "confidence".to_owned(), shape: shape.clone(), values: Values::Floats(confidence) },
+        Computed::integers("mask_len", &done.counts)?,
+        integers("mask", tokens.iter().map(|token| i64::from(*token == MASKED)).collect()),
+        integers("tokens", tokens.iter().map(|token| i64::from(*token as i32)).collect()),
+    ])
 }
 
 fn schedule(dump: &Dump<'_>) -> Result<Vec<Computed>> {

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::integer::{Plan, Row};
+use super::integer::{Plan, Row, draw};
 use crate::backend::cpu::Cpu;
 use crate::{Float, Result, View};
 
@@ -10,14 +10,17 @@ use crate::{Float, Result, View};
 ///
 /// # Errors
 /// [`crate::Error::Value`] if a row has a NaN, `+inf`, or no finite logit.
-pub fn sample<T: Float>(cpu: &Cpu, logits: View<'_, T>, plan: Plan, fractions: &[u32]) -> Result<Vec<u32>> {
-    let each = |(kept, wide): &mut (Row, Vec<f32>), row: usize, logits: &[T]| {
+pub fn sample<T: Float>(cpu: &Cpu, logits: View<'_, T>, plan: Plan, fractions: View<'_, u32>) -> Result<Vec<u32>> {
+    let fractions = fractions.as_slice().expect("contiguous");
+    let (vocabulary, logits) = (logits.shape()[1], logits.as_slice().expect("contiguous"));
+    let each = |(kept, wide): &mut (Row, Vec<f32>), row: usize| {
+        let logits = &logits[row * vocabulary..][..vocabulary];
         wide.resize(logits.len(), 0.0);
         T::widen(logits, wide);
         kept.fill("sample", row, wide, plan)?;
-        Ok(kept.draw(fractions[row]))
+        Ok(draw(&kept.weights, fractions[row]).expect("the largest token is always kept"))
     };
-    rows(cpu, logits, each)
+    rows(cpu, logits.len() / vocabulary, logits.len(), each)
 }
 
 /// [`super::filter`]: probabilities, and 1 for each kept token.
@@ -25,33 +28,34 @@ pub fn sample<T: Float>(cpu: &Cpu, logits: View<'_, T>, plan: Plan, fractions: &
 /// # Errors
 /// [`crate::Error::Value`] if a row has a NaN, `+inf`, or no finite logit.
 pub fn filter<T: Float>(cpu: &Cpu, logits: View<'_, T>, plan: Plan) -> Result<(Vec<f32>, Vec<u32>)> {
-    let each = |(kept, wide): &mut (Row, Vec<f32>), row: usize, logits: &[T]| {
+    let (vocabulary, logits) = (logits.shape()[1], logits.as_slice().expect("contiguous"));
+    let each = |(kept, wide): &mut (Row, Vec<f32>), row: usize| {
+        let logits = &logits[row * vocabulary..][..vocabulary];
         wide.resize(logits.len(), 0.0);
         T::widen(logits, wide);
         kept.fill("filter", row, wide, plan)?;
-        let total = kept.total() as f64;
-        let share = |(kept, weight): (&bool, &u32)| if *kept { (f64::from(*weight) / total) as f32 } else { 0.0 };
-        let probabilities: Vec<f32> = kept.kept.iter().zip(&kept.weights).map(share).collect();
+        let total: f64 = kept.weights.iter().map(|weight| f64::from(*weight)).sum();
+        let probabilities: Vec<f32> = kept.weights.iter().map(|weight| (f64::from(*weight) / total) as f32).collect();
         Ok((probabilities, kept.kept.iter().map(|kept| u32::from(*kept)).collect::<Vec<_>>()))
     };
-    let rows = rows(cpu, logits, each)?;
+    let rows = rows(cpu, logits.len() / vocabulary, logits.len(), each)?;
     let (probabilities, kept): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
     Ok((probabilities.concat(), kept.concat()))
 }
 
-fn rows<T: Float, R: Send>(
+/// Calls `each` with scratch for every row; the results in order. `elements` are those of all rows.
+///
+/// # Errors
+/// The first that a row gives.
+pub fn rows<S: Default, R: Send>(
     cpu: &Cpu,
-    logits: View<'_, T>,
-    each: impl Fn(&mut (Row, Vec<f32>), usize, &[T]) -> Result<R> + Sync + Send,
+    rows: usize,
+    elements: usize,
+    each: impl Fn(&mut S, usize) -> Result<R> + Sync + Send,
 ) -> Result<Vec<R>> {
-    let vocabulary = logits.shape()[1];
-    let logits = logits.as_slice().expect("contiguous");
-    if cpu.threads() == 1 || logits.len() < 1 << 14 {
-        let mut scratch = Default::default();
-        return logits.chunks(vocabulary).enumerate().map(|(row, logits)| each(&mut scratch, row, logits)).collect();
+    if cpu.threads() == 1 || elements < 1 << 14 {
+        let mut scratch = S::default();
+        return (0..rows).map(|row| each(&mut scratch, row)).collect();
     }
-    cpu.run(|| {
-        let rows = logits.par_chunks(vocabulary).enumerate();
-        rows.map_init(Default::default, |scratch, (row, logits)| each(scratch, row, logits)).collect()
-    })
+    cpu.run(|| (0..rows).into_par_iter().map_init(S::default, each).collect())
 }

@@ -5,6 +5,7 @@
 //! halvings below it the weight is 0. A row's weights sum to at most 2^48.
 
 use super::Filter;
+use super::logarithm::exponential;
 use crate::{Error, Result};
 
 /// The weight of the largest logit.
@@ -36,6 +37,8 @@ pub struct Plan {
     pub top_p: u32,
     /// The smallest weight kept.
     pub least: u32,
+    /// `typical * 2^32`; 0 if all are kept.
+    pub typical: u32,
 }
 
 impl Plan {
@@ -45,13 +48,15 @@ impl Plan {
         let greedy = filter.temperature == 0.0;
         let temperature = if greedy { 1.0 } else { f64::from(filter.temperature) };
         let top_k = if greedy { 1 } else { filter.top_k };
+        // Below one part in 2^32 only the first token is kept, as with that part.
+        let part = |share: f32| if share < 1.0 { fraction_of(share).max(1) } else { 0 };
         Self {
             // Finite, so that a distance of 0 stays 0 at any temperature.
             factor: (std::f64::consts::LOG2_E / temperature).min(f64::from(f32::MAX)) as f32,
             top_k: if top_k == 0 { u32::MAX } else { u32::try_from(top_k).unwrap_or(u32::MAX) },
-            // Below one part in 2^32 only the largest token is kept, as with that part.
-            top_p: if filter.top_p < 1.0 { ((f64::from(filter.top_p) * 4_294_967_296.0) as u32).max(1) } else { 0 },
+            top_p: part(filter.top_p),
             least: (f64::from(filter.min_p) * f64::from(LARGEST)).ceil() as u32,
+            typical: part(filter.typical),
         }
     }
 }
@@ -65,12 +70,71 @@ pub fn order(logit: f32) -> u32 {
     if bits >> 31 == 1 { !bits } else { bits | 0x8000_0000 }
 }
 
+/// A number in [0, 1) in units of 2^-32.
+#[must_use]
+pub fn fraction_of(uniform: f32) -> u32 {
+    (f64::from(uniform) * 4_294_967_296.0) as u32
+}
+
 /// The weight of a logit.
 #[must_use]
 #[inline(always)]
 pub fn weight(logit: f32, largest: f32, factor: f32) -> u32 {
+    distance(logit, largest, factor).map_or(0, halved)
+}
+
+/// How many octaves a logit's weight is below the largest, in units of 2^-24; none from 31 octaves on.
+#[inline(always)]
+fn distance(logit: f32, largest: f32, factor: f32) -> Option<u32> {
     let d = (largest - logit) * factor;
-    if d < 31.0 { halved((d * 16_777_216.0) as u32) } else { 0 }
+    (d < 31.0).then_some((d * 16_777_216.0) as u32)
+}
+
+/// The weights of shares (such as probabilities) that are finite and not negative: the largest is 2^29 to 2^30, and only
+/// what falls below 1 is rounded. None if a number is not such, or all are 0.
+pub fn weights_of_shares(shares: &[f32], weights: &mut [u32]) -> Option<()> {
+    let largest = shares.iter().copied().fold(0.0, f32::max);
+    if !shares.iter().all(|share| (0.0..=f32::MAX).contains(share)) || largest == 0.0 {
+        return None;
+    }
+    // A subnormal number has the exponent of the least normal one, and no leading bit.
+    let exponent = |share: f32| ((share.to_bits() >> 23) & 0xff).max(1);
+    for (weight, share) in weights.iter_mut().zip(shares) {
+        let leading = if *share >= f32::MIN_POSITIVE { 1 << 23 } else { 0 };
+        let mantissa = (share.to_bits() & 0x7f_ffff) | leading;
+        *weight = (mantissa << 6).checked_shr(exponent(largest) - exponent(*share)).unwrap_or(0);
+    }
+    Some(())
+}
+
+/// The first token, in index order, whose cumulative weight exceeds this fraction (over 2^32) of the total; none if all
+/// weights are 0.
+#[must_use]
+pub fn draw(weights: &[u32], fraction: u32) -> Option<u32> {
+    let total: u64 = weights.iter().map(|weight| u64::from(*weight)).sum();
+    let target = ((u128::from(total) * u128::from(fraction)) >> 32) as u64;
+    let mut sum = 0;
+    (0..).zip(weights).find_map(|(token, weight)| {
+        sum += u64::from(*weight);
+        (sum > target).then_some(token)
+    })
+}
+
+/// The first to arrive where each token arrives after `-log2(noise / 2^32) / weight`: Gumbel-max. Among equals the
+/// lowest index; none if all weights are 0.
+#[must_use]
+pub fn race(weights: &[u32], noise: impl Iterator<Item = u32>) -> Option<u32> {
+    let mut winner: Option<(u64, u32, u32)> = None;
+    for ((token, weight), noise) in (0..).zip(weights).zip(noise).filter(|((_, weight), _)| **weight > 0) {
+        let arrival = exponential(noise);
+        let sooner = |(best, best_weight, _): (u64, u32, u32)| {
+            u128::from(arrival) * u128::from(best_weight) < u128::from(best) * u128::from(*weight)
+        };
+        if winner.is_none_or(sooner) {
+            winner = Some((arrival, *weight, token));
+        }
+    }
+    winner.map(|(_, _, token)| token)
 }
 
 /// `2^30 * 2^-(fixed / 2^24)`.
@@ -85,7 +149,7 @@ fn halved(fixed: u32) -> u32 {
 /// The kept tokens of one row: in index order, with their weights.
 #[derive(Debug, Clone, Default)]
 pub struct Row {
-    /// Per token of the vocabulary; only those kept count.
+    /// Per token of the vocabulary; 0 if it is not kept.
     pub weights: Vec<u32>,
     /// Per token of the vocabulary.
     pub kept: Vec<bool>,
@@ -129,7 +193,41 @@ impl Row {
         for (kept, weight) in self.kept.iter_mut().zip(&self.weights) {
             *kept &= *weight >= plan.least;
         }
+        if plan.typical > 0 {
+            self.keep_typical(logits, largest, plan);
+        }
+        for (kept, weight) in self.kept.iter().zip(&mut self.weights) {
+            *weight = if *kept { *weight } else { 0 };
+        }
         Ok(())
+    }
+
+    /// Of the kept, keeps those whose information is nearest to the entropy, up to the share. In octaves below the
+    /// largest the normaliser is in both and cancels, so that the entropy is the mean distance.
+    fn keep_typical(&mut self, logits: &[f32], largest: f32, plan: Plan) {
+        let distances = |row: &Self, token: u32| {
+            let distance = distance(logits[token as usize], largest, plan.factor);
+            distance.filter(|_| row.kept[token as usize]).map(|distance| (token, distance))
+        };
+        let kept: Vec<(u32, u32)> = (0..).take(logits.len()).filter_map(|token| distances(self, token)).collect();
+        let weight = |row: &Self, token: u32| u64::from(row.weights[token as usize]);
+        let total: u64 = kept.iter().map(|(token, _)| weight(self, *token)).sum();
+        let moment: u128 =
+            kept.iter().map(|(token, distance)| u128::from(weight(self, *token)) * u128::from(*distance)).sum();
+        let mean = (moment / u128::from(total)) as u32;
+        let mut nearest: Vec<(u32, u32)> =
+            kept.iter().map(|(token, distance)| (distance.abs_diff(mean), *token)).collect();
+        nearest.sort_unstable();
+        let limit = share(total, plan.typical);
+        let mut before = 0;
+        self.kept.fill(false);
+        for (_, token) in nearest {
+            if before >= limit {
+                break;
+            }
+            self.kept[token as usize] = true;
+            before += weight(self, token);
+        }
     }
 
     /// The `count` largest logits in descending order, among equals by index.
@@ -142,28 +240,6 @@ impl Row {
             self.ranked.truncate(count);
         }
         self.ranked.sort_unstable_by_key(key);
-    }
-
-    /// The sum of the kept weights.
-    #[must_use]
-    pub fn total(&self) -> u64 {
-        self.kept.iter().zip(&self.weights).map(|(kept, weight)| if *kept { u64::from(*weight) } else { 0 }).sum()
-    }
-
-    /// The first token, in index order, whose cumulative weight exceeds this fraction (over 2^32) of the total.
-    #[must_use]
-    pub fn draw(&self, fraction: u32) -> u32 {
-        let target = ((u128::from(self.total()) * u128::from(fraction)) >> 32) as u64;
-        let mut sum = 0;
-        for (token, (kept, weight)) in (0..).zip(self.kept.iter().zip(&self.weights)) {
-            if *kept {
-                sum += u64::from(*weight);
-                if sum > target {
-                    return token;
-                }
-            }
-        }
-        unreachable!("the largest token is always kept, so the total is above any fraction of itself")
     }
 }
 

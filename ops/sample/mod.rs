@@ -8,13 +8,20 @@
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+mod guidance;
 pub mod integer;
+pub mod logarithm;
+pub mod maskgit;
 pub mod reference;
+mod weights;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
 
+pub use guidance::{Guidance, Schedule, guide};
+pub use weights::{Guide, Weights, draw, gumbel, race, sample_gumbel, weigh};
+
 use crate::device::Handle;
-use crate::{Error, Float, Result, Tensor, elementwise, rng};
+use crate::{Device, Error, Float, Result, Tensor, rng};
 
 /// Which tokens may be drawn, and how sharply. The steps apply in the order of the fields, each to the softmax over
 /// what the steps before kept.
@@ -29,12 +36,15 @@ pub struct Filter {
     pub top_p: f32,
     /// Keeps a token if its probability is at least `min_p` times the largest; 0 is off.
     pub min_p: f32,
+    /// In the order of how near a token's information `-ln p` is to the entropy (among equals by index) keeps a token if
+    /// the probability before it is below `typical`; 1 is off. Meister et al. 2022, arXiv:2202.00666.
+    pub typical: f32,
 }
 
 impl Default for Filter {
     /// Temperature 1, everything kept.
     fn default() -> Self {
-        Self { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0 }
+        Self { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, typical: 1.0 }
     }
 }
 
@@ -43,8 +53,10 @@ impl Filter {
         if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
             return Err(Error::value(op, "temperature", self.temperature, "a finite number, 0 or more"));
         }
-        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
-            return Err(Error::value(op, "top_p", self.top_p, "more than 0 and at most 1"));
+        for (option, share) in [("top_p", self.top_p), ("typical", self.typical)] {
+            if !(share > 0.0 && share <= 1.0) {
+                return Err(Error::value(op, option, share, "more than 0 and at most 1"));
+            }
         }
         if !(0.0..=1.0).contains(&self.min_p) {
             return Err(Error::value(op, "min_p", self.min_p, "0 to 1"));
@@ -67,38 +79,106 @@ pub enum Draws {
         /// The same for all rows.
         position: u32,
     },
-    /// Given numbers in [0, 1), one per row.
+    /// Given numbers in [0, 1), one per row; for [`race`] one per token.
     Uniform(Vec<f32>),
 }
 
 impl Draws {
-    /// One 32-bit fraction per row.
-    fn fractions(&self, op: &'static str, rows: usize) -> Result<Vec<u32>> {
-        let count = match self {
-            Self::Philox { streams, .. } => streams.len(),
-            Self::Uniform(uniforms) => uniforms.len(),
-        };
-        if count != rows {
-            return Err(Error::shape(op, "draws", &[count], format!("[{rows}]: one per row of the logits")));
-        }
+    /// One 32-bit fraction per row, where the draw will be.
+    fn fractions(&self, op: &'static str, device: &Device, rows: usize) -> Result<Tensor<u32>> {
         match self {
             Self::Philox { seed, streams, position } => {
-                let key = [*seed as u32, (*seed >> 32) as u32];
-                let word =
-                    |stream: &u64| rng::philox4x32(key, [*stream as u32, (*stream >> 32) as u32, *position, 0])[0];
-                Ok(streams.iter().map(word).collect())
+                check_draws(op, streams.len(), rows, "one per row")?;
+                #[cfg(feature = "wgpu")]
+                if let Handle::Wgpu(gpu) = device.handle() {
+                    let streams = Tensor::from_vec(device, &[rows, 2], words(streams))?;
+                    let y = Tensor::empty(device, &[rows])?;
+                    gpu.record(|recorder| wgpu::fractions(recorder, streams.operand(), *seed, *position, y.operand()))?;
+                    return Ok(y);
+                }
+                #[cfg(feature = "cuda")]
+                if let Handle::Cuda(cuda) = device.handle() {
+                    let streams = Tensor::<u32>::from_vec(device, &[rows, 2], words(streams))?;
+                    let y = Tensor::<u32>::empty(device, &[rows])?;
+                    let (from, to) = (streams.cuda_operand(), y.cuda_operand());
+                    cuda::fractions(&cuda.stream(), *seed, from, *position, to)?;
+                    return Ok(y);
+                }
+                let fraction = |stream: &u64| rng::word(*seed, *stream, *position, 0, 0);
+                Tensor::from_vec(device, &[rows], streams.iter().map(fraction).collect())
             }
-            Self::Uniform(uniforms) => uniforms
-                .iter()
-                .map(|uniform| {
-                    if !(0.0..1.0).contains(uniform) {
-                        return Err(Error::value(op, "draws", uniform, "numbers in [0, 1)"));
-                    }
-                    Ok((f64::from(*uniform) * 4_294_967_296.0) as u32)
-                })
-                .collect(),
+            Self::Uniform(uniforms) => {
+                check_draws(op, uniforms.len(), rows, "one per row")?;
+                Tensor::from_vec(device, &[rows], fractions(op, uniforms)?)
+            }
         }
     }
+}
+
+/// Random words for the places of a batch of sequences, from Philox: keyed by the seed, the sequence, the position in it
+/// and the round, where positions are drawn for several times.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Places {
+    /// Of the whole run.
+    pub seed: u64,
+    /// One per sequence, such as the picture's number.
+    pub streams: Vec<u64>,
+    /// The position of the first place of each sequence.
+    pub starts: Vec<u32>,
+    /// A number for each time that places are drawn for.
+    pub round: u32,
+}
+
+impl Places {
+    /// Three words per place, `[3, batch, places]`, where the draws will be.
+    pub(crate) fn words(&self, op: &'static str, device: &Device, batch: usize, places: usize) -> Result<Tensor<u32>> {
+        check_draws(op, self.streams.len(), batch, "a stream per sequence")?;
+        check_draws(op, self.starts.len(), batch, "a start per sequence")?;
+        let shape = [3, batch, places];
+        #[cfg(feature = "wgpu")]
+        if let Handle::Wgpu(gpu) = device.handle() {
+            let each = |(stream, start): (&u64, &u32)| [*stream as u32, (*stream >> 32) as u32, *start];
+            let sequences = self.streams.iter().zip(&self.starts).flat_map(each).collect();
+            let sequences = Tensor::from_vec(device, &[batch, 3], sequences)?;
+            let y = Tensor::empty(device, &shape)?;
+            gpu.record(|recorder| wgpu::words(recorder, sequences.operand(), self.seed, self.round, y.operand()))?;
+            return Ok(y);
+        }
+        let mut words = Vec::with_capacity(3 * batch * places);
+        for word in 0..3 {
+            for (stream, start) in self.streams.iter().zip(&self.starts) {
+                let position = |place| start.wrapping_add(place);
+                words.extend(
+                    (0..).take(places).map(|place| rng::word(self.seed, *stream, position(place), self.round, word)),
+                );
+            }
+        }
+        Tensor::from_vec(device, &shape, words)
+    }
+}
+
+fn check_draws(op: &'static str, got: usize, expected: usize, why: &str) -> Result<()> {
+    if got != expected {
+        return Err(Error::shape(op, "draws", &[got], format!("[{expected}]: {why}")));
+    }
+    Ok(())
+}
+
+/// Given numbers in units of 2^-32.
+pub(crate) fn fractions(op: &'static str, uniforms: &[f32]) -> Result<Vec<u32>> {
+    let fraction = |uniform: &f32| {
+        if !(0.0..1.0).contains(uniform) {
+            return Err(Error::value(op, "draws", uniform, "numbers in [0, 1)"));
+        }
+        Ok(integer::fraction_of(*uniform))
+    };
+    uniforms.iter().map(fraction).collect()
+}
+
+/// Numbers as kernels read them: two words each, the lower first.
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+pub(crate) fn words(numbers: &[u64]) -> Vec<u32> {
+    numbers.iter().flat_map(|number| [*number as u32, (*number >> 32) as u32]).collect()
 }
 
 /// Draws one token per row: the inverse of the cumulative distribution, in index order.
@@ -117,37 +197,31 @@ impl Draws {
 /// or no finite logit.
 pub fn sample<T: Float>(logits: &Tensor<T>, filter: &Filter, draws: &Draws) -> Result<Tensor<u32>> {
     const OP: &str = "sample";
-    let [rows, _] = check_logits(OP, logits)?;
+    let [rows, _] = check_logits(OP, "logits", logits)?;
     filter.check(OP)?;
-    let fractions = draws.fractions(OP, rows)?;
     let logits = logits.contiguous()?;
+    let fractions = draws.fractions(OP, logits.device(), rows)?;
     let plan = integer::Plan::new(filter);
     match logits.device().handle() {
-        Handle::Reference => reference::sample(logits.host(), plan, &fractions)
+        Handle::Reference => reference::sample(logits.host(), plan, fractions.host())
             .and_then(|tokens| Tensor::from_vec(logits.device(), &[rows], tokens)),
         #[cfg(feature = "cpu")]
-        Handle::Cpu(cpu) => cpu::sample(cpu, logits.host(), plan, &fractions)
+        Handle::Cpu(cpu) => cpu::sample(cpu, logits.host(), plan, fractions.host())
             .and_then(|tokens| Tensor::from_vec(logits.device(), &[rows], tokens)),
         #[cfg(feature = "cuda")]
         Handle::Cuda(cuda) => {
-            let fractions = match draws {
-                Draws::Philox { seed, streams, position } => {
-                    let words = streams.iter().flat_map(|stream| [*stream as u32, (*stream >> 32) as u32]).collect();
-                    let streams = Tensor::<u32>::from_vec(logits.device(), &[rows, 2], words)?;
-                    let fractions = Tensor::<u32>::empty(logits.device(), &[rows])?;
-                    let (streams, words) = (streams.cuda_operand(), fractions.cuda_operand());
-                    cuda::fractions(&cuda.stream(), *seed, streams, *position, words)?;
-                    fractions
-                }
-                Draws::Uniform(_) => Tensor::from_vec(logits.device(), &[rows], fractions)?,
-            };
+            if plan.typical > 0 {
+                return Err(cuda.no_kernel("weigh"));
+            }
             let y = Tensor::empty(logits.device(), &[rows])?;
             cuda::sample(&cuda.stream(), logits.cuda_operand(), plan, fractions.cuda_operand(), y.cuda_operand())?;
             Ok(y)
         }
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => {
-            let fractions = Tensor::from_vec(logits.device(), &[rows], fractions)?;
+            if plan.typical > 0 {
+                return draw(&weigh(&logits, None, filter)?, draws);
+            }
             let y = Tensor::empty(logits.device(), &[rows])?;
             if rows > 0 {
                 gpu.record(|recorder| {
@@ -184,7 +258,7 @@ pub struct Filtered {
 /// As [`sample`]. On a GPU a row that cannot be drawn from keeps nothing.
 pub fn filter<T: Float>(logits: &Tensor<T>, filter: &Filter) -> Result<Filtered> {
     const OP: &str = "filter";
-    let shape = check_logits(OP, logits)?;
+    let shape = check_logits(OP, "logits", logits)?;
     filter.check(OP)?;
     let logits = logits.contiguous()?;
     let device = logits.device();
@@ -196,6 +270,9 @@ pub fn filter<T: Float>(logits: &Tensor<T>, filter: &Filter) -> Result<Filtered>
         Handle::Cuda(cuda) => {
             let (probabilities, kept) = (Tensor::empty(device, &shape)?, Tensor::empty(device, &shape)?);
             let plan = integer::Plan::new(filter);
+            if plan.typical > 0 {
+                return Err(cuda.no_kernel("weigh"));
+            }
             let outputs = (probabilities.cuda_operand(), kept.cuda_operand());
             cuda::filter(&cuda.stream(), logits.cuda_operand(), plan, outputs.0, outputs.1)?;
             return Ok(Filtered { probabilities, kept });
@@ -203,6 +280,13 @@ pub fn filter<T: Float>(logits: &Tensor<T>, filter: &Filter) -> Result<Filtered>
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => {
             let (probabilities, kept) = (Tensor::empty(device, &shape)?, Tensor::empty(device, &shape)?);
+            if filter.typical < 1.0 {
+                let weights = weigh(&logits, None, filter)?;
+                gpu.record(|recorder| {
+                    wgpu::shares(recorder, weights.tensor().operand(), probabilities.operand(), kept.operand())
+                })?;
+                return Ok(Filtered { probabilities, kept });
+            }
             gpu.record(|recorder| {
                 let plan = integer::Plan::new(filter);
                 wgpu::filter(recorder, logits.operand(), plan, probabilities.operand(), kept.operand())
@@ -216,83 +300,31 @@ pub fn filter<T: Float>(logits: &Tensor<T>, filter: &Filter) -> Result<Filtered>
     })
 }
 
-/// How two predictions combine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Guidance {
-    /// `uncond + scale (cond - uncond)`: 1 is no guidance. LlamaGen's, MAR's.
-    Scale,
-    /// `(1 + scale) cond - scale uncond`: 0 is no guidance. VAR's.
-    Extra,
-}
-
-/// Classifier-free guidance of two predictions of one shape.
-///
-/// # Errors
-/// [`Error::Shape`] if the shapes differ; [`Error::Value`] if `scale` is not finite; [`Error::Place`] if the devices
-/// differ.
-///
-/// # Source
-/// Ho and Salimans 2022, arXiv:2207.12598, equation 6.
-pub fn guide<T: Float>(cond: &Tensor<T>, uncond: &Tensor<T>, scale: f32, kind: Guidance) -> Result<Tensor<T>> {
-    if !scale.is_finite() {
-        return Err(Error::value("guide", "scale", scale, "a finite number"));
-    }
-    match kind {
-        Guidance::Scale => elementwise::scale_add(cond, scale, uncond, 1.0 - scale),
-        Guidance::Extra => elementwise::scale_add(cond, 1.0 + scale, uncond, -scale),
-    }
-}
-
-/// How a guidance scale changes over the steps of a generation.
-#[derive(Debug, Clone, Copy, PartialEq)]
-#[non_exhaustive]
-pub enum Schedule {
-    /// `s`.
-    Constant,
-    /// `1 + (s - 1) r`.
-    Linear,
-    /// `1 + (s - 1) (1 - cos(pi r)) / 2`.
-    Cosine,
-    /// The cosine of `r^power`.
-    PowerCosine {
-        /// Above 0.
-        power: f32,
-    },
-    /// `1 + (s - 1) r^power`.
-    Power {
-        /// Above 0.
-        power: f32,
-    },
-    /// `s r`.
-    Ratio,
-}
-
-impl Schedule {
-    /// The scale at progress `r`, from 0 to 1, for a full scale of `s`.
-    #[must_use]
-    pub fn at(self, s: f64, r: f64) -> f64 {
-        let cosine = |r: f64| 1.0 + (s - 1.0) * (1.0 - (std::f64::consts::PI * r).cos()) / 2.0;
-        match self {
-            Self::Constant => s,
-            Self::Linear => 1.0 + (s - 1.0) * r,
-            Self::Cosine => cosine(r),
-            Self::PowerCosine { power } => cosine(r.powf(f64::from(power))),
-            Self::Power { power } => 1.0 + (s - 1.0) * r.powf(f64::from(power)),
-            Self::Ratio => s * r,
-        }
-    }
-}
-
 /// The largest vocabulary: sums of as many weights stay within 48 bits.
 pub const MAX_VOCABULARY: usize = 1 << 18;
 
-fn check_logits<T: Float>(op: &'static str, logits: &Tensor<T>) -> Result<[usize; 2]> {
+/// Calls `each` with scratch for every row, on the CPU's threads where the device has them.
+fn cpu_rows<S: Default, R: Send>(
+    device: &Device,
+    rows: usize,
+    elements: usize,
+    each: impl Fn(&mut S, usize) -> Result<R> + Sync + Send,
+) -> Result<Vec<R>> {
+    let _ = (device, elements);
+    #[cfg(feature = "cpu")]
+    if let Handle::Cpu(cpu) = device.handle() {
+        return cpu::rows(cpu, rows, elements, each);
+    }
+    let mut scratch = S::default();
+    (0..rows).map(|row| each(&mut scratch, row)).collect()
+}
+
+fn check_logits<T: Float>(op: &'static str, operand: &'static str, logits: &Tensor<T>) -> Result<[usize; 2]> {
     match *logits.shape() {
         [rows, vocabulary] if (1..=MAX_VOCABULARY).contains(&vocabulary) => Ok([rows, vocabulary]),
         _ => {
             let expected = format!("[rows, vocabulary] with a vocabulary of 1 to {MAX_VOCABULARY}");
-            Err(Error::shape(op, "logits", logits.shape(), expected))
+            Err(Error::shape(op, operand, logits.shape(), expected))
         }
     }
 }

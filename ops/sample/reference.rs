@@ -1,7 +1,7 @@
 //! The definition of the filters: a softmax in f64, step by step. A draw has one arithmetic on all devices.
 
 use super::Filter;
-use super::integer::{Plan, Row};
+use super::integer::{Plan, Row, draw};
 use crate::{Error, Float, Result, View};
 
 /// [`super::filter`]: probabilities, and 1 for each kept token.
@@ -36,6 +36,20 @@ pub fn filter<T: Float>(logits: View<'_, T>, filter: &Filter) -> Result<(Vec<f32
             });
         }
         ranked.retain(|token| weight(token) >= f64::from(filter.min_p));
+        if filter.typical < 1.0 {
+            ranked.retain(|token| weight(token) > 0.0);
+            let total: f64 = ranked.iter().map(weight).sum();
+            let information = |token: &usize| -(weight(token) / total).ln();
+            let entropy: f64 = ranked.iter().map(|token| weight(token) / total * information(token)).sum();
+            let far = |token: &usize| (information(token) - entropy).abs();
+            ranked.sort_by(|a, b| far(a).total_cmp(&far(b)).then(a.cmp(b)));
+            let mut before = 0.0;
+            ranked.retain(|token| {
+                let keep = before < f64::from(filter.typical) * total;
+                before += weight(token);
+                keep
+            });
+        }
         let total: f64 = ranked.iter().map(weight).sum();
         let start = kept.len();
         probabilities.resize(start + vocabulary, 0.0);
@@ -52,15 +66,15 @@ pub fn filter<T: Float>(logits: View<'_, T>, filter: &Filter) -> Result<(Vec<f32
 ///
 /// # Errors
 /// [`Error::Value`] if a row has a NaN, `+inf`, or no finite logit.
-pub fn sample<T: Float>(logits: View<'_, T>, plan: Plan, fractions: &[u32]) -> Result<Vec<u32>> {
+pub fn sample<T: Float>(logits: View<'_, T>, plan: Plan, fractions: View<'_, u32>) -> Result<Vec<u32>> {
     let mut kept = Row::default();
     let rows = logits.as_slice().expect("contiguous").chunks(logits.shape()[1]);
-    rows.zip(fractions)
+    rows.zip(fractions.as_slice().expect("contiguous"))
         .enumerate()
         .map(|(row, (logits, fraction))| {
             let logits: Vec<f32> = logits.iter().map(|logit| logit.to_f32()).collect();
             kept.fill("sample", row, &logits, plan)?;
-            Ok(kept.draw(*fraction))
+            Ok(draw(&kept.weights, *fraction).expect("the largest token is always kept"))
         })
         .collect()
 }

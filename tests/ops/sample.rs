@@ -1,6 +1,7 @@
 //! Filters and draws.
 
-use smalti::sample::{self, Draws, Filter};
+use smalti::sample::maskgit::{Curve, MASKED, MaskGit, MaskGitDraws, maskgit_step};
+use smalti::sample::{self, Draws, Filter, Guidance, Guide, Places, Weights};
 use smalti::{Backend, Device, Error, Float, Tensor, bf16, f16};
 
 use crate::common::{devices, moved, tensor, uniform};
@@ -17,7 +18,9 @@ fn filter_agrees_with_reference() {
             Filter::default(),
             Filter { temperature: 0.7, top_k: 5, ..Filter::default() },
             Filter { top_p: 0.8, ..Filter::default() },
-            Filter { top_k: 50, top_p: 0.5, min_p: 0.1, temperature: 1.3 },
+            Filter { top_k: 50, top_p: 0.5, min_p: 0.1, temperature: 1.3, ..Filter::default() },
+            Filter { typical: 0.3, ..Filter::default() },
+            Filter { temperature: 1.7, top_p: 0.9, typical: 0.6, ..Filter::default() },
             Filter { temperature: 0.0, ..Filter::default() },
         ] {
             let on = |device: &Device| {
@@ -103,6 +106,7 @@ fn sample_names_what_it_cannot_draw_from() {
         Filter { top_p: 2.0, ..Filter::default() },
         Filter { top_p: f32::NAN, ..Filter::default() },
         Filter { min_p: -0.1, ..Filter::default() },
+        Filter { typical: 0.0, ..Filter::default() },
     ] {
         assert!(matches!(try_with(&[1.0], filter), Error::Value { .. }), "{filter:?}");
     }
@@ -128,7 +132,9 @@ fn draws_are_the_same_everywhere<T: Float>() {
                 Filter { top_k: 100_000, top_p: 0.9, ..Filter::default() },
                 Filter { top_p: 0.001, ..Filter::default() },
                 Filter { min_p: 0.1, ..Filter::default() },
-                Filter { temperature: 0.9, top_k: 200, top_p: 0.95, min_p: 0.02 },
+                Filter { typical: 0.4, ..Filter::default() },
+                Filter { typical: 1e-12, temperature: 3.0, ..Filter::default() },
+                Filter { temperature: 0.9, top_k: 200, top_p: 0.95, min_p: 0.02, typical: 0.9 },
             ] {
                 let mut draws: Vec<_> =
                     [0.0, 0.37, 1.0 - f32::EPSILON / 2.0].iter().map(|u| Draws::Uniform(vec![*u; rows])).collect();
@@ -166,4 +172,248 @@ fn a_gpu_marks_rows_without_a_largest_logit() {
             assert_eq!(sample::argmax(&x).unwrap().to_vec().unwrap(), [1, u32::MAX, 0], "{bad}");
         }
     }
+}
+
+/// Shapes around a kernel's 256 invocations, one token, a prime.
+const SHAPES: [[usize; 2]; 6] = [[1, 1], [3, 2], [2, 255], [3, 257], [2, 1031], [0, 8]];
+
+fn weights_are_the_same_everywhere<T: Float>() {
+    for [rows, vocabulary] in SHAPES {
+        let mut x: Vec<_> = uniform(60, rows * vocabulary).iter().map(|x| x * 9.0).collect();
+        // Ruled out by the condition alone, and by both.
+        x.iter_mut().skip(1).step_by(5).for_each(|x| *x = f64::NEG_INFINITY);
+        let mut y: Vec<_> = uniform(61, rows * vocabulary).iter().map(|x| x * 9.0).collect();
+        y.iter_mut().skip(1).step_by(10).for_each(|x| *x = f64::NEG_INFINITY);
+        let on = |device: &Device, kind: Option<Guidance>, filter: &Filter| {
+            let cond = tensor::<T>(device, &[rows, vocabulary], &x);
+            let uncond = tensor::<T>(device, &[rows, vocabulary], &y);
+            let guide = kind.map(|kind| Guide { uncond: &uncond, scale: 1.7, kind });
+            sample::weigh(&cond, guide, filter).unwrap().tensor().to_vec().unwrap()
+        };
+        for kind in [None, Some(Guidance::Scale), Some(Guidance::Extra)] {
+            for filter in [
+                Filter::default(),
+                Filter { temperature: 0.8, top_k: 40, top_p: 0.9, min_p: 0.01, typical: 0.95 },
+                Filter { typical: 0.2, ..Filter::default() },
+            ] {
+                let expected = on(&Device::reference(), kind, &filter);
+                for device in devices() {
+                    let got = on(device, kind, &filter);
+                    assert_eq!(got, expected, "{} {device} {rows} x {vocabulary} {kind:?} {filter:?}", T::DTYPE);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn weights_are_the_same_everywhere_in_every_type() {
+    weights_are_the_same_everywhere::<f32>();
+    weights_are_the_same_everywhere::<f16>();
+    weights_are_the_same_everywhere::<bf16>();
+}
+
+#[test]
+fn guided_weights_are_those_of_guided_logits() {
+    let x = tensor::<f32>(&cpu(), &[2, 100], &uniform(62, 200));
+    let uncond = tensor::<f32>(&cpu(), &[2, 100], &uniform(63, 200));
+    for (kind, scale) in [(Guidance::Scale, 3.0), (Guidance::Extra, 2.0)] {
+        let guide = Guide { uncond: &uncond, scale, kind };
+        let fused = sample::weigh(&x, Some(guide), &Filter::default()).unwrap().tensor().to_vec().unwrap();
+        let guided = sample::guide(&x, &uncond, scale, kind).unwrap();
+        let apart = sample::weigh(&guided, None, &Filter::default()).unwrap().tensor().to_vec().unwrap();
+        for (fused, apart) in fused.iter().zip(apart) {
+            assert!(fused.abs_diff(apart) < 1 << 13, "{kind:?}: {fused}, apart {apart}");
+        }
+    }
+}
+
+#[test]
+fn typical_keeps_what_is_nearest_to_the_entropy() {
+    // The entropy is 1.16 nats; the informations are 0.69, 1.39, 1.90, 3.00.
+    let logits: Vec<f32> = [0.5f32, 0.25, 0.15, 0.05].iter().map(|p| p.ln()).collect();
+    for device in devices() {
+        let logits = Tensor::from_slice(device, &[1, 4], &logits).unwrap();
+        for (typical, kept) in [(0.2, [0, 1, 0, 0]), (0.5, [1, 1, 0, 0]), (0.9, [1, 1, 1, 0]), (0.99, [1; 4])] {
+            let filter = Filter { typical, ..Filter::default() };
+            assert_eq!(sample::filter(&logits, &filter).unwrap().kept.to_vec().unwrap(), kept, "{device} {typical}");
+        }
+    }
+}
+
+#[test]
+fn weights_of_shares_are_the_same_everywhere() {
+    for [rows, vocabulary] in SHAPES {
+        // From subnormal numbers to large ones; every seventh is nothing.
+        let shares: Vec<f32> = uniform(64, rows * vocabulary)
+            .iter()
+            .enumerate()
+            .map(|(index, x)| match index % 7 {
+                6 => {
+                    if index % 2 == 0 {
+                        0.0
+                    } else {
+                        -0.0
+                    }
+                }
+                5 => f32::from_bits(index as u32 + 1),
+                power => (x.abs() + 0.1) as f32 * 10f32.powi(4 * power as i32 - 9),
+            })
+            .collect();
+        let on = |device: &Device| {
+            let shares = Tensor::from_slice(device, &[rows, vocabulary], &shares).unwrap();
+            let weights = Weights::from_shares(&shares).unwrap();
+            let draws = Draws::Uniform(vec![0.7; rows]);
+            let tokens = sample::draw(&weights, &draws).unwrap();
+            (weights.tensor().to_vec().unwrap(), tokens.to_vec().unwrap())
+        };
+        let expected = on(&Device::reference());
+        for device in devices() {
+            assert_eq!(on(device), expected, "{device} {rows} x {vocabulary}");
+        }
+    }
+    let try_with = |shares: &[f32]| {
+        Weights::from_shares(&Tensor::from_slice(&cpu(), &[1, shares.len()], shares).unwrap()).unwrap_err()
+    };
+    for bad in [&[0.5, -0.1][..], &[f32::NAN, 1.0], &[f32::INFINITY], &[0.0, -0.0]] {
+        assert!(try_with(bad).to_string().contains("row 0"), "{bad:?}");
+    }
+    for device in devices().iter().filter(|device| device.backend() == Backend::Wgpu) {
+        let shares = Tensor::from_slice(device, &[3, 2], &[0.5f32, -0.1, 1.0, 0.0, f32::NAN, 1.0]).unwrap();
+        let weights = Weights::from_shares(&shares).unwrap();
+        let tokens = sample::draw(&weights, &Draws::Uniform(vec![0.5; 3])).unwrap();
+        assert_eq!(tokens.to_vec().unwrap(), [u32::MAX, 0, u32::MAX]);
+        let noise = Draws::Uniform(vec![0.5; 6]);
+        assert_eq!(sample::race(&weights, &noise).unwrap().to_vec().unwrap(), [u32::MAX, 0, u32::MAX]);
+    }
+}
+
+#[test]
+fn races_end_the_same_everywhere() {
+    for [rows, vocabulary] in SHAPES {
+        let x: Vec<_> = uniform(65, rows * vocabulary).iter().map(|x| (x * 5.0).round()).collect();
+        // 0, which stands for the least number, the largest, and many ties.
+        let given: Vec<f32> = uniform(66, rows * vocabulary)
+            .iter()
+            .enumerate()
+            .map(|(index, x)| match index % 5 {
+                0 => 0.0,
+                1 => 1.0 - f32::EPSILON / 2.0,
+                2 => 0.5,
+                _ => x.abs() as f32,
+            })
+            .collect();
+        let streams: Vec<_> = (0..rows as u64).map(|row| u64::MAX - row).collect();
+        for noise in [Draws::Uniform(given), Draws::Philox { seed: 77, streams, position: 12 }] {
+            let on = |device: &Device| {
+                let logits = tensor::<f32>(device, &[rows, vocabulary], &x);
+                let filter = Filter { temperature: 1.4, top_p: 0.97, ..Filter::default() };
+                sample::sample_gumbel(&logits, &filter, &noise).unwrap().to_vec().unwrap()
+            };
+            let expected = on(&Device::reference());
+            for device in devices() {
+                assert_eq!(on(device), expected, "{device} {rows} x {vocabulary} {noise:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn races_follow_the_distribution() {
+    // Chi-square with 3 degrees of freedom: above 16.27 once in a thousand.
+    let probabilities = [0.1f32, 0.4, 0.2, 0.3];
+    let count = 200_000;
+    let shares = Tensor::from_slice(&cpu(), &[1, 4], &probabilities).unwrap().broadcast(&[count, 4]).unwrap();
+    let noise = Draws::Philox { seed: 5, streams: (0..count as u64).collect(), position: 3 };
+    let tokens = sample::race(&Weights::from_shares(&shares).unwrap(), &noise).unwrap().to_vec().unwrap();
+    let chi_square: f64 = (0u32..)
+        .zip(probabilities)
+        .map(|(token, p)| {
+            let seen = tokens.iter().filter(|drawn| **drawn == token).count() as f64;
+            let expected = f64::from(p) * count as f64;
+            (seen - expected).powi(2) / expected
+        })
+        .sum();
+    assert!(chi_square < 16.27, "chi-square {chi_square}");
+}
+
+#[test]
+fn maskgit_steps_are_the_same_everywhere() {
+    for [batch, places, vocabulary] in [[1, 1, 1], [2, 16, 50], [3, 257, 5], [1, 300, 300]] {
+        let logits: Vec<_> = uniform(67, batch * places * vocabulary).iter().map(|x| x * 6.0).collect();
+        // A known place in three; the last sequence has nothing masked, the first one place.
+        let tokens: Vec<u32> = (0..batch * places)
+            .map(|place| match place / places {
+                0 if batch > 1 => {
+                    if place == 3 {
+                        MASKED
+                    } else {
+                        0
+                    }
+                }
+                2 => 0,
+                _ => {
+                    if place % 3 == 2 {
+                        0
+                    } else {
+                        MASKED
+                    }
+                }
+            })
+            .collect();
+        let cells = batch * places;
+        let places_drawn = Places {
+            seed: 3,
+            streams: (0..batch as u64).map(|picture| picture << 33).collect(),
+            starts: vec![4; batch],
+            round: 2,
+        };
+        let given = MaskGitDraws::Given {
+            tokens: uniform(68, cells).iter().map(|x| x.abs() as f32).collect(),
+            // With ties, and beyond what a confidence can hold.
+            gumbel: uniform(69, cells).iter().map(|x| ((x * 8.0).round() * 20.0) as f32).collect(),
+        };
+        for draws in [MaskGitDraws::Philox(places_drawn), given] {
+            for (step, choice_temperature, curve) in [
+                (0, 4.5, Curve::Cosine),
+                (3, 255.0, Curve::Power(2.0)),
+                (6, 0.0, Curve::Arccos),
+                (7, 1.0, Curve::Cosine),
+            ] {
+                let step = MaskGit { step, steps: 8, masked_at_start: places, curve, choice_temperature };
+                let on = |device: &Device| {
+                    let logits = tensor::<f32>(device, &[batch, places, vocabulary], &logits);
+                    let tokens = Tensor::from_slice(device, &[batch, places], &tokens).unwrap();
+                    let filter = Filter { top_k: 20, ..Filter::default() };
+                    let done = maskgit_step(&logits, &tokens, &filter, &step, &draws).unwrap();
+                    let [tokens, sampled, counts] =
+                        [done.tokens, done.sampled, done.counts].map(|tensor| tensor.to_vec().unwrap());
+                    (tokens, sampled, done.confidence.to_vec().unwrap(), counts)
+                };
+                let expected = on(&Device::reference());
+                let again = expected.0.iter().filter(|token| **token == MASKED).count();
+                assert_eq!(again, expected.3.iter().sum::<u32>() as usize, "{step:?}");
+                for device in devices() {
+                    assert_eq!(on(device), expected, "{device} {batch} x {places} x {vocabulary} {step:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn maskgit_names_what_does_not_fit() {
+    let logits = tensor::<f32>(&cpu(), &[1, 2, 3], &[0.0; 6]);
+    let tokens = Tensor::from_slice(&cpu(), &[1, 2], &[MASKED; 2]).unwrap();
+    let good = MaskGit { step: 0, steps: 2, masked_at_start: 2, curve: Curve::Cosine, choice_temperature: 1.0 };
+    let draws = MaskGitDraws::Given { tokens: vec![0.5; 2], gumbel: vec![0.0; 2] };
+    let try_with = |step: MaskGit, draws: &MaskGitDraws| {
+        maskgit_step(&logits, &tokens, &Filter::default(), &step, draws).unwrap_err().to_string()
+    };
+    assert!(try_with(MaskGit { step: 2, ..good }, &draws).contains("step is 2"));
+    assert!(try_with(MaskGit { choice_temperature: 256.0, ..good }, &draws).contains("choice_temperature is 256"));
+    let nan = MaskGitDraws::Given { tokens: vec![0.5; 2], gumbel: vec![f32::NAN; 2] };
+    assert!(try_with(good, &nan).contains("gumbel is NaN"));
+    let few = MaskGitDraws::Given { tokens: vec![0.5], gumbel: vec![0.0; 2] };
+    assert!(try_with(good, &few).contains("one per place"));
 }
