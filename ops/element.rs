@@ -91,6 +91,11 @@ pub trait Float: Element {
         let _ = slice;
         None
     }
+    /// The slice itself where `Self` is `bf16`.
+    fn as_bf16(slice: &[Self]) -> Option<&[bf16]> {
+        let _ = slice;
+        None
+    }
     /// The slice itself where `Self` is `f32`: no conversion needed.
     fn as_f32_mut(slice: &mut [Self]) -> Option<&mut [f32]> {
         let _ = slice;
@@ -161,7 +166,7 @@ impl Float for f32 {
 }
 
 macro_rules! half_float {
-    ($type:ty) => {
+    ($type:ty $(, $as_itself:item)?) => {
         impl Float for $type {
             const EPSILON: f64 = <$type>::EPSILON.to_f64_const();
             fn from_f64(value: f64) -> Self {
@@ -182,8 +187,14 @@ macro_rules! half_float {
             fn narrow(from: &[f32], to: &mut [Self]) {
                 half::slice::HalfFloatSliceExt::convert_from_f32_slice(to, from);
             }
+            $($as_itself)?
         }
     };
 }
 half_float!(f16);
-half_float!(bf16);
+half_float!(
+    bf16,
+    fn as_bf16(slice: &[Self]) -> Option<&[bf16]> {
+        Some(slice)
+    }
+);

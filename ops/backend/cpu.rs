@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use rayon::prelude::*;
 
 use crate::device::{Backend, DeviceInfo};
-use crate::{Error, Float, Result, f16};
+use crate::{Error, Result};
 
 /// A pool of threads. Every op runs inside it, so a caller's own rayon pool is left alone.
 #[derive(Debug)]
@@ -86,34 +86,6 @@ pub fn vectorised<R>(work: impl FnOnce() -> R) -> R {
     }
     static ARCH: OnceLock<pulp::Arch> = OnceLock::new();
     ARCH.get_or_init(pulp::Arch::new).dispatch(Work(work))
-}
-
-/// Widens half floats eight to an instruction, where the processor has one; the two slices have the same length.
-pub(crate) fn widen_f16(from: &[f16], to: &mut [f32]) {
-    #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx") && is_x86_feature_detected!("f16c") {
-        #[expect(unsafe_code, reason = "a call of code for processors with f16c")]
-        // SAFETY: both features were detected on this processor.
-        unsafe {
-            widen_with_f16c(from, to);
-        }
-        return;
-    }
-    Float::widen(from, to);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx,f16c")]
-fn widen_with_f16c(from: &[f16], to: &mut [f32]) {
-    const LANES: usize = 8;
-    let whole = from.len().min(to.len()) / LANES * LANES;
-    let (from, from_rest) = from.split_at(whole);
-    let (to, to_rest) = to.split_at_mut(whole);
-    for (from, to) in from.chunks_exact(LANES).zip(to.chunks_exact_mut(LANES)) {
-        let halves = bytemuck::pod_read_unaligned(bytemuck::cast_slice(from));
-        to.copy_from_slice(&bytemuck::cast::<_, [f32; LANES]>(std::arch::x86_64::_mm256_cvtph_ps(halves)));
-    }
-    from_rest.iter().zip(to_rest).for_each(|(from, to)| *to = from.to_f32());
 }
 
 /// How [`Device::list`](crate::Device::list) describes this backend.

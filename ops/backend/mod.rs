@@ -4,5 +4,7 @@
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+#[cfg(feature = "cpu")]
+pub(crate) mod simd;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;

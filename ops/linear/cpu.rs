@@ -1,21 +1,31 @@
-//! Dot products of rows of `x` with rows of the weight, both read along `in`, a few of each at a time.
+//! Dot products of rows of `x` with rows of the weight, both read along `in`, in tiles of a few of each.
 //!
-//! Every product has one vector of partial sums of its own: entry `l` takes the inputs `l`, `l + lanes`, and so on.
-//! However many rows and outputs share a pass, and on whatever thread, its sum is the same.
+//! Every product has one vector of partial sums of its own, to which the inputs are added in steps from the first to
+//! the last: lane `l` takes the inputs `l`, `l + 16`, and so on; where both operands are bf16, pairs of inputs instead.
+//! At the end the lanes are added in one fixed order. However many rows and outputs share a tile, in however many parts
+//! `in` is read, and on whatever thread, its sum is the same: a single row takes the same steps as a thousand.
+//!
+//! One or two rows read the weight as it is stored and wait for memory alone. More rows share a copy of some outputs,
+//! packed (and widened) so that a tile reads neighbouring addresses.
 
+use bytemuck::Zeroable;
 use rayon::prelude::*;
 
-use crate::backend::cpu::{Cpu, vectorised, widen_f16};
+use super::tile::{self, Arithmetic, Pairs, STREAM_OUTPUTS, Single, Stored, TILE_OUTPUTS, TILE_ROWS};
+use crate::backend::cpu::Cpu;
+use crate::backend::simd::{self, Kernel, Simd};
 use crate::{Float, View, ViewMut, Weight, bf16, f16};
 
-/// Rows are padded with zeros to a multiple of this, the widest vector that any processor has.
-const PAD: usize = 16;
-/// Outputs that a task widens at once: their weights stay in the second level cache.
-const OUTPUTS_PER_BLOCK: usize = 24;
-/// Rows that a task takes at once, where there are many.
-const ROWS_PER_BLOCK: usize = 64;
 /// Products below which another thread costs more than it saves.
 const WORTH_A_THREAD: usize = 1 << 17;
+/// Rows of a thread from which on it takes rows rather than outputs: each task then packs all outputs for itself.
+const MANY_ROWS: usize = 48;
+/// Rows that a task takes at once, at most.
+const ROWS_PER_TASK: usize = 96;
+/// Steps that are packed at a time: with them a tile's operands stay in the first level cache.
+const PART_STEPS: usize = 32;
+/// Outputs that are packed at a time: with their sums they stay in the second level cache.
+const BLOCK_OUTPUTS: usize = 32;
 
 /// A matrix `[outputs, in]` as it is stored.
 #[derive(Clone, Copy)]
@@ -64,13 +74,21 @@ pub fn matmul<T: Float>(cpu: &Cpu, a: View<'_, T>, columns: View<'_, T>, mut y: 
     for (entry, y) in y.chunks_mut(size.rows * size.outputs).enumerate() {
         let a = &a[entry * size.rows * size.inputs..][..size.rows * size.inputs];
         let columns = &columns[entry * size.outputs * size.inputs..][..size.outputs * size.inputs];
-        let columns = T::as_f32(columns).unwrap_or_else(|| {
-            wide.resize(columns.len(), 0.0);
-            T::widen(columns, &mut wide);
-            &wide
-        });
-        product(cpu, size, a, Matrix::F32(columns), None, y);
+        let matrix = match T::as_bf16(columns) {
+            Some(columns) => Matrix::Bf16(columns),
+            None => Matrix::F32(as_f32(columns, &mut wide)),
+        };
+        product(cpu, size, a, matrix, None, y);
     }
+}
+
+/// The values themselves, or widened.
+fn as_f32<'a, T: Float>(x: &'a [T], wide: &'a mut Vec<f32>) -> &'a [f32] {
+    T::as_f32(x).unwrap_or_else(|| {
+        wide.resize(x.len(), 0.0);
+        T::widen(x, wide);
+        wide
+    })
 }
 
 #[derive(Clone, Copy)]
@@ -81,218 +99,254 @@ struct Size {
 }
 
 fn product<T: Float>(cpu: &Cpu, size: Size, x: &[T], matrix: Matrix<'_>, bias: Option<&[f32]>, y: &mut [T]) {
-    let Size { rows, inputs, outputs } = size;
     if y.is_empty() {
         return;
     }
+    if let (Some(x), Matrix::Bf16(weight)) = (T::as_bf16(x), matrix) {
+        return spread::<Pairs, _, _, T>(cpu, size, x, weight, matrix, bias, y);
+    }
+    let mut wide = Vec::new();
+    let x = as_f32(x, &mut wide);
+    match matrix {
+        Matrix::F32(weight) => spread::<Single, _, _, T>(cpu, size, x, weight, matrix, bias, y),
+        Matrix::F16(weight) => spread::<Single, _, _, T>(cpu, size, x, weight, matrix, bias, y),
+        Matrix::Bf16(weight) => spread::<Single, _, _, T>(cpu, size, x, weight, matrix, bias, y),
+        Matrix::Int8 { values, .. } => spread::<Single, _, _, T>(cpu, size, x, values, matrix, bias, y),
+    }
+}
+
+/// Spreads a product over the threads.
+fn spread<A: Arithmetic, X: Stored<A>, W: Stored<A>, T: Float>(
+    cpu: &Cpu,
+    size: Size,
+    x: &[X],
+    weight: &[W],
+    matrix: Matrix<'_>,
+    bias: Option<&[f32]>,
+    y: &mut [T],
+) {
+    let Size { rows, inputs, outputs } = size;
     let threads = if rows * outputs * inputs.max(1) < WORTH_A_THREAD { 1 } else { cpu.threads() };
-    if rows >= 8 * threads {
-        // Many rows: a task takes some of them through all outputs.
-        let rows_per_task = rows.div_ceil(threads).next_multiple_of(4).min(ROWS_PER_BLOCK);
-        let task = |(block, y): (usize, &mut [T])| {
-            let x = &x[block * rows_per_task * inputs..];
-            let rows = y.len() / outputs;
-            let (mut wide_x, mut wide_weight, mut sums) = (Vec::new(), Vec::new(), Vec::new());
-            let x = padded(&x[..rows * inputs], inputs, &mut wide_x);
-            let mut all_outputs = |sums: &mut [f32]| {
-                for first in (0..outputs).step_by(OUTPUTS_PER_BLOCK) {
-                    let last = (first + OUTPUTS_PER_BLOCK).min(outputs);
-                    let weight = matrix.rows(inputs, first..last, &mut wide_weight);
-                    let len = inputs.next_multiple_of(PAD);
-                    multiply(Block { x, weight, len, sums: &mut sums[first..], row_stride: outputs, output_stride: 1 });
-                }
-                for sums in sums.chunks_mut(outputs) {
-                    finish(matrix, bias, 0, 1, sums);
-                }
+    let steps = inputs.div_ceil(tile::step::<A, X>());
+    let mut packed: Vec<A::Step> = vec![A::Step::zeroed(); rows * steps];
+    if inputs > 0 {
+        let tiles = (x, packed.as_mut_slice());
+        let pack = |(x, to): (&[X], &mut [A::Step])| simd::dispatch(Pack::<A, X> { x, inputs, to });
+        if threads == 1 || rows <= TILE_ROWS {
+            tiles.0.chunks(TILE_ROWS * inputs).zip(tiles.1.chunks_mut(TILE_ROWS * steps)).for_each(pack);
+        } else {
+            let chunks = |tiles: (&'_ [X], &'_ mut [A::Step])| {
+                tiles.0.par_chunks(TILE_ROWS * inputs).zip(tiles.1.par_chunks_mut(TILE_ROWS * steps)).for_each(pack);
             };
-            if let Some(sums) = T::as_f32_mut(y) {
-                all_outputs(sums);
-            } else {
-                sums.resize(y.len(), 0.0);
-                all_outputs(&mut sums);
-                T::narrow(&sums, y);
+            cpu.run(|| chunks(tiles));
+        }
+    }
+    let block = |x: &[A::Step], weight: &[W], sums: &mut [f32]| match inputs {
+        0 => sums.fill(0.0),
+        _ => simd::dispatch(Block { x, weight, inputs, steps, sums }),
+    };
+    if rows >= MANY_ROWS * threads {
+        // A task takes some rows through all outputs; all threads have as many tasks.
+        let tasks = rows.div_ceil(threads * ROWS_PER_TASK) * threads;
+        let rows_per_task = rows.div_ceil(tasks).next_multiple_of(TILE_ROWS);
+        let task = |(task, y): (usize, &mut [T])| {
+            let x = &packed[task * rows_per_task * steps..][..y.len() / outputs * steps];
+            let all_outputs = |sums: &mut [f32]| {
+                block(x, weight, sums);
+                finish(matrix, bias, 0, outputs, sums);
+            };
+            match T::as_f32_mut(y) {
+                Some(sums) => all_outputs(sums),
+                None => {
+                    let mut sums = vec![0.0; y.len()];
+                    all_outputs(&mut sums);
+                    T::narrow(&sums, y);
+                }
             }
         };
-        let blocks = y.chunks_mut(rows_per_task * outputs);
         if threads == 1 {
-            blocks.enumerate().for_each(task);
+            y.chunks_mut(rows_per_task * outputs).enumerate().for_each(task);
         } else {
             cpu.run(|| y.par_chunks_mut(rows_per_task * outputs).enumerate().for_each(task));
         }
         return;
     }
-    // Few rows: a task takes all of them through some outputs, so that the weight is read once.
-    let outputs_per_task = if rows > 4 { OUTPUTS_PER_BLOCK } else { 6 };
-    let mut wide_x = Vec::new();
-    let x = padded(x, inputs, &mut wide_x);
+    // A task takes all rows through some outputs, so that the weight is read once; a few tasks for each thread make up
+    // for one that is held up.
+    let outputs_per_task = outputs.div_ceil(8 * threads).next_multiple_of(STREAM_OUTPUTS);
     let mut sums = vec![0.0; outputs * rows];
-    let task = |wide_weight: &mut Vec<f32>, (block, sums): (usize, &mut [f32])| {
-        let first = block * outputs_per_task;
-        let weight = matrix.rows(inputs, first..first + sums.len() / rows, wide_weight);
-        let len = inputs.next_multiple_of(PAD);
-        multiply(Block { x, weight, len, sums, row_stride: 1, output_stride: rows });
-        finish(matrix, bias, first, rows, sums);
+    let task = |(task, sums): (usize, &mut [f32])| {
+        let (first, count) = (task * outputs_per_task, sums.len() / rows);
+        block(&packed, &weight[first * inputs..][..count * inputs], sums);
+        finish(matrix, bias, first, count, sums);
     };
     if threads == 1 {
-        let mut wide_weight = Vec::new();
-        sums.chunks_mut(outputs_per_task * rows).enumerate().for_each(|block| task(&mut wide_weight, block));
+        sums.chunks_mut(outputs_per_task * rows).enumerate().for_each(task);
     } else {
-        cpu.run(|| {
-            sums.par_chunks_mut(outputs_per_task * rows).enumerate().for_each_init(Vec::new, task);
-        });
+        cpu.run(|| sums.par_chunks_mut(outputs_per_task * rows).enumerate().for_each(task));
     }
-    if rows == 1 {
-        T::narrow(&sums, y);
-        return;
-    }
-    for (row, y) in y.chunks_mut(outputs).enumerate() {
-        for (y, sums) in y.iter_mut().zip(sums.chunks(rows)) {
-            *y = T::from_f32(sums[row]);
+    for (task, sums) in sums.chunks(outputs_per_task * rows).enumerate() {
+        let count = sums.len() / rows;
+        for (row, sums) in sums.chunks(count).enumerate() {
+            T::narrow(sums, &mut y[row * outputs + task * outputs_per_task..][..count]);
         }
     }
 }
 
-/// Turns sums into outputs: `repeat` of them in a row belong to each output from `first` on.
-fn finish(matrix: Matrix<'_>, bias: Option<&[f32]>, first: usize, repeat: usize, sums: &mut [f32]) {
-    if let Matrix::Int8 { scale, .. } = matrix {
-        for (sums, scale) in sums.chunks_mut(repeat).zip(&scale[first..]) {
-            sums.iter_mut().for_each(|sum| *sum *= scale);
+/// Turns sums, `[rows, count]` of the outputs from `first` on, into results.
+fn finish(matrix: Matrix<'_>, bias: Option<&[f32]>, first: usize, count: usize, sums: &mut [f32]) {
+    for sums in sums.chunks_mut(count) {
+        if let Matrix::Int8 { scale, .. } = matrix {
+            sums.iter_mut().zip(&scale[first..]).for_each(|(sum, scale)| *sum *= scale);
         }
-    }
-    if let Some(bias) = bias {
-        for (sums, bias) in sums.chunks_mut(repeat).zip(&bias[first..]) {
-            sums.iter_mut().for_each(|sum| *sum += bias);
-        }
-    }
-}
-
-/// Rows of `x` in f32, each padded with zeros; `x` itself where that changes nothing.
-fn padded<'a, T: Float>(x: &'a [T], inputs: usize, wide: &'a mut Vec<f32>) -> &'a [f32] {
-    match T::as_f32(x) {
-        Some(x) if inputs.is_multiple_of(PAD) => x,
-        _ => widen_rows(x, inputs, wide, T::widen),
-    }
-}
-
-fn widen_rows<'a, T>(from: &[T], inputs: usize, wide: &'a mut Vec<f32>, widen: impl Fn(&[T], &mut [f32])) -> &'a [f32] {
-    if inputs == 0 {
-        return &[];
-    }
-    let len = inputs.next_multiple_of(PAD);
-    // What is left from an earlier block is overwritten, but for the padding, which is zeros already.
-    wide.resize(from.len() / inputs * len, 0.0);
-    if len == inputs {
-        widen(from, wide);
-    } else {
-        for (from, to) in from.chunks(inputs).zip(wide.chunks_mut(len)) {
-            widen(from, &mut to[..inputs]);
-        }
-    }
-    wide
-}
-
-impl<'a> Matrix<'a> {
-    /// The rows of these outputs, in f32 and padded.
-    fn rows<'b>(self, inputs: usize, outputs: std::ops::Range<usize>, wide: &'b mut Vec<f32>) -> &'b [f32]
-    where
-        'a: 'b,
-    {
-        let range = outputs.start * inputs..outputs.end * inputs;
-        match self {
-            Self::F32(weight) if inputs.is_multiple_of(PAD) => &weight[range],
-            Self::F32(weight) => widen_rows(&weight[range], inputs, wide, |from, to| to.copy_from_slice(from)),
-            Self::F16(weight) => widen_rows(&weight[range], inputs, wide, widen_f16),
-            Self::Bf16(weight) => widen_rows(&weight[range], inputs, wide, |from, to| {
-                vectorised(
-                    #[inline(always)]
-                    || from.iter().zip(to).for_each(|(from, to)| *to = f32::from_bits(u32::from(from.to_bits()) << 16)),
-                );
-            }),
-            Self::Int8 { values, .. } => widen_rows(&values[range], inputs, wide, |from, to| {
-                vectorised(
-                    #[inline(always)]
-                    || from.iter().zip(to).for_each(|(from, to)| *to = f32::from(*from)),
-                );
-            }),
+        if let Some(bias) = bias {
+            sums.iter_mut().zip(&bias[first..]).for_each(|(sum, bias)| *sum += bias);
         }
     }
 }
 
-/// Some rows times some outputs; the sum of row `r` and output `o` goes to `r * row_stride + o * output_stride`.
-struct Block<'a> {
-    x: &'a [f32],
-    weight: &'a [f32],
-    len: usize,
-    sums: &'a mut [f32],
-    row_stride: usize,
-    output_stride: usize,
+/// Packs the rows of one tile.
+struct Pack<'a, A: Arithmetic, X> {
+    x: &'a [X],
+    inputs: usize,
+    to: &'a mut [A::Step],
 }
 
-fn multiply(block: Block<'_>) {
-    if block.len > 0 {
-        pulp::Arch::new().dispatch(block);
-    }
-}
-
-impl pulp::WithSimd for Block<'_> {
+impl<A: Arithmetic, X: Stored<A>> Kernel for Pack<'_, A, X> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: pulp::Simd>(mut self, simd: S) {
-        let rows = self.x.len() / self.len;
-        let mut row = 0;
-        // As many sums as leave registers for the operands: 12 of the 16 that AVX2 has.
-        while row + 4 <= rows {
-            self.outputs::<S, 4, 3>(simd, row);
-            row += 4;
-        }
-        if row + 2 <= rows {
-            self.outputs::<S, 2, 6>(simd, row);
-            row += 2;
-        }
-        if row < rows {
-            self.outputs::<S, 1, 6>(simd, row);
+    fn run<S: Simd>(self, simd: S) {
+        tile::pack(simd, self.x, self.inputs, self.inputs, self.x.len() / self.inputs, self.to);
+    }
+}
+
+/// Some rows of `x`, packed in tiles, times some outputs: `sums` is `[rows, outputs]`.
+struct Block<'a, A: Arithmetic, W> {
+    x: &'a [A::Step],
+    weight: &'a [W],
+    inputs: usize,
+    /// Of a row of `x`.
+    steps: usize,
+    sums: &'a mut [f32],
+}
+
+impl<A: Arithmetic, W: Stored<A>> Kernel for Block<'_, A, W> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        match self.x.len() / self.steps {
+            1 => self.stream::<S, 1>(simd),
+            2 => self.stream::<S, 2>(simd),
+            _ => self.tiles(simd),
         }
     }
 }
 
-impl Block<'_> {
-    /// All outputs for `ROWS` rows from `row` on.
+impl<A: Arithmetic, W: Stored<A>> Block<'_, A, W> {
+    /// A few rows: the weight is read once, as it is stored.
     #[inline(always)]
-    fn outputs<S: pulp::Simd, const ROWS: usize, const OUTPUTS: usize>(&mut self, simd: S, row: usize) {
-        let outputs = self.weight.len() / self.len;
-        let mut output = 0;
-        while output + OUTPUTS <= outputs {
-            self.tile::<S, ROWS, OUTPUTS>(simd, row, output);
-            output += OUTPUTS;
-        }
-        while output < outputs {
-            self.tile::<S, ROWS, 1>(simd, row, output);
-            output += 1;
+    fn stream<S: Simd, const ROWS: usize>(self, simd: S) {
+        let Self { x, weight, inputs, sums, .. } = self;
+        let outputs = weight.len() / inputs;
+        // The last tile ends with the last output: what it shares with the one before is computed twice, alike. With
+        // fewer outputs than a tile has, each is all of a tile.
+        let (step, stride, kept) =
+            if outputs < STREAM_OUTPUTS { (1, 0, 1) } else { (STREAM_OUTPUTS, inputs, STREAM_OUTPUTS) };
+        for output in (0..outputs).step_by(step) {
+            let output = output.min(outputs - kept);
+            let tile = tile::stream::<S, A, W, ROWS>(simd, x, &weight[output * inputs..], inputs, stride);
+            for (tile, sums) in tile.iter().zip(sums.chunks_mut(outputs)) {
+                let (fours, _) = tile.as_chunks::<4>();
+                for (four, sums) in fours.iter().zip(sums[output..][..kept].chunks_mut(4)) {
+                    sums.copy_from_slice(&simd.sums(*four)[..sums.len()]);
+                }
+            }
         }
     }
 
     #[inline(always)]
-    fn tile<S: pulp::Simd, const ROWS: usize, const OUTPUTS: usize>(&mut self, simd: S, row: usize, output: usize) {
-        let steps = self.len / S::F32_LANES;
-        let x: [&[S::f32s]; ROWS] =
-            std::array::from_fn(|r| &S::as_simd_f32s(&self.x[(row + r) * self.len..][..self.len]).0[..steps]);
-        let weight: [&[S::f32s]; OUTPUTS] =
-            std::array::from_fn(|o| &S::as_simd_f32s(&self.weight[(output + o) * self.len..][..self.len]).0[..steps]);
-        let mut sums = [[simd.splat_f32s(0.0); OUTPUTS]; ROWS];
-        for step in 0..steps {
-            let weight: [S::f32s; OUTPUTS] = std::array::from_fn(|o| weight[o][step]);
-            for r in 0..ROWS {
-                let x = x[r][step];
-                for o in 0..OUTPUTS {
-                    sums[r][o] = simd.mul_add_e_f32s(x, weight[o], sums[r][o]);
+    fn tiles<S: Simd>(self, simd: S) {
+        let Self { x, weight, inputs, steps, sums } = self;
+        let (rows, outputs) = (x.len() / steps, weight.len() / inputs);
+        // What a single tile of rows reads once need not be kept.
+        let block = if rows <= TILE_ROWS { TILE_OUTPUTS } else { BLOCK_OUTPUTS };
+        let mut packed: Vec<A::Step> = vec![A::Step::zeroed(); block * PART_STEPS.min(steps)];
+        let mut partial = vec![simd.splat(0.0); rows * block];
+        for first in (0..outputs).step_by(block) {
+            let count = block.min(outputs - first);
+            for part in (0..steps).step_by(PART_STEPS) {
+                let part_steps = PART_STEPS.min(steps - part);
+                let start = part * tile::step::<A, W>();
+                let taken = (part_steps * tile::step::<A, W>()).min(inputs - start);
+                let tile_len = TILE_OUTPUTS * part_steps;
+                for (tile, packed) in packed.chunks_mut(tile_len).enumerate().take(count.div_ceil(TILE_OUTPUTS)) {
+                    let output = first + tile * TILE_OUTPUTS;
+                    let weight = &weight[output * inputs..(output + TILE_OUTPUTS).min(outputs) * inputs];
+                    tile::pack(simd, &weight[start..], inputs, taken, TILE_OUTPUTS, packed);
+                }
+                let part = Part {
+                    weight: &packed[..count.next_multiple_of(TILE_OUTPUTS) * part_steps],
+                    tile_len,
+                    is_first: part == 0,
+                    is_last: part + part_steps == steps,
+                    first,
+                    outputs,
+                };
+                for row in (0..rows).step_by(TILE_ROWS) {
+                    let tile_rows = TILE_ROWS.min(rows - row);
+                    let x = &x[row * steps + start / tile::step::<A, W>() * tile_rows..][..part_steps * tile_rows];
+                    let partial = &mut partial[row * block..][..tile_rows * block];
+                    let sums = &mut sums[row * outputs..];
+                    match tile_rows {
+                        6 => part.rows::<S, A, 6>(simd, x, partial, sums),
+                        5 => part.rows::<S, A, 5>(simd, x, partial, sums),
+                        4 => part.rows::<S, A, 4>(simd, x, partial, sums),
+                        3 => part.rows::<S, A, 3>(simd, x, partial, sums),
+                        2 => part.rows::<S, A, 2>(simd, x, partial, sums),
+                        _ => part.rows::<S, A, 1>(simd, x, partial, sums),
+                    }
                 }
             }
         }
-        for (r, sums) in sums.iter().enumerate() {
-            for (o, sum) in sums.iter().enumerate() {
-                let at = (row + r) * self.row_stride + (output + o) * self.output_stride;
-                self.sums[at] = simd.reduce_sum_f32s(*sum);
+    }
+}
+
+/// Some steps of some outputs, packed in tiles.
+struct Part<'a, Step> {
+    weight: &'a [Step],
+    tile_len: usize,
+    is_first: bool,
+    is_last: bool,
+    /// The first output, and how many there are in all.
+    first: usize,
+    outputs: usize,
+}
+
+impl<Step> Part<'_, Step> {
+    /// A tile of rows through these outputs, from and to the partial sums or at last to `sums`.
+    #[inline(always)]
+    fn rows<S: Simd, A: Arithmetic<Step = Step>, const ROWS: usize>(
+        &self,
+        simd: S,
+        x: &[Step],
+        partial: &mut [S::F32s],
+        sums: &mut [f32],
+    ) {
+        let (partial, _) = partial.as_chunks_mut::<TILE_OUTPUTS>();
+        let (partial, _) = partial.as_chunks_mut::<ROWS>();
+        for (tile, (weight, partial)) in self.weight.chunks(self.tile_len).zip(partial).enumerate() {
+            let before = if self.is_first { [[simd.splat(0.0); TILE_OUTPUTS]; ROWS] } else { *partial };
+            let after = tile::tile::<S, A, ROWS>(simd, x, weight, before);
+            if !self.is_last {
+                *partial = after;
+                continue;
+            }
+            let output = self.first + tile * TILE_OUTPUTS;
+            let kept = TILE_OUTPUTS.min(self.outputs - output);
+            for (row, after) in after.into_iter().enumerate() {
+                sums[row * self.outputs + output..][..kept].copy_from_slice(&simd.sums(after)[..kept]);
             }
         }
     }

@@ -5,6 +5,8 @@ pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod reference;
+#[cfg(feature = "cpu")]
+mod tile;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
 

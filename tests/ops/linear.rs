@@ -121,6 +121,19 @@ fn linear_row_does_not_depend_on_the_number_of_rows_or_threads() {
     }
 }
 
+/// A processor runs the best instructions it has; here those that others have.
+#[test]
+fn cpu_agrees_on_every_set_of_instructions() {
+    let tests = ["linear::linear_", "linear::matmul_", "attention::attention_"];
+    for set in ["portable", "avx2", "avx512"] {
+        let mut this = std::process::Command::new(std::env::current_exe().unwrap());
+        // Without its drivers, wgpu is absent.
+        this.args(tests).env("SMALTI_SIMD", set).env("SMALTI_REQUIRE", "cpu").env("VK_DRIVER_FILES", "none");
+        let output = this.output().unwrap();
+        assert!(output.status.success(), "{set}: {}", String::from_utf8_lossy(&output.stdout));
+    }
+}
+
 #[test]
 fn linear_nan_stays_in_its_row() {
     for device in devices() {
