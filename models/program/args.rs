@@ -38,20 +38,32 @@ pub enum Command {
     Conform(Conform),
 }
 
+/// Which weights to draw with.
+#[derive(clap::Args, Debug)]
+pub struct Model {
+    /// Which model: llamagen, var, or a file of weights
+    #[arg(long, value_name = "llamagen|var|FILE", default_value = "llamagen")]
+    pub model: String,
+    /// A file to take the weights from, instead of those in the program: safetensors, or PyTorch's .pt and .pth; given
+    /// twice where the transformer and the tokenizer are in two files
+    #[arg(long, value_name = "FILE")]
+    pub weights: Vec<PathBuf>,
+    /// Tokens along one side of a picture, for LlamaGen's files, which do not say [default: 16; 24 for 384 pixels]
+    #[arg(long, value_name = "N")]
+    pub grid: Option<usize>,
+}
+
 /// Options of `smalti generate`.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 Examples:
   smalti generate --class smiley --class heart --count 8 --out faces.png
   smalti generate --weights model.safetensors --temperature 0 --device cpu --json
+  smalti generate --weights c2i_B_256.pt --weights vq_ds16_c2i.pt --class 207 --count 1
   smalti generate --count 1000 --shard 3/8 --out part-3.png    the third of eight parts of one run")]
 pub struct Generate {
-    /// Which model: llamagen, var, or a safetensors file
-    #[arg(long, default_value = "llamagen")]
-    pub model: String,
-    /// A safetensors file to take the weights from, instead of those in the program
-    #[arg(long, value_name = "FILE")]
-    pub weights: Option<PathBuf>,
+    #[command(flatten)]
+    pub model: Model,
     /// A class by name or number; may be given several times [default: all]
     #[arg(long = "class", value_name = "NAME|NUMBER")]
     pub classes: Vec<String>,
@@ -104,9 +116,8 @@ pub struct Devices {
 /// Options of `smalti classes`.
 #[derive(clap::Args, Debug)]
 pub struct Classes {
-    /// Which model: llamagen, var, or a safetensors file
-    #[arg(long, default_value = "llamagen")]
-    pub model: String,
+    #[command(flatten)]
+    pub model: Model,
     /// Report as JSON
     #[arg(long)]
     pub json: bool,

@@ -10,7 +10,7 @@ use super::generate::{load, open_weights};
 
 /// Prints a line per class: its number and its name.
 pub fn run(options: &Classes) -> Result<ExitCode, Failure> {
-    let checkpoint = open_weights(&options.model, None)?;
+    let checkpoint = open_weights(&options.model)?;
     let generator = load(&checkpoint, &Device::cpu(), DtypeOption::F32)?;
     if options.json {
         println!("{}", serde_json::json!(generator.classes()));

@@ -11,7 +11,7 @@ use smalti::{Backend, Device, bf16, f16};
 use smalti_models::weights::Checkpoint;
 use smalti_models::{Error, Generator, Sampling, zoo};
 
-use super::args::{DtypeOption, Generate, Shard};
+use super::args::{DtypeOption, Generate, Model, Shard};
 use super::picture::{Output, Picture, grid};
 use super::{Failure, interrupted};
 
@@ -27,7 +27,7 @@ pub fn run(options: &Generate) -> Result<ExitCode, Failure> {
     }
     let output = Output::reserve(&options.out).map_err(Failure::Input)?;
     let device = open_device(options)?;
-    let checkpoint = open_weights(&options.model, options.weights.as_deref())?;
+    let checkpoint = open_weights(&options.model)?;
     let generator = load(&checkpoint, &device, options.dtype)?;
     let sampling = sampling(generator.as_ref(), options)?;
     let labels = labels(generator.classes(), &options.classes)?;
@@ -99,17 +99,28 @@ fn report(
 }
 
 /// The weights named on the command line, or those in the program.
-pub fn open_weights(model: &str, weights: Option<&Path>) -> Result<Checkpoint, Failure> {
-    let file = match weights {
-        Some(file) => Some(file),
-        None if Path::new(model).is_file() => Some(Path::new(model)),
-        None => None,
-    };
-    match file {
-        Some(file) => Checkpoint::open(file).map_err(|error| Failure::Input(error.to_string())),
-        None => smalti_models::weights::embedded(model)
-            .ok_or_else(|| Failure::Input(format!("--model {model}: expected llamagen, var, or an existing file"))),
+pub fn open_weights(options: &Model) -> Result<Checkpoint, Failure> {
+    let input = |error: Error| Failure::Input(error.to_string());
+    let mut files = options.weights.clone();
+    let model = Path::new(&options.model);
+    if model.is_file() {
+        files.insert(0, model.to_owned());
     }
+    let mut checkpoint = if files.is_empty() {
+        smalti_models::weights::embedded(&options.model).ok_or_else(|| {
+            Failure::Input(format!("--model {}: expected llamagen, var, or an existing file", options.model))
+        })?
+    } else {
+        Checkpoint::open_all(&files).map_err(input)?
+    };
+    if let Some(grid) = options.grid {
+        let places = grid.checked_mul(grid).ok_or_else(|| Failure::Input(format!("--grid {grid}: too many tokens")))?;
+        if checkpoint.system() != Some("llamagen") {
+            return Err(Failure::Input(format!("--grid {grid}: only LlamaGen's weights need to be told")));
+        }
+        checkpoint.assume("block_size", places).map_err(input)?;
+    }
+    Ok(checkpoint)
 }
 
 fn open_device(options: &Generate) -> Result<Device, Failure> {
@@ -172,6 +183,11 @@ fn sampling(generator: &dyn Generator, options: &Generate) -> Result<Sampling, F
 
 /// The labels that the pictures go round.
 fn labels(classes: &[String], wanted: &[String]) -> Result<Vec<u32>, Failure> {
+    if classes.is_empty() {
+        return Err(Failure::Input(
+            "these weights draw captions, not classes: give them text features as a library".to_owned(),
+        ));
+    }
     if wanted.is_empty() {
         return Ok((0..).take(classes.len()).collect());
     }

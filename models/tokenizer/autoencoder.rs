@@ -103,6 +103,31 @@ impl Conv {
         Ok(Self { weight: at.weight("weight", &shape)?, bias: None, stride: 1, padding })
     }
 
+    /// A convolution from `input` channels with "same" padding and a bias. How many it puts out is the checkpoint's to
+    /// tell, if it is not given.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    pub fn load_from(
+        loader: &Loader<'_>,
+        name: &str,
+        input: usize,
+        output: Option<usize>,
+        kernel: usize,
+    ) -> Result<Self> {
+        let at = loader.at(name);
+        let output = output.unwrap_or_else(|| at.length("weight", 0));
+        let weight = at.weight("weight", &[output, input, kernel, kernel])?;
+        let bias = Some(at.vector("bias", &[output])?);
+        Ok(Self { weight, bias, stride: 1, padding: Padding::same(kernel) })
+    }
+
+    /// How many channels it puts out.
+    #[must_use]
+    pub fn channels(&self) -> usize {
+        self.weight.shape().first().copied().unwrap_or(0)
+    }
+
     /// Applies it.
     ///
     /// # Errors
@@ -113,9 +138,16 @@ impl Conv {
 }
 
 impl Norm {
+    /// A norm of as many channels as the checkpoint has.
     pub(crate) fn load(loader: &Loader<'_>, name: &str, groups: usize) -> Result<Self> {
+        Self::load_for(loader, name, loader.at(name).length("weight", 0), groups)
+    }
+
+    fn load_for(loader: &Loader<'_>, name: &str, channels: usize, groups: usize) -> Result<Self> {
         let at = loader.at(name);
-        let channels = at.length("weight", 0);
+        if !channels.is_multiple_of(groups) {
+            at.note("weight", format!("has {channels} channels, which {groups} groups do not divide"));
+        }
         Ok(Self { weight: at.vector("weight", &[channels])?, bias: at.vector("bias", &[channels])?, groups })
     }
 
@@ -129,12 +161,22 @@ impl Norm {
 }
 
 impl ResBlock {
-    fn load(loader: &Loader<'_>, groups: usize) -> Result<Self> {
-        Ok(Self {
-            norms: [Norm::load(loader, "norm1", groups)?, Norm::load(loader, "norm2", groups)?],
-            convs: [Conv::load(loader, "conv1")?, Conv::load(loader, "conv2")?],
-            shortcut: if loader.has("nin_shortcut") { Some(Conv::load(loader, "nin_shortcut")?) } else { None },
-        })
+    fn load(loader: &Loader<'_>, input: usize, groups: usize) -> Result<Self> {
+        let norm1 = Norm::load_for(loader, "norm1", input, groups)?;
+        let conv1 = Conv::load_from(loader, "conv1", input, None, 3)?;
+        let output = conv1.channels();
+        let norm2 = Norm::load_for(loader, "norm2", output, groups)?;
+        let conv2 = Conv::load_from(loader, "conv2", output, Some(output), 3)?;
+        let shortcut = if input != output || loader.has("nin_shortcut") {
+            Some(Conv::load_from(loader, "nin_shortcut", input, Some(output), 1)?)
+        } else {
+            None
+        };
+        Ok(Self { norms: [norm1, norm2], convs: [conv1, conv2], shortcut })
+    }
+
+    fn channels(&self) -> usize {
+        self.convs[1].channels()
     }
 
     fn run<T: Float>(&self, x: &Tensor<T>) -> Result<Tensor<T>> {
@@ -148,12 +190,13 @@ impl ResBlock {
 }
 
 impl AttentionBlock {
-    fn load(loader: &Loader<'_>, groups: usize) -> Result<Self> {
+    fn load(loader: &Loader<'_>, channels: usize, groups: usize) -> Result<Self> {
         let names: &[&str] = if loader.has("qkv") { &["qkv"] } else { &["q", "k", "v"] };
+        let projection = |name: &&str| Conv::load_from(loader, name, channels, Some(3 / names.len() * channels), 1);
         Ok(Self {
-            norm: Norm::load(loader, "norm", groups)?,
-            projections: names.iter().map(|name| Conv::load(loader, name)).collect::<Result<_>>()?,
-            out: Conv::load(loader, "proj_out")?,
+            norm: Norm::load_for(loader, "norm", channels, groups)?,
+            projections: names.iter().map(projection).collect::<Result<_>>()?,
+            out: Conv::load_from(loader, "proj_out", channels, Some(channels), 1)?,
         })
     }
 
@@ -179,20 +222,25 @@ impl AttentionBlock {
 }
 
 impl Level {
-    fn load(loader: &Loader<'_>, names: Names, resample: &str, groups: usize) -> Result<Self> {
+    /// `channels` come in, and those that go out are left there.
+    fn load(loader: &Loader<'_>, names: Names, resample: &str, channels: &mut usize, groups: usize) -> Result<Self> {
         let res = if names == Names::LlamaGen { "res" } else { "block" };
-        let blocks = (0..loader.count(res))
-            .map(|index| {
-                let block = ResBlock::load(&loader.at(res).at(index), groups)?;
-                let attention = if loader.at("attn").has(&index.to_string()) {
-                    Some(AttentionBlock::load(&loader.at("attn").at(index), groups)?)
-                } else {
-                    None
-                };
-                Ok((block, attention))
-            })
-            .collect::<Result<_>>()?;
-        let resample = if loader.has(resample) { Some(Conv::load(&loader.at(resample), "conv")?) } else { None };
+        let blocks = (0..loader.count(res)).map(|index| {
+            let block = ResBlock::load(&loader.at(res).at(index), *channels, groups)?;
+            *channels = block.channels();
+            let attention = if loader.at("attn").has(&index.to_string()) {
+                Some(AttentionBlock::load(&loader.at("attn").at(index), *channels, groups)?)
+            } else {
+                None
+            };
+            Ok((block, attention))
+        });
+        let blocks = blocks.collect::<Result<_>>()?;
+        let resample = if loader.has(resample) {
+            Some(Conv::load_from(&loader.at(resample), "conv", *channels, Some(*channels), 3)?)
+        } else {
+            None
+        };
         Ok(Self { blocks, resample })
     }
 
@@ -209,15 +257,15 @@ impl Level {
 }
 
 impl Middle {
-    fn load(loader: &Loader<'_>, names: Names, groups: usize) -> Result<Self> {
+    fn load(loader: &Loader<'_>, names: Names, channels: usize, groups: usize) -> Result<Self> {
         let [before, attention, after] = match names {
             Names::LlamaGen => ["0", "1", "2"],
             Names::Var => ["block_1", "attn_1", "block_2"],
         };
         Ok(Self {
-            before: ResBlock::load(&loader.at(before), groups)?,
-            attention: AttentionBlock::load(&loader.at(attention), groups)?,
-            after: ResBlock::load(&loader.at(after), groups)?,
+            before: ResBlock::load(&loader.at(before), channels, groups)?,
+            attention: AttentionBlock::load(&loader.at(attention), channels, groups)?,
+            after: ResBlock::load(&loader.at(after), channels, groups)?,
         })
     }
 
@@ -233,8 +281,10 @@ impl Encoder {
     /// If the device has no room; what is missing is the loader's to tell.
     pub fn load(loader: &Loader<'_>, names: Names, groups: usize) -> Result<Self> {
         let list = if names == Names::LlamaGen { "conv_blocks" } else { "down" };
+        let conv_in = Conv::load_from(loader, "conv_in", 3, None, 3)?;
+        let mut channels = conv_in.channels();
         let levels = (0..loader.count(list)).map(|index| {
-            let mut level = Level::load(&loader.at(list).at(index), names, "downsample", groups)?;
+            let mut level = Level::load(&loader.at(list).at(index), names, "downsample", &mut channels, groups)?;
             if let Some(conv) = &mut level.resample {
                 // The official code pads one row and one column, at the bottom and the right only.
                 conv.stride = 2;
@@ -242,13 +292,20 @@ impl Encoder {
             }
             Ok(level)
         });
+        let levels = levels.collect::<Result<_>>()?;
         Ok(Self {
-            conv_in: Conv::load(loader, "conv_in")?,
-            levels: levels.collect::<Result<_>>()?,
-            middle: Middle::load(&loader.at("mid"), names, groups)?,
-            norm_out: Norm::load(loader, "norm_out", groups)?,
-            conv_out: Conv::load(loader, "conv_out")?,
+            conv_in,
+            levels,
+            middle: Middle::load(&loader.at("mid"), names, channels, groups)?,
+            norm_out: Norm::load_for(loader, "norm_out", channels, groups)?,
+            conv_out: Conv::load_from(loader, "conv_out", channels, None, 3)?,
         })
+    }
+
+    /// How many channels its features have.
+    #[must_use]
+    pub fn channels(&self) -> usize {
+        self.conv_out.channels()
     }
 
     /// Pixels `[batch, 3, height, width]` in [-1, 1] to features.
@@ -268,23 +325,28 @@ impl Encoder {
 }
 
 impl Decoder {
-    /// The tensors under the loader's prefix; counts and channels come from their names and shapes.
+    /// The tensors under the loader's prefix, for latents of this many channels; counts and channels come from their
+    /// names and shapes.
     ///
     /// # Errors
     /// If the device has no room; what is missing is the loader's to tell.
-    pub fn load(loader: &Loader<'_>, names: Names, groups: usize) -> Result<Self> {
+    pub fn load(loader: &Loader<'_>, names: Names, channels: usize, groups: usize) -> Result<Self> {
         let list = if names == Names::LlamaGen { "conv_blocks" } else { "up" };
+        let conv_in = Conv::load_from(loader, "conv_in", channels, None, 3)?;
+        let mut channels = conv_in.channels();
+        let middle = Middle::load(&loader.at("mid"), names, channels, groups)?;
         let count = loader.count(list);
         let levels = (0..count).map(|index| {
             let index = if names == Names::LlamaGen { index } else { count - 1 - index };
-            Level::load(&loader.at(list).at(index), names, "upsample", groups)
+            Level::load(&loader.at(list).at(index), names, "upsample", &mut channels, groups)
         });
+        let levels = levels.collect::<Result<_>>()?;
         Ok(Self {
-            conv_in: Conv::load(loader, "conv_in")?,
-            middle: Middle::load(&loader.at("mid"), names, groups)?,
-            levels: levels.collect::<Result<_>>()?,
-            norm_out: Norm::load(loader, "norm_out", groups)?,
-            conv_out: Conv::load(loader, "conv_out")?,
+            conv_in,
+            middle,
+            levels,
+            norm_out: Norm::load_for(loader, "norm_out", channels, groups)?,
+            conv_out: Conv::load_from(loader, "conv_out", channels, Some(3), 3)?,
         })
     }
 

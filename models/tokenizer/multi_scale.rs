@@ -64,12 +64,14 @@ impl MultiScaleTokenizer {
             (0..patch_nums.len()).map(|scale| nearest_tick(phi.len(), scale, patch_nums.len())).collect();
         let codebook = quantize.weight("embedding.weight", &shape)?;
         let patch_nums = patch_nums.to_vec();
+        let encoder = Encoder::load(&loader.at("encoder"), Names::Var, groups)?;
+        let post_quant_conv = Conv::load_from(loader, "post_quant_conv", channels, None, 3)?;
         Ok(Self {
-            encoder: Encoder::load(&loader.at("encoder"), Names::Var, groups)?,
-            quant_conv: Conv::load(loader, "quant_conv")?,
+            quant_conv: Conv::load_from(loader, "quant_conv", encoder.channels(), Some(channels), 3)?,
+            encoder,
             quantiser: ScaleQuantiser { codebook, cosine: false, phi, phi_ratio, phi_of_scale, patch_nums },
-            post_quant_conv: Conv::load(loader, "post_quant_conv")?,
-            decoder: Decoder::load(&loader.at("decoder"), Names::Var, groups)?,
+            decoder: Decoder::load(&loader.at("decoder"), Names::Var, post_quant_conv.channels(), groups)?,
+            post_quant_conv,
         })
     }
 
@@ -103,6 +105,12 @@ impl MultiScaleTokenizer {
 }
 
 impl ScaleQuantiser {
+    /// How many codes there are.
+    #[must_use]
+    pub fn codes(&self) -> usize {
+        self.codebook.shape().first().copied().unwrap_or(0)
+    }
+
     /// Channels of a code.
     #[must_use]
     pub fn channels(&self) -> usize {

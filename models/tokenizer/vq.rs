@@ -29,13 +29,21 @@ impl VqTokenizer {
         if l2_norm {
             codebook = unit_rows(&codebook)?;
         }
+        let encoder = Encoder::load(&loader.at("encoder"), Names::LlamaGen, groups)?;
+        let post_quant_conv = Conv::load_from(loader, "post_quant_conv", shape[1], None, 1)?;
         Ok(Self {
-            encoder: Encoder::load(&loader.at("encoder"), Names::LlamaGen, groups)?,
-            quant_conv: Conv::load(loader, "quant_conv")?,
+            quant_conv: Conv::load_from(loader, "quant_conv", encoder.channels(), Some(shape[1]), 1)?,
+            encoder,
             codebook,
-            post_quant_conv: Conv::load(loader, "post_quant_conv")?,
-            decoder: Decoder::load(&loader.at("decoder"), Names::LlamaGen, groups)?,
+            decoder: Decoder::load(&loader.at("decoder"), Names::LlamaGen, post_quant_conv.channels(), groups)?,
+            post_quant_conv,
         })
+    }
+
+    /// How many codes there are.
+    #[must_use]
+    pub fn codes(&self) -> usize {
+        self.codebook.shape().first().copied().unwrap_or(0)
     }
 
     /// Pixels per token, along one side.

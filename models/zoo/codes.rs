@@ -14,6 +14,7 @@ use crate::weights::{Checkpoint, Config, Loader};
 use crate::{Drawn, Error, Generator, Result, Sampling};
 
 /// What turns codes into pixels.
+#[expect(clippy::large_enum_variant, reason = "a model holds one, so its size does not matter")]
 enum Tokenizer {
     LlamaGen(VqTokenizer),
     MaskGit(MaskGitVqGan),

@@ -50,6 +50,9 @@ pub struct LlamaGen<T: smalti::Element> {
     tokenizer: Option<VqTokenizer>,
 }
 
+/// Far more tokens to a picture than any published model draws.
+const MOST_PLACES: usize = 1 << 16;
+
 /// Added to the scores of padding: nothing that is not padding itself is left with any weight on it.
 const HIDDEN: f32 = -1e30;
 
@@ -65,14 +68,34 @@ impl<T: Float> LlamaGen<T> {
         let gpt = root.at("gpt");
         let vocabulary = gpt.length("tok_embeddings.weight", 0);
         let dim = gpt.length("tok_embeddings.weight", 1);
-        // Every official size has heads of 64.
-        let heads = config.count("n_head").unwrap_or(dim / 64).max(1);
-        let kv_heads = config.count("n_kv_head").unwrap_or(heads);
+        // The official sizes have heads of 64 channels, but for 3B and 7B, which have 32 heads.
+        let heads = config.count("n_head").unwrap_or(if matches!(dim, 3200 | 4096) { 32 } else { dim / 64 });
+        let head_dim = dim / heads.max(1);
+        // The rows of this matrix are queries, keys and values.
+        let kv_heads = match gpt.length("layers.0.attention.wqkv.weight", 0) / head_dim.max(1) {
+            0 => heads,
+            all => all.saturating_sub(heads) / 2,
+        };
+        let kv_heads = config.count("n_kv_head").unwrap_or(kv_heads);
         let sizes = Sizes { dim, heads, kv_heads, norm_eps: config.number("norm_eps").unwrap_or(1e-5) };
+        let places = config.count("block_size").unwrap_or(256);
+        let grid = places.isqrt();
+        let whole = head_dim.is_multiple_of(4) && dim.is_multiple_of(heads) && heads.is_multiple_of(kv_heads);
+        if !whole || dim == 0 {
+            if dim > 0 {
+                notes.add(format!("{heads} heads, {kv_heads} for keys, do not fit {dim} channels and 2-axis RoPE"));
+            }
+            return Err(notes.error(checkpoint));
+        }
+        if grid * grid != places || !(1..=MOST_PLACES).contains(&places) {
+            notes.add(format!("block_size {places} is not a square from 1 to {MOST_PLACES}"));
+            return Err(notes.error(checkpoint));
+        }
 
-        let condition_len = config.count("cls_token_num").unwrap_or(1);
         let embedding = gpt.at("cls_embedding");
-        let condition = if embedding.has("cap_proj") {
+        let captions = embedding.has("cap_proj");
+        let condition_len = if captions { embedding.length("uncond_embedding", 0) } else { 1 };
+        let condition = if captions {
             let fc1 = embedding.length("cap_proj.fc1.weight", 0);
             let features = embedding.length("cap_proj.fc1.weight", 1);
             let none = embedding.vector("uncond_embedding", &[condition_len, features])?;
@@ -84,6 +107,10 @@ impl<T: Float> LlamaGen<T> {
         } else {
             let rows = embedding.length("embedding_table.weight", 0);
             let classes = config.count("num_classes").unwrap_or(rows.saturating_sub(1));
+            if rows > 0 && !(1..rows).contains(&classes) {
+                notes.add(format!("{classes} classes and none do not fit a table of {rows} rows"));
+            }
+            let classes = classes.min(rows);
             Condition::Class { table: embedding.weight("embedding_table.weight", &[rows, dim])?, classes }
         };
         let classes = match &condition {
@@ -91,8 +118,6 @@ impl<T: Float> LlamaGen<T> {
             Condition::Caption { .. } => Vec::new(),
         };
 
-        let places = config.count("block_size").unwrap_or(256);
-        let grid = places.isqrt();
         let theta = config.number("rope_base").unwrap_or(10_000.0);
         let table = Table::grid(device, grid, grid, sizes.head_dim(), theta)?;
         let model = Self {
@@ -109,7 +134,7 @@ impl<T: Float> LlamaGen<T> {
             sampling: Sampling {
                 cfg: config.number("cfg").unwrap_or(4.0),
                 temperature: config.number("temperature").unwrap_or(1.0),
-                top_k: config.count("top_k").unwrap_or(0),
+                top_k: config.count("top_k").unwrap_or(2000),
                 top_p: config.number("top_p").unwrap_or(1.0),
                 seed: 0,
             },
@@ -120,8 +145,13 @@ impl<T: Float> LlamaGen<T> {
                 None
             },
         };
-        // Buffers of the training: how often each code was used.
-        notes.finish(checkpoint, &["quantize.codebook_used"])?;
+        if let Some(codes) = model.tokenizer.as_ref().map(VqTokenizer::codes)
+            && codes < vocabulary
+        {
+            notes.add(format!("the transformer draws from {vocabulary} codes, the tokenizer has {codes}"));
+        }
+        // Buffers: how often each code was used in training, and what the official program keeps while it draws.
+        notes.finish(checkpoint, &["quantize.codebook_used", "freqs_cis", "kv_cache.k_cache", "kv_cache.v_cache"])?;
         Ok(model)
     }
 

@@ -16,31 +16,16 @@ use self::codes::InDtype;
 use crate::weights::Checkpoint;
 use crate::{Error, Generator, Result};
 
-/// Which system a checkpoint belongs to: its own note, else the names of its tensors.
-#[must_use]
-pub fn system(checkpoint: &Checkpoint) -> Option<&str> {
-    checkpoint.metadata("system").or_else(|| {
-        let has = |name: &str| checkpoint.names().any(|tensor| tensor.ends_with(name));
-        match () {
-            () if has("layers.cross_dec.0.attn.to_q.weight") => Some("arpg"),
-            () if has("target_aware_pos_embed") => Some("rar"),
-            () if has("pos_instruct_embeddings") => Some("randar"),
-            () if has("z_proj_ln.weight") && has("token_emb.weight") => Some("lpd"),
-            () if has("medusa_output.weight") || has("output_D.weight") => Some("nar"),
-            () if has("spe_tok_embeddings.special_embeddings.weight") => Some("par"),
-            () if has("tok_embeddings.weight") => Some("llamagen"),
-            () if has("pos_1LC") => Some("var"),
-            () => None,
-        }
-    })
-}
-
 /// The generator of a checkpoint, with its weights on `device`, computing in `T`.
 ///
 /// # Errors
-/// [`Error::Request`] if the system is unknown; [`Error::Weights`] with every tensor that does not fit.
+/// [`Error::Request`] if the system is unknown or its tokenizer is not there; [`Error::Weights`] with every tensor that
+/// does not fit.
 pub fn load<T: Float>(checkpoint: &Checkpoint, device: &Device) -> Result<Box<dyn Generator>> {
-    match system(checkpoint) {
+    let request = |reason: String| Err(Error::Request(format!("{}: {reason}", checkpoint.name())));
+    let tokenizer = checkpoint.names().any(|name| name.starts_with("vq.") || name.starts_with("vae."));
+    match checkpoint.system() {
+        Some(_) if !tokenizer => request("holds a transformer without its tokenizer: give that file too".to_owned()),
         Some("arpg") => Ok(Box::new(InDtype::<T, _>::new(arpg::Arpg::load(checkpoint, device)?))),
         Some("llamagen") => Ok(Box::new(llamagen::LlamaGen::<T>::load(checkpoint, device)?)),
         Some("lpd") => Ok(Box::new(InDtype::<T, _>::new(lpd::Lpd::load(checkpoint, device)?))),
@@ -49,8 +34,9 @@ pub fn load<T: Float>(checkpoint: &Checkpoint, device: &Device) -> Result<Box<dy
         Some("randar") => Ok(Box::new(InDtype::<T, _>::new(randar::RandAr::load(checkpoint, device)?))),
         Some("rar") => Ok(Box::new(InDtype::<T, _>::new(rar::Rar::load(checkpoint, device)?))),
         Some("var") => Ok(Box::new(var::Var::<T>::load(checkpoint, device)?)),
-        Some(other) => Err(Error::Request(format!("{}: system \"{other}\" is not known here", checkpoint.name()))),
-        None => Err(Error::Request(format!("{}: neither LlamaGen's nor VAR's tensor names", checkpoint.name()))),
+        Some(other) => request(format!("system \"{other}\" is not known here")),
+        None if tokenizer => request("holds a tokenizer without its transformer: give that file too".to_owned()),
+        None => request("its tensors have the names of no system that is known here".to_owned()),
     }
 }
 

@@ -26,8 +26,15 @@ use crate::tokenizer::multi_scale::MultiScaleTokenizer;
 use crate::weights::{Checkpoint, Loader, Notes};
 use crate::{Drawn, Error, Generator, Result, Sampling};
 
-/// The official models' scales, for checkpoints that do not name theirs.
-const PATCH_NUMS: [usize; 10] = [1, 2, 3, 4, 5, 6, 8, 10, 13, 16];
+/// The official models' scales, for 256, 512 and 1024 pixels: checkpoints do not name theirs, and are told apart by
+/// the number of places.
+const PATCH_NUMS: [&[usize]; 3] = [
+    &[1, 2, 3, 4, 5, 6, 8, 10, 13, 16],
+    &[1, 2, 3, 4, 6, 9, 13, 18, 24, 32],
+    &[1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64],
+];
+/// A side no published model comes near.
+const LONGEST_SIDE: usize = 256;
 
 /// The model with its weights on a device.
 pub struct Var<T: smalti::Element> {
@@ -58,14 +65,32 @@ impl<T: Float> Var<T> {
         let notes = Notes::default();
         let root = Loader::new(checkpoint, device, &notes);
         let var = root.at("var");
-        let patch_nums = config.counts("patch_nums").unwrap_or_else(|| PATCH_NUMS.to_vec());
-        let places: usize = patch_nums.iter().map(|side| side * side).sum();
+        let held = var.length("pos_1LC", 1);
+        let places = |sides: &[usize]| sides.iter().map(|side| side * side).sum::<usize>();
+        let official = PATCH_NUMS.iter().find(|sides| places(sides) == held).or(PATCH_NUMS.first());
+        let patch_nums = config.counts("patch_nums").or_else(|| Some(official?.to_vec())).unwrap_or_default();
+        let grows = patch_nums.is_sorted() && patch_nums.len() <= LONGEST_SIDE;
+        if patch_nums.is_empty() || !grows || patch_nums.iter().any(|side| !(1..=LONGEST_SIDE).contains(side)) {
+            notes.add(format!("patch_nums {patch_nums:?} are not growing sides from 1 to {LONGEST_SIDE}"));
+            return Err(notes.error(checkpoint));
+        }
+        let places = places(&patch_nums);
         let dim = var.length("word_embed.weight", 0);
         let channels = var.length("word_embed.weight", 1);
         let rows = var.length("class_emb.weight", 0);
         let vocabulary = var.length("head.weight", 0);
-        // The official models have as many heads as blocks.
-        let heads = config.count("heads").unwrap_or_else(|| var.count("blocks")).max(1);
+        // One factor per head, if scores are those of unit vectors; and the official models have as many heads as blocks.
+        let factors = var.shape("blocks.0.attn.scale_mul_1H11").and_then(|shape| shape.get(1).copied());
+        let heads = config.count("heads").or(factors).unwrap_or_else(|| var.count("blocks")).max(1);
+        if !dim.is_multiple_of(heads) {
+            notes.add(format!("{heads} heads do not fit {dim} channels"));
+            return Err(notes.error(checkpoint));
+        }
+        let classes = config.count("num_classes").unwrap_or(rows.saturating_sub(1));
+        if rows > 0 && !(1..rows).contains(&classes) {
+            notes.add(format!("{classes} classes and none do not fit a table of {rows} rows"));
+        }
+        let classes = classes.min(rows);
         let norm_eps = config.number("norm_eps").unwrap_or(1e-6);
 
         // The scale's vector is added to each of its places once and for all.
@@ -90,7 +115,7 @@ impl<T: Float> Var<T> {
             backbone: AdaLn::load(&var, dim, heads, norm_eps)?,
             head_modulation: layer(&var, "head_nm.ada_lin.1", [2 * dim, dim])?,
             head: layer(&var, "head", [vocabulary, dim])?,
-            classes: class_names(checkpoint, config.count("num_classes").unwrap_or(rows.saturating_sub(1))),
+            classes: class_names(checkpoint, classes),
             sampling: Sampling {
                 cfg: config.number("cfg").unwrap_or(1.5),
                 temperature: config.number("temperature").unwrap_or(1.0),
@@ -107,6 +132,15 @@ impl<T: Float> Var<T> {
             )?,
             patch_nums,
         };
+        let quantiser = model.tokenizer.quantiser();
+        if channels > 0 && channels != quantiser.channels() {
+            let codes = quantiser.channels();
+            notes.add(format!("the transformer reads {channels} channels, the tokenizer's codes have {codes}"));
+        }
+        if quantiser.codes() < vocabulary {
+            let codes = quantiser.codes();
+            notes.add(format!("the transformer draws from {vocabulary} codes, the tokenizer has {codes}"));
+        }
         // Buffers: how often each code was used, and masks that the official code saves.
         notes.finish(checkpoint, &["ema_vocab_hit_SV", "attn_bias_for_masking", "lvl_1L"])?;
         Ok(model)

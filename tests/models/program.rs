@@ -130,9 +130,9 @@ fn generate_names_every_tensor_that_does_not_fit() {
     let bytes = renamed("\"gpt.norm.weight\"", "\"gpt.nOrm.weight\"", &whole);
     let bytes = renamed("layers.1.ffn_norm", "layers.1.ffn_nOrm", &bytes);
     let path = write("renamed.safetensors", &bytes);
-    with(&path, "missing \"gpt.norm.weight\", expected shape [192]");
-    with(&path, "unexpected \"gpt.nOrm.weight\"");
-    with(&path, "missing \"gpt.layers.1.ffn_norm.weight\"");
+    with(&path, "\"gpt.norm.weight\" is missing, expected shape [192]");
+    with(&path, "\"gpt.nOrm.weight\" is unexpected");
+    with(&path, "\"gpt.layers.1.ffn_norm.weight\" is missing");
 }
 
 #[test]

@@ -1,0 +1,90 @@
+//! The state dicts that authors publish, found in a file by the names of their tensors.
+
+use std::collections::BTreeMap;
+
+use super::Stored;
+
+/// A state dict, known by names that it alone has. A second name is there for a file that lacks the first, so that it
+/// is the missing tensor that is reported.
+struct StateDict {
+    /// Whose transformer it is; none for a tokenizer.
+    system: Option<&'static str>,
+    /// What its names are put behind here.
+    prefix: &'static str,
+    marks: [&'static str; 2],
+}
+
+/// Of two that could be at one place the first is: some have all names of another and more.
+const STATE_DICTS: [StateDict; 10] = [
+    transformer("arpg", "", ["layers.cross_dec.0.attn.to_q.weight", "layers.cross_dec.0.attn.to_k.weight"]),
+    transformer("rar", "", ["target_aware_pos_embed", "timesteps_embeddings"]),
+    transformer("randar", "", ["pos_instruct_embeddings", "pos_instruct_embeddings"]),
+    transformer("lpd", "", ["z_proj_ln.weight", "z_proj_ln.bias"]),
+    transformer("nar", "", ["medusa_output.weight", "output_D.weight"]),
+    transformer("par", "", ["spe_tok_embeddings.special_embeddings.weight", "spe_tok_embeddings.weight"]),
+    transformer("llamagen", "gpt.", ["tok_embeddings.weight", "layers.0.attention.wqkv.weight"]),
+    transformer("var", "var.", ["pos_1LC", "blocks.0.attn.mat_qkv.weight"]),
+    tokenizer("vq.", ["decoder.mid.0.conv1.weight", "encoder.mid.0.conv1.weight"]),
+    tokenizer("vae.", ["decoder.mid.block_1.conv1.weight", "encoder.mid.block_1.conv1.weight"]),
+];
+
+const fn transformer(system: &'static str, prefix: &'static str, marks: [&'static str; 2]) -> StateDict {
+    StateDict { system: Some(system), prefix, marks }
+}
+
+const fn tokenizer(prefix: &'static str, marks: [&'static str; 2]) -> StateDict {
+    StateDict { system: None, prefix, marks }
+}
+
+/// Keys under which a state dict is nested, in the order in which the official programs look for them.
+const KEYS: [&str; 3] = ["model.", "module.", "state_dict."];
+
+impl StateDict {
+    /// What stands before the official names in this file, if it holds this state dict.
+    fn place<'a>(&self, names: impl Iterator<Item = &'a str> + Clone) -> Option<&'a str> {
+        let places = |mark: &'static str| {
+            names
+                .clone()
+                .filter_map(move |name| name.strip_suffix(mark))
+                .filter(|place| place.is_empty() || place.ends_with('.'))
+        };
+        // An average of the weights comes last: the official programs take it only when told to.
+        let rank = |place: &&str| match KEYS.iter().position(|key| key == place) {
+            _ if place.is_empty() || *place == self.prefix => 0,
+            Some(index) => 1 + index,
+            None if !place.contains("ema") => 1 + KEYS.len(),
+            None => 2 + KEYS.len(),
+        };
+        self.marks.iter().find_map(|mark| places(mark).min_by_key(rank))
+    }
+}
+
+/// The system whose transformer has such names.
+pub(super) fn system(tensors: &BTreeMap<String, Stored>) -> Option<&'static str> {
+    let held = |dict: &&StateDict| dict.place(tensors.keys().map(String::as_str)).is_some();
+    STATE_DICTS.iter().filter(|dict| dict.system.is_some()).find(held)?.system
+}
+
+/// The tensors with each state dict's names behind its prefix. Beside nested state dicts nothing else is kept.
+pub(super) fn prefixed(tensors: BTreeMap<String, Stored>) -> BTreeMap<String, Stored> {
+    let mut places: Vec<(&str, String)> = Vec::new();
+    for dict in &STATE_DICTS {
+        if let Some(place) = dict.place(tensors.keys().map(String::as_str))
+            && !places.iter().any(|(_, taken)| taken == place)
+        {
+            places.push((dict.prefix, place.to_owned()));
+        }
+    }
+    // A name belongs to the innermost place that it is in.
+    places.sort_by_key(|(_, place)| std::cmp::Reverse(place.len()));
+    let nested = places.iter().any(|(prefix, place)| !place.is_empty() && place != prefix);
+    let renamed = tensors.into_iter().filter_map(|(name, stored)| {
+        let inside = places.iter().find_map(|(prefix, place)| Some((prefix, name.strip_prefix(place.as_str())?)));
+        match inside {
+            Some((prefix, own)) => Some((format!("{prefix}{own}"), stored)),
+            None if nested => None,
+            None => Some((name, stored)),
+        }
+    });
+    renamed.collect()
+}
