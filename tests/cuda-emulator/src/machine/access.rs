@@ -1,0 +1,610 @@
+//! Loads, stores, atomic operations and asynchronous copies, with everything that is checked about them.
+
+use super::execute::{Execution, Outcome, lanes, space_of};
+use super::shadow::{Action, Conflict, Observer, Stamp};
+use super::warp::AsyncCopy;
+use crate::counts::{GlobalAccess, SharedAccess};
+use crate::error::{FaultKind, Problem};
+use crate::program::{Address, Condition, Element, Lanes, Memory, Register, Source, Strength, Update, WARP};
+
+/// The widest vector of a load or store.
+const MOST: usize = 8;
+
+fn name(memory: Memory) -> &'static str {
+    match memory {
+        Memory::Generic => "generic",
+        Memory::Global => "global",
+        Memory::Shared => "shared",
+        Memory::Local => "local",
+        Memory::Parameters => "parameter",
+    }
+}
+
+/// What is being done, for messages.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Verb {
+    Load,
+    Store,
+    Update,
+}
+
+impl Verb {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Load => "load",
+            Self::Store => "store",
+            Self::Update => "atomic operation",
+        }
+    }
+
+    fn action(self) -> Action {
+        match self {
+            Self::Load => Action::Read,
+            Self::Store => Action::Write,
+            Self::Update => Action::Update,
+        }
+    }
+}
+
+/// An access by one lane, resolved to its space.
+#[derive(Clone, Copy)]
+struct Access {
+    lane: usize,
+    memory: Memory,
+    /// In its space.
+    address: u64,
+    bytes: u32,
+    verb: Verb,
+    strong: bool,
+}
+
+impl Access {
+    fn problem(&self, kind: FaultKind, detail: impl std::fmt::Display) -> Problem {
+        let text = format!("{} of {} bytes of {} memory{detail}", self.verb.word(), self.bytes, name(self.memory));
+        Problem::new(kind, text).lane(self.lane).address(self.address)
+    }
+}
+
+impl Execution<'_, '_> {
+    // Instructions -------------------------------------------------------------------------------------------------
+
+    pub fn load(
+        &mut self,
+        memory: Memory,
+        address: &Address,
+        destinations: &[Option<Register>],
+        element: Element,
+        strength: Strength,
+        active: u32,
+    ) -> Outcome<()> {
+        let addresses = self.addresses(address);
+        let total = element.bytes * destinations.len() as u32;
+        let mut values = [[0u64; WARP]; MOST];
+        let mut resolved = [(Memory::Global, 0); WARP];
+        for lane in lanes(active) {
+            let access = self.resolve(lane, memory, addresses[lane], total, Verb::Load, strength != Strength::Weak)?;
+            resolved[lane] = (access.memory, access.address);
+            self.check(&access)?;
+            self.observe(&access, || false)?;
+            for (at, value) in values.iter_mut().take(destinations.len()).enumerate() {
+                value[lane] = self.fetch(&access, at as u32 * element.bytes, element.bytes)?;
+            }
+        }
+        if strength != Strength::Weak {
+            self.strong_read(strength);
+        }
+        self.count(&resolved, total, Verb::Load, active);
+        for (destination, mut value) in destinations.iter().zip(values) {
+            let Some(destination) = destination else { continue };
+            if element.extend_to > 8 * element.bytes {
+                let shift = 64 - 8 * element.bytes;
+                let keep = u64::MAX >> (64 - element.extend_to);
+                value = value.map(|value| (((value << shift) as i64) >> shift) as u64 & keep);
+            }
+            self.write(*destination, &value, active);
+        }
+        Ok(())
+    }
+
+    pub fn store(
+        &mut self,
+        memory: Memory,
+        address: &Address,
+        sources: &[Source],
+        bytes: u32,
+        strength: Strength,
+        active: u32,
+    ) -> Outcome<()> {
+        let addresses = self.addresses(address);
+        let total = bytes * sources.len() as u32;
+        let mut values = [[0u64; WARP]; MOST];
+        for (value, source) in values.iter_mut().zip(sources) {
+            *value = *self.source(*source);
+        }
+        if strength != Strength::Weak {
+            self.strong_write(strength);
+        }
+        let keep = u64::MAX >> (64 - 8 * bytes);
+        let mut resolved = [(Memory::Global, 0); WARP];
+        for lane in lanes(active) {
+            let access = self.resolve(lane, memory, addresses[lane], total, Verb::Store, strength != Strength::Weak)?;
+            resolved[lane] = (access.memory, access.address);
+            self.check(&access)?;
+            let same = self.holds(&access, bytes, sources.len(), |at| values[at][lane] & keep);
+            self.observe(&access, || same)?;
+            for (at, value) in values.iter().take(sources.len()).enumerate() {
+                self.put(&access, at as u32 * bytes, bytes, value[lane] & keep);
+            }
+        }
+        self.count(&resolved, total, Verb::Store, active);
+        Ok(())
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "an instruction's operands")]
+    pub fn atomic(
+        &mut self,
+        memory: Memory,
+        address: &Address,
+        operand: Source,
+        second: Option<&Lanes>,
+        bytes: u32,
+        strength: Strength,
+        update: &Update,
+        active: u32,
+    ) -> Outcome<Lanes> {
+        let addresses = self.addresses(address);
+        let operand = *self.source(operand);
+        let keep = u64::MAX >> (64 - 8 * bytes);
+        let mut old = [0; WARP];
+        let mut resolved = [(Memory::Global, 0); WARP];
+        for lane in lanes(active) {
+            let access = self.resolve(lane, memory, addresses[lane], bytes, Verb::Update, true)?;
+            resolved[lane] = (access.memory, access.address);
+            if access.memory == Memory::Global && !self.block.late {
+                self.context.wait_for_earlier_blocks(self.block.linear);
+                self.block.late = true;
+            }
+            self.check(&access)?;
+            self.observe(&access, || false)?;
+            let value = self.fetch(&access, 0, bytes)?;
+            let operand = operand[lane] & keep;
+            let second = second.map_or(0, |second| second[lane] & keep);
+            self.put(&access, 0, bytes, update(value, operand, second) & keep);
+            old[lane] = value;
+        }
+        self.strong_read(strength);
+        self.strong_write(strength);
+        self.count(&resolved, bytes, Verb::Update, active);
+        Ok(old)
+    }
+
+    pub fn copy_async(
+        &mut self,
+        to: &Address,
+        from: &Address,
+        bytes: u32,
+        source_bytes: Option<Source>,
+        ignore: Option<Condition>,
+        active: u32,
+    ) -> Outcome<()> {
+        let (to, from) = (self.addresses(to), self.addresses(from));
+        let source_bytes = source_bytes.map(|source| *self.source(source));
+        let ignored = ignore.map_or(0, |condition| self.condition(condition));
+        let mut read = [(Memory::Global, 0); WARP];
+        let mut written = [(Memory::Shared, 0); WARP];
+        let mut reading = 0;
+        for lane in lanes(active) {
+            let wanted = match &source_bytes {
+                _ if ignored >> lane & 1 == 1 => 0,
+                None => bytes,
+                Some(source) if source[lane] <= u64::from(bytes) => source[lane] as u32,
+                Some(source) => {
+                    let detail = format!("cp.async reads {} of {bytes} bytes", source[lane]);
+                    return Err(Problem::new(FaultKind::Operand, detail).lane(lane));
+                }
+            };
+            let target = self.resolve(lane, Memory::Shared, to[lane], bytes, Verb::Store, false)?;
+            self.check(&target)?;
+            written[lane] = (Memory::Shared, target.address);
+            let mut data = [0; 16];
+            if from[lane] % u64::from(bytes) != 0 {
+                let access = Access {
+                    lane,
+                    memory: Memory::Global,
+                    address: from[lane],
+                    bytes,
+                    verb: Verb::Load,
+                    strong: false,
+                };
+                return Err(access.problem(FaultKind::Misaligned, " by cp.async"));
+            }
+            let mut at = 0;
+            while at < wanted {
+                // The part that is read may end anywhere.
+                let step = if wanted - at >= 4 { 4 } else { 1 };
+                let source = self.resolve(lane, Memory::Global, from[lane] + u64::from(at), step, Verb::Load, false)?;
+                self.check(&source)?;
+                self.observe(&source, || false)?;
+                let value = self.fetch(&source, 0, step)?;
+                data[at as usize..(at + step) as usize].copy_from_slice(&value.to_le_bytes()[..step as usize]);
+                at += step;
+            }
+            if wanted != 0 {
+                reading |= 1 << lane;
+                read[lane] = (Memory::Global, from[lane]);
+            }
+            let start = target.address as usize;
+            self.block.in_flight[start..start + bytes as usize].fill(true);
+            let (group, line) = (self.warp.groups[lane], self.warp.line);
+            let copy = AsyncCopy { lane: lane as u8, to: target.address, bytes: bytes as u8, data, group, line };
+            self.warp.copies.push(copy);
+        }
+        self.count(&read, bytes, Verb::Load, reading);
+        self.count(&written, bytes, Verb::Store, active);
+        Ok(())
+    }
+
+    /// Completes copies of each lane's groups but the last `pending`, or all copies.
+    pub fn finish_copies(&mut self, pending: Option<u32>, active: u32) -> Outcome<()> {
+        let copies = std::mem::take(&mut self.warp.copies);
+        for copy in copies {
+            let lane = usize::from(copy.lane);
+            let committed = self.warp.groups[lane];
+            let done =
+                active >> lane & 1 == 1 && pending.is_none_or(|pending| copy.group < committed.saturating_sub(pending));
+            if !done {
+                self.warp.copies.push(copy);
+                continue;
+            }
+            let start = copy.to as usize;
+            self.block.in_flight[start..start + usize::from(copy.bytes)].fill(false);
+            let access = Access {
+                lane,
+                memory: Memory::Shared,
+                address: copy.to,
+                bytes: u32::from(copy.bytes),
+                verb: Verb::Store,
+                strong: false,
+            };
+            self.observe(&access, || false)?;
+            for at in (0..copy.bytes).step_by(4) {
+                let word = &copy.data[usize::from(at)..usize::from(at) + 4];
+                let value = u32::from_le_bytes(word.try_into().expect("copies are of 4, 8 or 16 bytes"));
+                self.put(&access, u32::from(at), 4, u64::from(value));
+            }
+        }
+        Ok(())
+    }
+
+    // Order between warps ------------------------------------------------------------------------------------------
+
+    /// What comes before is ordered before later strong writes, and what strong reads saw before what comes after.
+    pub fn fence(&mut self) {
+        self.warp.released = self.warp.seen;
+        self.warp.released[self.warp.index as usize] = self.warp.clock();
+        for (seen, acquired) in self.warp.seen.iter_mut().zip(&self.warp.acquired) {
+            *seen = (*seen).max(*acquired);
+        }
+        self.warp.advance_clock();
+    }
+
+    fn strong_read(&mut self, strength: Strength) {
+        for (acquired, published) in self.warp.acquired.iter_mut().zip(&self.block.published) {
+            *acquired = (*acquired).max(*published);
+        }
+        self.warp.acquired[self.warp.index as usize] = 0;
+        if strength == Strength::Ordered {
+            self.fence();
+        }
+    }
+
+    fn strong_write(&mut self, strength: Strength) {
+        if strength == Strength::Ordered {
+            self.fence();
+        }
+        for (published, released) in self.block.published.iter_mut().zip(&self.warp.released) {
+            *published = (*published).max(*released);
+        }
+    }
+
+    // One lane -----------------------------------------------------------------------------------------------------
+
+    fn resolve(
+        &self,
+        lane: usize,
+        memory: Memory,
+        address: u64,
+        bytes: u32,
+        verb: Verb,
+        strong: bool,
+    ) -> Outcome<Access> {
+        let (memory, address) = match memory {
+            Memory::Generic => space_of(address),
+            // Kernels that pass a generic address for a shared one would work on no GPU.
+            memory => (memory, address),
+        };
+        let access = Access { lane, memory, address, bytes, verb, strong };
+        if address % u64::from(bytes) != 0 {
+            return Err(access.problem(FaultKind::Misaligned, ""));
+        }
+        Ok(access)
+    }
+
+    /// Bounds, lifetime, and that a load finds something written.
+    fn check(&mut self, access: &Access) -> Outcome<()> {
+        let Access { memory, address, bytes, verb, .. } = *access;
+        let end = address.saturating_add(u64::from(bytes));
+        let reads = verb != Verb::Store;
+        match memory {
+            Memory::Global | Memory::Generic => {
+                let memory = self.context.memory;
+                let Some(allocation) = memory.find(address).filter(|found| found.contains(address, bytes.into()))
+                else {
+                    if memory.was_freed(address) {
+                        return Err(access.problem(FaultKind::UseAfterFree, ""));
+                    }
+                    let near = match memory.before(address) {
+                        Some(before) => format!(
+                            ": {} bytes past the end of the {} bytes allocated at {:#x}",
+                            end - before.address - before.bytes,
+                            before.bytes,
+                            before.address
+                        ),
+                        None => ": no allocation is near".to_owned(),
+                    };
+                    return Err(access.problem(FaultKind::OutOfBounds, near));
+                };
+                if !reads {
+                    if allocation.constant {
+                        return Err(access.problem(FaultKind::ReadOnly, ""));
+                    }
+                    return Ok(());
+                }
+                let offset = address - allocation.address;
+                let step = bytes.min(8);
+                for at in (0..bytes).step_by(step as usize) {
+                    if let Some(first) = allocation.first_invalid(offset + u64::from(at), step) {
+                        return Err(access.problem(FaultKind::Uninitialised, format!(": byte {} of them", at + first)));
+                    }
+                }
+            }
+            Memory::Shared => {
+                if end > self.block.shared.len() as u64 {
+                    let detail = format!(": the block has {} bytes", self.block.shared.len());
+                    return Err(access.problem(FaultKind::OutOfBounds, detail));
+                }
+                let range = address as usize..end as usize;
+                if self.block.in_flight[range.clone()].contains(&true) {
+                    return Err(access.problem(FaultKind::AsyncCopy, ", to which a copy is under way"));
+                }
+                if reads && let Some(first) = self.block.shared_valid[range].iter().position(|valid| !valid) {
+                    return Err(access.problem(FaultKind::Uninitialised, format!(": byte {first} of them")));
+                }
+            }
+            Memory::Local => {
+                let local = &self.warp.locals[access.lane];
+                if end > local.data.len() as u64 {
+                    let detail = format!(": the thread has {} bytes", local.data.len());
+                    return Err(access.problem(FaultKind::OutOfBounds, detail));
+                }
+                if reads
+                    && let Some(first) = local.valid[address as usize..end as usize].iter().position(|valid| !valid)
+                {
+                    return Err(access.problem(FaultKind::Uninitialised, format!(": byte {first} of them")));
+                }
+            }
+            Memory::Parameters => {
+                if !reads {
+                    return Err(access.problem(FaultKind::ReadOnly, ""));
+                }
+                if end > self.context.parameters.len() as u64 {
+                    let detail = format!(": the kernel has {} bytes", self.context.parameters.len());
+                    return Err(access.problem(FaultKind::OutOfBounds, detail));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Records the access and finds the race, if it is one.
+    fn observe(&mut self, access: &Access, unchanged: impl Fn() -> bool) -> Outcome<()> {
+        let shadow = match access.memory {
+            Memory::Global => &mut self.block.global_shadow,
+            Memory::Shared => &mut self.block.shared_shadow,
+            _ => return Ok(()),
+        };
+        let thread = self.warp.index * 32 + access.lane as u32;
+        let by = Observer {
+            stamp: Stamp::new(thread, self.warp.clock().min(Stamp::LAST_CLOCK), access.strong),
+            seen: &self.warp.seen,
+            line: self.warp.line,
+            late: self.block.late,
+        };
+        // A vector is recorded in parts of at most 16 bytes, none of which leaves its page.
+        for at in (0..access.bytes).step_by(16) {
+            let bytes = (access.bytes - at).min(16);
+            let recorded = shadow.access(access.address + u64::from(at), bytes, access.verb.action(), by, &unchanged);
+            if let Err(Conflict { thread, written }) = recorded {
+                let what = if written { "wrote" } else { "read" };
+                let other = self.context.thread(thread);
+                let detail = format!(", which thread {other:?} {what} with no barrier in between");
+                return Err(access.problem(FaultKind::Race, detail));
+            }
+        }
+        Ok(())
+    }
+
+    /// The value of part of an access that has been checked.
+    fn fetch(&self, access: &Access, offset: u32, bytes: u32) -> Outcome<u64> {
+        let address = access.address + u64::from(offset);
+        let slice = match access.memory {
+            Memory::Global | Memory::Generic => {
+                let allocation = self.context.memory.find(address);
+                let allocation = allocation.ok_or_else(|| access.problem(FaultKind::OutOfBounds, ""))?;
+                return Ok(allocation.load(address - allocation.address, bytes));
+            }
+            Memory::Shared => &self.block.shared,
+            Memory::Local => &self.warp.locals[access.lane].data,
+            Memory::Parameters => self.context.parameters,
+        };
+        Ok(little_endian(&slice[address as usize..(address + u64::from(bytes)) as usize]))
+    }
+
+    fn put(&mut self, access: &Access, offset: u32, bytes: u32, value: u64) {
+        let address = access.address + u64::from(offset);
+        let (data, valid) = match access.memory {
+            Memory::Shared => (&mut self.block.shared, &mut self.block.shared_valid),
+            Memory::Local => {
+                let local = &mut self.warp.locals[access.lane];
+                (&mut local.data, &mut local.valid)
+            }
+            _ => {
+                if let Some(allocation) = self.context.memory.find(address) {
+                    allocation.store(address - allocation.address, bytes, value);
+                }
+                return;
+            }
+        };
+        let range = address as usize..(address + u64::from(bytes)) as usize;
+        data[range.clone()].copy_from_slice(&value.to_le_bytes()[..bytes as usize]);
+        valid[range].fill(true);
+    }
+
+    /// Whether shared or global memory already holds what a store would put there.
+    fn holds(&self, access: &Access, bytes: u32, count: usize, value: impl Fn(usize) -> u64) -> bool {
+        let valid = match access.memory {
+            Memory::Shared => {
+                let start = access.address as usize;
+                self.block.shared_valid[start..start + access.bytes as usize].iter().all(|valid| *valid)
+            }
+            Memory::Global => true,
+            _ => return false,
+        };
+        valid && (0..count).all(|at| self.fetch(access, at as u32 * bytes, bytes).is_ok_and(|held| held == value(at)))
+    }
+
+    /// The place in shared memory of a matrix's row, checked as the access it is.
+    pub fn row(&mut self, lane: usize, memory: Memory, address: u64, bytes: u32, stores: bool) -> Outcome<u64> {
+        let verb = if stores { Verb::Store } else { Verb::Load };
+        let access = self.resolve(lane, memory, address, bytes, verb, false)?;
+        if access.memory != Memory::Shared {
+            return Err(access.problem(FaultKind::OutOfBounds, ": rows of a matrix are in shared memory"));
+        }
+        self.check(&access)?;
+        self.observe(&access, || false)?;
+        Ok(access.address)
+    }
+
+    // Counting -----------------------------------------------------------------------------------------------------
+
+    fn count(&mut self, resolved: &[(Memory, u64); WARP], bytes: u32, verb: Verb, active: u32) {
+        if active == 0 {
+            return;
+        }
+        let mut global = [0; WARP];
+        let mut shared = [0; WARP];
+        let (mut globals, mut shareds, mut locals) = (0, 0, 0);
+        for lane in lanes(active) {
+            let (memory, address) = resolved[lane];
+            match memory {
+                Memory::Global | Memory::Generic => {
+                    global[globals] = address;
+                    globals += 1;
+                }
+                Memory::Shared => {
+                    shared[shareds] = address;
+                    shareds += 1;
+                }
+                Memory::Local => locals += 1,
+                Memory::Parameters => {}
+            }
+        }
+        let counts = &mut self.block.counts;
+        counts.local_bytes += locals * u64::from(bytes);
+        if globals != 0 {
+            let target = match verb {
+                Verb::Load => &mut counts.global_loads,
+                Verb::Store => &mut counts.global_stores,
+                Verb::Update => &mut counts.global_atomics,
+            };
+            count_global(target, &mut global[..globals], bytes);
+        }
+        if shareds != 0 {
+            let target = match verb {
+                Verb::Load => &mut counts.shared_loads,
+                Verb::Store => &mut counts.shared_stores,
+                Verb::Update => &mut counts.shared_atomics,
+            };
+            count_shared(target, &shared[..shareds], bytes);
+        }
+    }
+
+    /// Counts a matrix of rows of 16 bytes moved to or from shared memory.
+    pub fn count_rows(&mut self, rows: &[u64], stores: bool) {
+        let counts = &mut self.block.counts;
+        let target = if stores { &mut counts.shared_stores } else { &mut counts.shared_loads };
+        count_shared(target, rows, 16);
+    }
+}
+
+/// Sorts only where lanes are not in order already.
+fn count_global(target: &mut GlobalAccess, addresses: &mut [u64], bytes: u32) {
+    target.requests += 1;
+    target.bytes += addresses.len() as u64 * u64::from(bytes);
+    if !addresses.is_sorted() {
+        addresses.sort_unstable();
+    }
+    let (mut sectors, mut distinct) = (0, 0u64);
+    let (mut last_sector, mut covered) = (None, 0);
+    for address in addresses.iter() {
+        let end = address + u64::from(bytes);
+        distinct += end - (*address).max(covered).min(end);
+        covered = covered.max(end);
+        for sector in address / 32..=(end - 1) / 32 {
+            if last_sector.is_none_or(|last| sector > last) {
+                sectors += 1;
+                last_sector = Some(sector);
+            }
+        }
+    }
+    target.sectors += sectors;
+    target.ideal_sectors += distinct.div_ceil(32);
+}
+
+/// 32 banks of 4 bytes; lanes that read the same word share it. Wide accesses go in parts of 128 bytes: half a warp
+/// at 8 bytes, a quarter at 16.
+fn count_shared(target: &mut SharedAccess, addresses: &[u64], bytes: u32) {
+    target.requests += 1;
+    target.bytes += addresses.len() as u64 * u64::from(bytes);
+    let words = bytes.div_ceil(4) as usize;
+    let lanes_at_once = (32 / words).max(1);
+    for part in addresses.chunks(lanes_at_once) {
+        let mut all = [0u64; WARP];
+        let mut count = 0;
+        for address in part {
+            for word in 0..words as u64 {
+                all[count] = address / 4 + word;
+                count += 1;
+            }
+        }
+        let all = &mut all[..count];
+        if !all.is_sorted() {
+            all.sort_unstable();
+        }
+        let mut banks = [0u8; 32];
+        let mut last = None;
+        for word in all.iter() {
+            if last != Some(*word) {
+                banks[(word % 32) as usize] += 1;
+                last = Some(*word);
+            }
+        }
+        let passes = u64::from(banks.iter().copied().max().unwrap_or(0));
+        target.wavefronts += passes;
+        target.bank_conflicts += passes - 1;
+    }
+}
+
+fn little_endian(bytes: &[u8]) -> u64 {
+    bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
+}

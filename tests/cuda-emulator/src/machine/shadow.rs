@@ -1,0 +1,230 @@
+//! Who touched which byte last, and whether that was ordered.
+//!
+//! Every warp has a clock, which barriers and `bar.warp.sync` advance, and knows of every other warp's clock up to
+//! which time it is ordered after it. Of every byte the last write and two concurrent reads are kept, as the thread
+//! and its warp's clock then. An access is a race if one of them is by another thread, at a time that the
+//! accessing warp is not ordered after, and one of the two writes.
+
+use crate::program::WARP;
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+
+/// Bytes of a page.
+pub const PAGE: u64 = 256;
+
+/// A thread and its warp's clock; 0 is none.
+///
+/// 21 bits of clock, a bit for strong accesses, 10 bits of thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp(u32);
+
+impl Stamp {
+    /// The last clock that fits.
+    pub const LAST_CLOCK: u32 = (1 << 21) - 1;
+    const NONE: Self = Self(0);
+
+    pub fn new(thread: u32, clock: u32, strong: bool) -> Self {
+        Self(clock << 11 | u32::from(strong) << 10 | thread)
+    }
+
+    /// The thread's index in its block.
+    pub fn thread(self) -> u32 {
+        self.0 & 1023
+    }
+
+    fn clock(self) -> u32 {
+        self.0 >> 11
+    }
+
+    fn is_strong(self) -> bool {
+        self.0 >> 10 & 1 == 1
+    }
+
+    /// Whether `self` happened with nothing that orders it before an access at `now`.
+    fn is_concurrent(self, now: Self, seen: &[u32; WARP]) -> bool {
+        self.0 != 0 && self.thread() != now.thread() && self.clock() > seen[(self.thread() / 32) as usize]
+    }
+
+    fn races(self, now: Self, seen: &[u32; WARP]) -> bool {
+        self.is_concurrent(now, seen) && !(self.is_strong() && now.is_strong())
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Entry {
+    write: Stamp,
+    reads: [Stamp; 2],
+}
+
+const EMPTY: Entry = Entry { write: Stamp::NONE, reads: [Stamp::NONE; 2] };
+
+/// What a block did to a page's bytes, a bit for each.
+#[derive(Clone, Copy, Default)]
+pub struct Touched {
+    /// Read before the block was ordered after earlier blocks.
+    pub read: [u64; 4],
+    /// Written then.
+    pub written: [u64; 4],
+    /// Read or written since.
+    pub read_late: [u64; 4],
+    pub written_late: [u64; 4],
+    /// Lines of the last read and write.
+    pub read_line: u32,
+    pub write_line: u32,
+}
+
+struct Page {
+    address: u64,
+    /// An entry for each word, until something smaller is accessed; then one for each byte.
+    by_word: bool,
+    entries: Vec<Entry>,
+    touched: Touched,
+}
+
+/// Page numbers are already spread well enough for a multiplication.
+#[derive(Default)]
+pub struct PageHasher(u64);
+
+impl Hasher for PageHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+    fn write_u64(&mut self, value: u64) {
+        self.0 = (self.0 ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23);
+    }
+}
+
+/// A map from addresses of pages.
+pub type PageMap<T> = HashMap<u64, T, BuildHasherDefault<PageHasher>>;
+
+/// What an access does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    Read,
+    Write,
+    /// Reads and writes at once.
+    Update,
+}
+
+/// An earlier access that the present one races with.
+#[derive(Clone, Copy, Debug)]
+pub struct Conflict {
+    /// The other thread's index in the block.
+    pub thread: u32,
+    /// The other access was a write.
+    pub written: bool,
+}
+
+/// The accesses of one block to one space.
+#[derive(Default)]
+pub struct Shadow {
+    pages: Vec<Page>,
+    used: usize,
+    index: PageMap<u32>,
+    /// The page found last.
+    last: Option<(u64, u32)>,
+}
+
+/// Who accesses, when, and what it is ordered after.
+#[derive(Clone, Copy)]
+pub struct Observer<'a> {
+    pub stamp: Stamp,
+    pub seen: &'a [u32; WARP],
+    pub line: u32,
+    /// The block is ordered after all earlier blocks.
+    pub late: bool,
+}
+
+impl Shadow {
+    /// Forgets everything, for the next block.
+    pub fn clear(&mut self) {
+        self.used = 0;
+        self.index.clear();
+        self.last = None;
+    }
+
+    /// The pages touched, in the order in which they first were.
+    pub fn touched(&self) -> impl Iterator<Item = (u64, &Touched)> {
+        self.pages[..self.used].iter().map(|page| (page.address, &page.touched))
+    }
+
+    fn page(&mut self, address: u64) -> &mut Page {
+        let start = address & !(PAGE - 1);
+        let index = match self.last {
+            Some((last, index)) if last == start => index,
+            _ => {
+                let next = self.used as u32;
+                let index = *self.index.entry(start).or_insert(next);
+                if index == next {
+                    if self.pages.len() == self.used {
+                        let entries = Vec::with_capacity(64);
+                        self.pages.push(Page { address: 0, by_word: true, entries, touched: Touched::default() });
+                    }
+                    let page = &mut self.pages[self.used];
+                    page.address = start;
+                    page.by_word = true;
+                    page.touched = Touched::default();
+                    page.entries.clear();
+                    page.entries.resize(64, EMPTY);
+                    self.used += 1;
+                }
+                self.last = Some((start, index));
+                index
+            }
+        };
+        &mut self.pages[index as usize]
+    }
+
+    /// Records an access of 1, 2, 4, 8 or 16 aligned bytes. `unchanged` tells whether a write leaves memory as it
+    /// is: two threads may write the same.
+    pub fn access(
+        &mut self,
+        address: u64,
+        bytes: u32,
+        action: Action,
+        by: Observer<'_>,
+        unchanged: impl Fn() -> bool,
+    ) -> Result<(), Conflict> {
+        let page = self.page(address);
+        let offset = (address & (PAGE - 1)) as usize;
+        let bits = (((1u128 << bytes) - 1) as u64) << (offset & 63);
+        let touched = &mut page.touched;
+        if action != Action::Write {
+            let read = if by.late { &mut touched.read_late } else { &mut touched.read };
+            read[offset >> 6] |= bits;
+            touched.read_line = by.line;
+        }
+        if action != Action::Read {
+            let written = if by.late { &mut touched.written_late } else { &mut touched.written };
+            written[offset >> 6] |= bits;
+            touched.write_line = by.line;
+        }
+        if page.by_word && bytes < 4 {
+            page.by_word = false;
+            page.entries = page.entries.iter().flat_map(|entry| [*entry; 4]).collect();
+        }
+        let (first, count) = if page.by_word { (offset / 4, bytes as usize / 4) } else { (offset, bytes as usize) };
+        for entry in &mut page.entries[first..first + count] {
+            if entry.write.races(by.stamp, by.seen) && !(action == Action::Write && unchanged()) {
+                return Err(Conflict { thread: entry.write.thread(), written: true });
+            }
+            if action == Action::Read {
+                let free = entry.reads.iter().position(|read| !read.is_concurrent(by.stamp, by.seen));
+                if let Some(free) = free {
+                    entry.reads[free] = by.stamp;
+                }
+                continue;
+            }
+            if let Some(read) = entry.reads.iter().find(|read| read.races(by.stamp, by.seen)) {
+                return Err(Conflict { thread: read.thread(), written: false });
+            }
+            *entry = Entry { write: by.stamp, reads: EMPTY.reads };
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,151 @@
+//! The state of a warp.
+
+use crate::program::{BarrierReduction, Function, Lanes, Special, WARP};
+
+/// Lanes that are at the same instruction.
+#[derive(Clone, Copy, Debug)]
+pub struct Path {
+    pub pc: u32,
+    pub mask: u32,
+}
+
+/// A call under way.
+pub struct Frame {
+    pub function: u32,
+    /// Its first register and predicate.
+    pub registers: usize,
+    pub predicates: usize,
+    /// Bytes of local memory below it.
+    pub local: u64,
+    /// Where its lanes are, the furthest behind last.
+    pub paths: Vec<Path>,
+}
+
+/// A thread's local memory.
+#[derive(Clone, Default)]
+pub struct Local {
+    pub data: Vec<u8>,
+    pub valid: Vec<bool>,
+}
+
+/// An asynchronous copy under way.
+pub struct AsyncCopy {
+    pub lane: u8,
+    /// Where in shared memory it goes.
+    pub to: u64,
+    pub bytes: u8,
+    pub data: [u8; 16],
+    /// The thread's groups that had been committed when it was issued.
+    pub group: u32,
+    pub line: u32,
+}
+
+/// Why a warp stopped running.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// It used its turn.
+    Turn,
+    /// It waits at this barrier.
+    Barrier(u32),
+    /// All its threads have ended.
+    Done,
+}
+
+/// A warp of a block.
+pub struct Warp {
+    pub index: u32,
+    /// Lanes that have a thread.
+    pub lanes: u32,
+    /// Lanes whose thread has ended.
+    pub exited: u32,
+    pub frames: Vec<Frame>,
+    pub registers: Vec<Lanes>,
+    pub predicates: Vec<u32>,
+    /// The carry of `add.cc`.
+    pub carry: u32,
+    pub locals: Vec<Local>,
+    pub specials: Box<[Lanes; Special::COUNT]>,
+    /// Up to which clock of each other warp this one is ordered after it; of itself: up to which clock its lanes are
+    /// ordered after each other.
+    pub seen: [u32; WARP],
+    /// What `seen` becomes at the next fence: other warps' clocks learned from strong reads.
+    pub acquired: [u32; WARP],
+    /// What strong writes publish: `seen` at the last fence.
+    pub released: [u32; WARP],
+    pub copies: Vec<AsyncCopy>,
+    /// Groups that each lane has committed.
+    pub groups: [u32; WARP],
+    pub steps: u64,
+    pub stop: Stop,
+    /// Line of the instruction that runs.
+    pub line: u32,
+    /// What the barrier it waits at is to compute.
+    pub reduction: Option<BarrierReduction>,
+}
+
+impl Warp {
+    /// The warp's clock.
+    pub fn clock(&self) -> u32 {
+        self.seen[self.index as usize] + 1
+    }
+
+    /// Moves its clock on: what its lanes did before is ordered before what they do now.
+    pub fn advance_clock(&mut self) {
+        self.seen[self.index as usize] += 1;
+    }
+
+    /// Starts a function in the lanes of `mask`.
+    pub fn enter(&mut self, index: u32, function: &Function, mask: u32) {
+        let (registers, predicates, local) = match self.frames.last() {
+            Some(frame) => (self.registers.len(), self.predicates.len(), frame.local),
+            None => (0, 0, 0),
+        };
+        // `local` of the new frame lies past the caller's own bytes.
+        let local = if self.frames.is_empty() { 0 } else { local.max(self.locals[0].data.len() as u64) };
+        self.registers.resize(registers + function.frame_registers as usize, [0; WARP]);
+        self.predicates.resize(predicates + function.frame_predicates as usize, 0);
+        let end = (local + function.frame_bytes) as usize;
+        for memory in &mut self.locals {
+            memory.data.resize(end, 0xff);
+            memory.valid.resize(end, false);
+        }
+        self.frames.push(Frame { function: index, registers, predicates, local, paths: vec![Path { pc: 0, mask }] });
+    }
+
+    /// Ends the innermost function.
+    pub fn leave(&mut self) -> Option<Frame> {
+        let frame = self.frames.pop()?;
+        self.registers.truncate(frame.registers);
+        self.predicates.truncate(frame.predicates);
+        for memory in &mut self.locals {
+            memory.data.truncate(frame.local as usize);
+            memory.valid.truncate(frame.local as usize);
+        }
+        Some(frame)
+    }
+
+    /// Ends the threads of `mask`, in whatever call they are.
+    pub fn exit(&mut self, mask: u32) {
+        self.exited |= mask;
+        for frame in &mut self.frames {
+            for path in &mut frame.paths {
+                path.mask &= !mask;
+            }
+            frame.paths.retain(|path| path.mask != 0);
+        }
+    }
+}
+
+impl Frame {
+    /// Puts lanes at an instruction, with those that are there.
+    pub fn insert(&mut self, pc: u32, mask: u32) {
+        if mask == 0 {
+            return;
+        }
+        let at = self.paths.partition_point(|path| path.pc > pc);
+        match self.paths.get_mut(at) {
+            Some(path) if path.pc == pc => path.mask |= mask,
+            _ => self.paths.insert(at, Path { pc, mask }),
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! `ldmatrix`, `stmatrix`, `movmatrix` and `mma.sync`.
+
+use super::{Parts, Result, operands, unsupported};
+use crate::program::build::Scope;
+use crate::program::{Matrix, MatrixElement, Memory, Operation};
+use crate::ptx::syntax::{Instruction, Operand};
+use crate::ptx::types::{Space, Type};
+
+pub(super) fn decode(scope: &mut Scope<'_>, written: &Instruction, parts: &mut Parts<'_>) -> Result<Operation> {
+    if !parts.take("sync") || !parts.take("aligned") {
+        return unsupported(written);
+    }
+    if written.name == "mma" {
+        return multiply(scope, written, parts);
+    }
+    if !parts.take("m8n8") {
+        return unsupported(written);
+    }
+    let transposed = parts.take("trans");
+    if written.name == "movmatrix" {
+        parts.kind()?;
+        let [destination, a] = operands(written)?;
+        let source = scope.source(a, Type::B32)?;
+        return Ok(Operation::TransposeMatrix { destination: scope.register(destination)?, source });
+    }
+    let count = match parts.take_any(&["x1", "x2", "x4"]) {
+        Some("x1") => 1,
+        Some("x2") => 2,
+        Some("x4") => 4,
+        _ => return unsupported(written),
+    };
+    let memory = match parts.take_map(Space::parse) {
+        None => Memory::Generic,
+        Some(Space::Shared) => Memory::Shared,
+        Some(_) => return unsupported(written),
+    };
+    if parts.kind()? != Type::B16 {
+        return unsupported(written);
+    }
+    let [first, second] = operands(written)?;
+    if written.name == "ldmatrix" {
+        let destinations = members(first).iter().map(|member| scope.register(member)).collect::<Result<Vec<_>>>()?;
+        if destinations.len() != count {
+            return unsupported(written);
+        }
+        return Ok(Operation::LoadMatrix { memory, address: scope.address(second)?, destinations, transposed });
+    }
+    let sources = members(second).iter().map(|member| scope.source(member, Type::B32)).collect::<Result<Vec<_>>>()?;
+    if sources.len() != count {
+        return unsupported(written);
+    }
+    Ok(Operation::StoreMatrix { memory, address: scope.address(first)?, sources, transposed })
+}
+
+fn members(operand: &Operand) -> &[Operand] {
+    match operand {
+        Operand::Vector(members) => members,
+        single => std::slice::from_ref(single),
+    }
+}
+
+fn element(name: &str) -> Option<MatrixElement> {
+    Some(match name {
+        "f16" => MatrixElement::F16,
+        "bf16" => MatrixElement::BF16,
+        "tf32" => MatrixElement::TF32,
+        "f64" => MatrixElement::F64,
+        "s8" => MatrixElement::S8,
+        "u8" => MatrixElement::U8,
+        "s4" => MatrixElement::S4,
+        "u4" => MatrixElement::U4,
+        "f32" => MatrixElement::F32,
+        "s32" => MatrixElement::S32,
+        _ => return None,
+    })
+}
+
+impl MatrixElement {
+    /// Its size in bits.
+    pub fn bits(self) -> usize {
+        match self {
+            Self::S4 | Self::U4 => 4,
+            Self::S8 | Self::U8 => 8,
+            Self::F16 | Self::BF16 => 16,
+            Self::TF32 | Self::F32 | Self::S32 => 32,
+            Self::F64 => 64,
+        }
+    }
+}
+
+/// The shapes each element type has.
+fn is_shape(element: MatrixElement, m: usize, n: usize, k: usize) -> bool {
+    use MatrixElement as E;
+    match element {
+        E::F16 | E::BF16 => matches!((m, n, k), (16, 8, 8 | 16)),
+        E::TF32 => matches!((m, n, k), (16, 8, 4 | 8)),
+        E::F64 => matches!((m, n, k), (8, 8, 4) | (16, 8, 4 | 8 | 16)),
+        E::S8 | E::U8 => matches!((m, n, k), (8, 8, 16) | (16, 8, 16 | 32)),
+        E::S4 | E::U4 => matches!((m, n, k), (8, 8, 32) | (16, 8, 32 | 64)),
+        E::F32 | E::S32 => false,
+    }
+}
+
+fn multiply(scope: &mut Scope<'_>, written: &Instruction, parts: &mut Parts<'_>) -> Result<Operation> {
+    let shape = parts.take_map(|part| {
+        let (m, rest) = part.strip_prefix('m')?.split_once('n')?;
+        let (n, k) = rest.split_once('k')?;
+        Some((m.parse().ok()?, n.parse().ok()?, k.parse().ok()?))
+    });
+    let Some((m, n, k)) = shape else { return unsupported(written) };
+    if !parts.take("row") || !parts.take("col") {
+        return unsupported(written);
+    }
+    let saturate = parts.take("satfinite");
+    let mut kinds = Vec::new();
+    while let Some(kind) = parts.take_map(element) {
+        kinds.push(kind);
+    }
+    let [d_element, a_element, b_element, c_element] = kinds[..] else { return unsupported(written) };
+    use MatrixElement as E;
+    let sums = match a_element {
+        E::F16 => matches!(d_element, E::F16 | E::F32) && matches!(c_element, E::F16 | E::F32),
+        E::BF16 | E::TF32 => (d_element, c_element) == (E::F32, E::F32),
+        E::F64 => (d_element, c_element) == (E::F64, E::F64),
+        _ => (d_element, c_element) == (E::S32, E::S32),
+    };
+    let same = a_element == b_element || a_element.bits() == b_element.bits() && sums && c_element == E::S32;
+    if !sums || !same || !is_shape(a_element, m, n, k) {
+        return unsupported(written);
+    }
+    let [d, a, b, c] = operands(written)?;
+    let kind = |element: MatrixElement| match element {
+        E::F64 => Type::F64,
+        E::F32 => Type::F32,
+        _ => Type::B32,
+    };
+    let mut sources = |operand: &Operand, element: MatrixElement| {
+        members(operand).iter().map(|member| scope.source(member, kind(element))).collect::<Result<Vec<_>>>()
+    };
+    let (a, b, c) = (sources(a, a_element)?, sources(b, b_element)?, sources(c, c_element)?);
+    let d = members(d).iter().map(|member| scope.register(member)).collect::<Result<Vec<_>>>()?;
+    let registers =
+        |elements: usize, element: MatrixElement| elements * element.bits() / 32 / element.bits().div_ceil(32) / 32;
+    let expected = [
+        registers(m * k, a_element),
+        registers(k * n, b_element),
+        registers(m * n, c_element),
+        registers(m * n, d_element),
+    ];
+    let got = [a.len(), b.len(), c.len(), d.len()];
+    if got != expected {
+        return Err(format!(
+            "{} has fragments of {got:?} registers, expected {expected:?} (a, b, c, d)",
+            written.opcode()
+        ));
+    }
+    Ok(Operation::Matrix(Box::new(Matrix {
+        m,
+        n,
+        k,
+        a_element,
+        b_element,
+        c_element,
+        d_element,
+        saturate,
+        a,
+        b,
+        c,
+        d,
+    })))
+}
