@@ -2,10 +2,7 @@
 
 use super::{MAX_HEAD_DIM, Scoring};
 use crate::backend::cuda::{Argument, Operand, Stream, aligned, blocks, dense, dense_or_absent, rows_launch, to_u32};
-use crate::{Error, Result};
-
-/// Threads of a block of the plain kernel.
-const THREADS: u32 = 128;
+use crate::{Dtype, Error, Result};
 
 /// Which keys the queries see, apart from a given mask.
 #[derive(Debug, Clone, Copy)]
@@ -52,7 +49,6 @@ pub fn attention(
     let [q_strides, k_strides, v_strides] = [rows("q", q)?, rows("k", k)?, rows("v", v)?];
     let bias_strides = bias.map_or(Ok([0; 4]), |bias| strides("bias", bias))?;
     let given_strides = given.map_or(Ok([0; 3]), |given| strides("mask", given))?;
-    let rows = if q_len <= 8 { 8 } else { 32 };
     let arguments = [
         address(Some(q)),
         address(Some(k)),
@@ -77,8 +73,51 @@ pub fn attention(
         Argument::F32(scoring.scale),
         Argument::F32(scoring.softcap.unwrap_or(0.0)),
     ];
-    let grid = blocks(OP, batch * heads * q_len.div_ceil(rows), 1)?;
-    stream.launch(&format!("attention_{}_q{rows}", q.dtype), [grid, 1, 1], [THREADS, 1, 1], 0, &arguments)
+    let multiprocessors = stream.cuda().multiprocessors() as usize;
+    let variant = variant(q.dtype, [batch * heads, q_len, head_dim], multiprocessors);
+    let grid = blocks(OP, batch * heads * q_len.div_ceil(variant.rows), 1)?;
+    let entry = match variant.width {
+        Some(width) => format!("attention_mma_{}_d{width}_q{}", q.dtype, variant.rows),
+        None => format!("attention_{}_q{}", q.dtype, variant.rows),
+    };
+    stream.launch(&entry, [grid, 1, 1], [variant.threads(), 1, 1], variant.shared_bytes(), &arguments)
+}
+
+/// Which kernel, by what its blocks take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Variant {
+    /// The head's width on tensor cores, with its padding; none for the plain kernel.
+    width: Option<usize>,
+    /// Queries of a block.
+    rows: usize,
+}
+
+impl Variant {
+    fn threads(self) -> u32 {
+        match self.width {
+            Some(_) if self.rows == 16 => 32,
+            _ => 128,
+        }
+    }
+
+    /// Dynamic shared memory: the queries, a tile of keys and one of values, in rows that are 16 bytes longer.
+    fn shared_bytes(self) -> u32 {
+        let Some(width) = self.width else { return 0 };
+        let tile = if width <= 128 { 64 } else { 32 };
+        u32::try_from((2 * width + 16) * (self.rows + 2 * tile)).expect("at most 67584")
+    }
+}
+
+/// The kernel for so many `[heads of all batch entries, q_len, head_dim]`: half types on tensor cores. More queries to a
+/// block read less, if the blocks still occupy the device; the results are the same.
+fn variant(dtype: Dtype, [heads, q_len, head_dim]: [usize; 3], multiprocessors: usize) -> Variant {
+    /// Those that kernels are rendered for.
+    const WIDTHS: [usize; 6] = [32, 64, 96, 128, 192, MAX_HEAD_DIM];
+    if dtype == Dtype::F32 {
+        return Variant { width: None, rows: if q_len <= 8 { 8 } else { 32 } };
+    }
+    let few = q_len <= 16 || heads * q_len.div_ceil(64) < multiprocessors;
+    Variant { width: WIDTHS.into_iter().find(|width| *width >= head_dim), rows: if few { 16 } else { 64 } }
 }
 
 /// The strides of the first axes, as kernels take them.
@@ -116,4 +155,31 @@ pub fn l2_normalise(stream: &Stream<'_>, x: Operand<'_>, y: Operand<'_>) -> Resu
     let entry = format!("l2_normalise_{}{}", x.dtype, aligned(x.dtype, channels, &[x, y]));
     let (grid, block) = rows_launch(OP, rows, channels)?;
     stream.launch(&entry, grid, block, 0, &arguments)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shape_and_the_device_choose_the_kernel() {
+        let of = |dtype, shape| variant(dtype, shape, 132);
+        assert_eq!(of(Dtype::F32, [1, 8, 64]), Variant { width: None, rows: 8 });
+        assert_eq!(of(Dtype::F32, [1, 9, 64]), Variant { width: None, rows: 32 });
+        assert_eq!(of(Dtype::F16, [400, 1, 64]), Variant { width: Some(64), rows: 16 });
+        assert_eq!(of(Dtype::F16, [131, 64, 64]), Variant { width: Some(64), rows: 16 });
+        assert_eq!(of(Dtype::Bf16, [66, 65, 65]), Variant { width: Some(96), rows: 64 });
+        assert_eq!(of(Dtype::Bf16, [132, 17, 256]), Variant { width: Some(256), rows: 64 });
+    }
+
+    #[test]
+    fn shared_memory_fits_every_device() {
+        for width in [32, 64, 96, 128, 192, 256] {
+            for rows in [16, 64] {
+                let bytes = Variant { width: Some(width), rows }.shared_bytes();
+                // What sm_86, sm_89 and sm_120 have, the least of all.
+                assert!(bytes <= 99 << 10, "{width}, {rows}: {bytes}");
+            }
+        }
+    }
 }
