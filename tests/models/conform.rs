@@ -43,14 +43,14 @@ fn agree(kind: &str, device: &Device) {
     assert!(departures.is_empty(), "{}", departures.join("\n"));
 }
 
-/// A wgpu device, software or not. Where `SMALTI_REQUIRE` does not name wgpu, its absence is printed.
-fn wgpu() -> Option<Device> {
-    match Device::open("wgpu") {
+/// A GPU, software or not: `wgpu` or `cuda`. Where `SMALTI_REQUIRE` does not name it, its absence is printed.
+fn gpu(id: &str) -> Option<Device> {
+    match Device::open(id) {
         Ok(device) => Some(device),
         Err(reason) => {
             let required = std::env::var("SMALTI_REQUIRE").unwrap_or_default();
-            assert!(!required.split(',').any(|name| name == "wgpu"), "SMALTI_REQUIRE names wgpu: {reason}");
-            println!("SKIPPED on wgpu: {reason}");
+            assert!(!required.split(',').any(|name| name == id), "SMALTI_REQUIRE names {id}: {reason}");
+            println!("SKIPPED on {id}: {reason}");
             None
         }
     }
@@ -89,21 +89,47 @@ fn a_file_cut_short_is_an_error() {
 
 #[test]
 fn ops_agree_with_their_dumps_on_wgpu() {
-    if let Some(device) = wgpu() {
+    if let Some(device) = gpu("wgpu") {
+        agree("ops", &device);
+    }
+}
+
+#[test]
+fn ops_agree_with_their_dumps_on_cuda() {
+    if let Some(device) = gpu("cuda") {
         agree("ops", &device);
     }
 }
 
 #[test]
 fn models_agree_with_their_dumps_on_wgpu() {
-    if let Some(device) = wgpu() {
+    if let Some(device) = gpu("wgpu") {
+        agree("models", &device);
+    }
+}
+
+#[test]
+fn models_agree_with_their_dumps_on_cuda() {
+    if let Some(device) = gpu("cuda") {
         agree("models", &device);
     }
 }
 
 #[test]
 fn the_models_here_draw_the_same_tokens_on_cpu_and_wgpu() {
-    let Some(gpu) = wgpu() else { return };
+    if let Some(device) = gpu("wgpu") {
+        draws_the_tokens_of_the_cpu(&device);
+    }
+}
+
+#[test]
+fn the_models_here_draw_the_same_tokens_on_cpu_and_cuda() {
+    if let Some(device) = gpu("cuda") {
+        draws_the_tokens_of_the_cpu(&device);
+    }
+}
+
+fn draws_the_tokens_of_the_cpu(gpu: &Device) {
     for model in ["llamagen", "var"] {
         let checkpoint = smalti_models::weights::embedded(model).expect("weights in the program");
         let draw = |device: &Device, seed: u64| {
@@ -113,7 +139,7 @@ fn the_models_here_draw_the_same_tokens_on_cpu_and_wgpu() {
             generator.draw(&[(seed % 10) as u32], 0, &sampling, go_on).unwrap().tokens
         };
         for seed in 1..=2 {
-            assert_eq!(draw(&on("cpu"), seed), draw(&gpu, seed), "{model}, seed {seed}");
+            assert_eq!(draw(&on("cpu"), seed), draw(gpu, seed), "{model} {gpu}, seed {seed}");
         }
     }
 }

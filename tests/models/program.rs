@@ -142,7 +142,27 @@ fn devices_lists_what_is_here_and_why_a_backend_is_absent() {
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
     let ids: Vec<_> = report["devices"].as_array().unwrap().iter().map(|device| device["id"].clone()).collect();
     assert!(ids.contains(&"cpu".into()) && ids.contains(&"reference".into()), "{ids:?}");
-    assert!(report["absent"].as_array().unwrap().iter().any(|absent| absent["backend"] == "cuda"));
+    let absent = report["absent"].as_array().unwrap();
+    for backend in ["cuda", "wgpu"] {
+        let reason = absent.iter().find(|absent| absent["backend"] == backend).map(|absent| absent["reason"].as_str());
+        let listed = ids.iter().any(|id| id.as_str().is_some_and(|id| id.starts_with(backend)));
+        assert!(listed || reason.flatten().is_some_and(|reason| !reason.is_empty()), "{backend}: {report}");
+    }
+}
+
+#[test]
+fn devices_says_that_a_driver_is_too_old() {
+    if !stdout(&smalti(&["devices"])).contains("CUDA emulator") {
+        println!("SKIPPED: only an emulated driver can be made older");
+        return;
+    }
+    let output = Command::new(env!("CARGO_BIN_EXE_smalti"))
+        .args(["devices"])
+        .env("CUDA_EMULATOR_VERSION", "10.2")
+        .output()
+        .expect("the program starts");
+    let said = stdout(&output);
+    assert!(said.contains("cuda       absent: the driver is for CUDA 10.2, and kernels need 11.0"), "{said}");
 }
 
 #[test]

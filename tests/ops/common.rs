@@ -11,7 +11,7 @@ pub fn devices() -> &'static [Device] {
     DEVICES.get_or_init(|| {
         let required = std::env::var("SMALTI_REQUIRE").unwrap_or_default();
         let mut devices = Vec::new();
-        for (backend, name) in [(Backend::Cpu, "cpu"), (Backend::Wgpu, "wgpu")] {
+        for (backend, name) in [(Backend::Cpu, "cpu"), (Backend::Wgpu, "wgpu"), (Backend::Cuda, "cuda")] {
             let found = Device::list().into_iter().find(|info| info.backend == backend);
             let opened = found.ok_or_else(|| "none was found".to_owned());
             match opened.and_then(|info| Device::open(&info.id).map_err(|error| error.to_string())) {

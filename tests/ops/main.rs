@@ -5,6 +5,8 @@ mod attention;
 mod common;
 mod conv;
 mod copy;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod dumps;
 mod elementwise;
 mod embedding;

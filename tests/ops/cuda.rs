@@ -1,0 +1,135 @@
+//! What only CUDA has: streams and memory of other crates, graphs, and failures that leave the device usable.
+
+#![expect(unsafe_code, reason = "streams and memory of another crate")]
+
+use std::sync::Arc;
+
+use cudarc::driver::{CudaContext, CudaStream, DevicePtr, sys};
+use smalti::{Backend, Device, Error, Layout, Tensor, copy, elementwise};
+
+use crate::common::devices;
+
+/// A stream that cudarc made, where there is a device.
+fn stream() -> Option<Arc<CudaStream>> {
+    devices().iter().find(|device| device.backend() == Backend::Cuda)?;
+    Some(CudaContext::new(0).expect("a device that was listed").new_stream().expect("a stream"))
+}
+
+fn values(count: usize) -> Vec<f32> {
+    (0..count).map(|i| i as f32 - 3.5).collect()
+}
+
+#[test]
+fn an_emulated_device_is_software_and_never_the_best() {
+    for info in Device::list().iter().filter(|info| info.backend == Backend::Cuda) {
+        assert_eq!(info.software, info.name.contains("emulator"), "{info:?}");
+        assert!(info.features[0].starts_with("sm_"), "{info:?}");
+        if info.software {
+            assert_ne!(Device::best().to_string(), info.id);
+        }
+    }
+}
+
+#[test]
+fn ops_run_on_a_stream_and_on_memory_of_cudarc() {
+    let Some(stream) = stream() else { return };
+    let device = Device::from_cuda(Arc::clone(&stream)).unwrap();
+    let slice = Arc::new(stream.clone_htod(&values(12)).unwrap());
+    let (address, _) = slice.device_ptr(&stream);
+    let layout = Layout::strided(&[4, 2], &[3, 1], 1).unwrap();
+    // SAFETY: the slice holds 12 values and lives as long as the tensor.
+    let x = unsafe { Tensor::<f32>::from_cuda(&device, address, 12, layout, Arc::clone(&slice)) }.unwrap();
+    let y = elementwise::add(&x, &x).unwrap();
+    let expected: Vec<f32> = [1, 2, 4, 5, 7, 8, 10, 11].iter().map(|i| 2.0 * (*i as f32 - 3.5)).collect();
+    assert_eq!(y.to_vec().unwrap(), expected);
+    assert_eq!(Arc::strong_count(&slice), 2, "a tensor keeps its memory's owner");
+    drop((x, y));
+    assert_eq!(Arc::strong_count(&slice), 1, "and lets it go");
+
+    let too_far = Layout::strided(&[4, 2], &[3, 1], 2).unwrap();
+    // SAFETY: refused before use.
+    let error = unsafe { Tensor::<f32>::from_cuda(&device, address, 12, too_far, ()) }.unwrap_err();
+    assert!(matches!(error, Error::Shape { .. }), "{error}");
+}
+
+#[test]
+fn ops_run_on_raw_handles_and_tensors_of_two_streams_do_not_mix() {
+    let Some(stream) = stream() else { return };
+    let (context, raw) = (stream.context().cu_ctx().cast(), stream.cu_stream().cast());
+    // SAFETY: `stream` outlives the device.
+    let device = unsafe { Device::from_cuda_handles(context, raw) }.unwrap();
+    let x = Tensor::from_vec(&device, &[3], values(3)).unwrap();
+    assert_eq!(elementwise::mul(&x, &x).unwrap().to_vec().unwrap(), [12.25, 6.25, 2.25]);
+    let other = Device::cuda(0).unwrap();
+    let error = elementwise::mul(&x, &Tensor::from_vec(&other, &[3], values(3)).unwrap()).unwrap_err();
+    assert!(matches!(error, Error::Place { .. }), "{error}");
+}
+
+#[test]
+fn a_launcher_enqueues_into_the_callers_stream() {
+    let Some(stream) = stream() else { return };
+    let device = Device::from_cuda(Arc::clone(&stream)).unwrap();
+    let [x, y] = [values(5), vec![0.0; 5]].map(|values| Tensor::from_vec(&device, &[5], values).unwrap());
+    device.synchronize().unwrap();
+    let other = stream.context().new_stream().unwrap();
+    let cuda = device.as_cuda().unwrap();
+    // SAFETY: a stream of the same context, which has nothing to wait for.
+    let into = unsafe { cuda.on(other.cu_stream().cast()) };
+    copy::cuda::copy_into(&into, x.cuda_operand(), y.cuda_operand()).unwrap();
+    other.synchronize().unwrap();
+    assert_eq!(y.to_vec().unwrap(), values(5));
+}
+
+#[test]
+fn a_graph_captures_ops_and_runs_them_on_new_values() {
+    let Some(stream) = stream() else { return };
+    let device = Device::from_cuda(Arc::clone(&stream)).unwrap();
+    let mut x = Tensor::from_vec(&device, &[2, 3], values(6)).unwrap();
+    let before = Tensor::from_vec(&device, &[2, 3], values(6)).unwrap();
+    let mut y = Tensor::from_vec(&device, &[3, 2], vec![0.0f32; 6]).unwrap();
+    // Kernels are loaded outside the capture.
+    device.warm_up().unwrap();
+
+    stream.begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).unwrap();
+    let twice = elementwise::add(&x, &x).unwrap();
+    let square = elementwise::mul(&twice, &twice).unwrap();
+    copy::copy_into(&square.permute(&[1, 0]).unwrap(), &mut y).unwrap();
+    // Memory from before the capture is not the graph's to free.
+    drop(before);
+    for error in [Tensor::from_vec(&device, &[1], vec![1.0f32]).unwrap_err(), x.to_vec().unwrap_err()] {
+        assert!(error.to_string().contains("capturing a graph"), "{error}");
+    }
+    drop((twice, square));
+    let graph = stream.end_capture(sys::CUgraphInstantiate_flags(0)).unwrap().expect("a graph");
+
+    graph.launch().unwrap();
+    let expected =
+        |scale: f32| -> Vec<f32> { [0, 3, 1, 4, 2, 5].iter().map(|i| (2.0 * scale * values(6)[*i]).powi(2)).collect() };
+    assert_eq!(y.to_vec().unwrap(), expected(1.0));
+    let doubled = Tensor::from_vec(&device, &[2, 3], values(6).iter().map(|x| 2.0 * x).collect()).unwrap();
+    copy::copy_into(&doubled, &mut x).unwrap();
+    graph.launch().unwrap();
+    assert_eq!(y.to_vec().unwrap(), expected(2.0));
+}
+
+#[test]
+fn a_device_without_room_says_so_and_goes_on() {
+    let Some(device) = devices().iter().find(|device| device.backend() == Backend::Cuda) else { return };
+    let error = Tensor::<f32>::zeros(device, &[1 << 42]).unwrap_err();
+    let said = error.to_string();
+    assert!(said.contains("CUDA_ERROR_OUT_OF_MEMORY") && said.contains("17592186044416 bytes"), "{said}");
+    let x = Tensor::from_vec(device, &[3], values(3)).unwrap();
+    assert_eq!(x.to_vec().unwrap(), values(3));
+}
+
+#[test]
+fn warm_up_loads_every_kernel() {
+    let Some(device) = devices().iter().find(|device| device.backend() == Backend::Cuda) else { return };
+    device.warm_up().unwrap();
+}
+
+#[test]
+fn a_device_that_is_not_there_is_named() {
+    let error = Device::open("cuda:99").unwrap_err().to_string();
+    assert!(error.starts_with("device cuda:99 is not available: "), "{error}");
+}
