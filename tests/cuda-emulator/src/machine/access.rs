@@ -234,9 +234,9 @@ impl Execution<'_, '_> {
                 read[lane] = (Memory::Global, from[lane]);
             }
             let start = target.address as usize;
-            self.block.in_flight[start..start + bytes as usize].fill(true);
-            let (group, line) = (self.warp.groups[lane], self.warp.line);
-            let copy = AsyncCopy { lane: lane as u8, to: target.address, bytes: bytes as u8, data, group, line };
+            self.block.in_flight[start..start + bytes as usize].fill(self.warp.line);
+            let group = self.warp.groups[lane];
+            let copy = AsyncCopy { lane: lane as u8, to: target.address, bytes: bytes as u8, data, group };
             self.warp.copies.push(copy);
         }
         self.count(&read, bytes, Verb::Load, reading);
@@ -257,7 +257,7 @@ impl Execution<'_, '_> {
                 continue;
             }
             let start = copy.to as usize;
-            self.block.in_flight[start..start + usize::from(copy.bytes)].fill(false);
+            self.block.in_flight[start..start + usize::from(copy.bytes)].fill(0);
             let access = Access {
                 lane,
                 memory: Memory::Shared,
@@ -374,8 +374,9 @@ impl Execution<'_, '_> {
                     return Err(access.problem(FaultKind::OutOfBounds, detail));
                 }
                 let range = address as usize..end as usize;
-                if self.block.in_flight[range.clone()].contains(&true) {
-                    return Err(access.problem(FaultKind::AsyncCopy, ", to which a copy is under way"));
+                if let Some(line) = self.block.in_flight[range.clone()].iter().find(|line| **line != 0) {
+                    let detail = format!(", to which the copy of line {line} is under way");
+                    return Err(access.problem(FaultKind::AsyncCopy, detail));
                 }
                 if reads && let Some(first) = self.block.shared_valid[range].iter().position(|valid| !valid) {
                     return Err(access.problem(FaultKind::Uninitialised, format!(": byte {first} of them")));

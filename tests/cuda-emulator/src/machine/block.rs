@@ -38,8 +38,8 @@ pub struct Block {
     pub counts: Counts,
     pub shared: Vec<u8>,
     pub shared_valid: Vec<bool>,
-    /// Bytes that an asynchronous copy will write.
-    pub in_flight: Vec<bool>,
+    /// Line of the asynchronous copy that will write a byte, or 0.
+    pub in_flight: Vec<u32>,
     pub shared_shadow: Shadow,
     pub global_shadow: Shadow,
     /// Clocks that strong writes have published.
@@ -85,7 +85,7 @@ impl Block {
         self.shared_valid.clear();
         self.shared_valid.resize(bytes, false);
         self.in_flight.clear();
-        self.in_flight.resize(bytes, false);
+        self.in_flight.resize(bytes, 0);
         self.shared_shadow.clear();
         self.global_shadow.clear();
         self.published = [0; WARP];

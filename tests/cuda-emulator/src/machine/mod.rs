@@ -195,7 +195,7 @@ impl Machine {
             for initial in &variable.initial {
                 let value = match initial {
                     Initial::Bits(bits) => *bits,
-                    Initial::Address { name, offset, .. } => {
+                    Initial::Address { name, offset } => {
                         let of = module.parts().variables.iter().position(|other| other.name == *name);
                         let of = of.and_then(|of| addresses.get(&(of as u32))).copied().unwrap_or(0);
                         of.wrapping_add_signed(*offset)

@@ -37,7 +37,6 @@ pub struct AsyncCopy {
     pub data: [u8; 16],
     /// The thread's groups that had been committed when it was issued.
     pub group: u32,
-    pub line: u32,
 }
 
 /// Why a warp stopped running.

@@ -242,7 +242,7 @@ impl Scope<'_> {
                     let label = self.labels.len() as u32 - 1;
                     self.bind(name, Binding::Label(label));
                 }
-                Statement::Targets(name, targets, _) => self.bind(name, Binding::Targets(targets.clone())),
+                Statement::Targets(name, targets) => self.bind(name, Binding::Targets(targets.clone())),
                 _ => {}
             }
         }

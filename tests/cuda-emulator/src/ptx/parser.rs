@@ -294,7 +294,7 @@ impl Parser {
                     self.expect(')')?;
                 }
                 let offset = self.offset()?;
-                values.push(Initial::Address { name, offset, generic });
+                values.push(Initial::Address { name, offset });
                 return Ok(());
             }
             _ => {
@@ -431,7 +431,7 @@ impl Parser {
                             targets.push(self.word()?);
                         }
                         self.expect(';')?;
-                        statements.push(Statement::Targets(label, targets, line));
+                        statements.push(Statement::Targets(label, targets));
                     } else if self.accept_dot("callprototype") {
                         self.skip_to_semicolon()?;
                     } else {

@@ -48,14 +48,12 @@ impl Variable {
 pub enum Initial {
     /// Bits.
     Bits(u64),
-    /// The address of a variable and a number of bytes; generic or in the variable's own space.
+    /// The address of a variable and a number of bytes. In device memory generic addresses are the same.
     Address {
         /// Which variable.
         name: String,
         /// Bytes past its start.
         offset: i64,
-        /// Whether it was written as `generic(name)`.
-        generic: bool,
     },
 }
 
@@ -97,7 +95,7 @@ pub enum Statement {
     /// `name:`
     Label(String, u32),
     /// `name: .branchtargets a, b;`
-    Targets(String, Vec<String>, u32),
+    Targets(String, Vec<String>),
     /// An instruction.
     Instruction(Instruction),
     /// `{ ... }`

@@ -113,8 +113,6 @@ impl Type {
 /// A state space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Space {
-    /// No space named: the address tells.
-    Generic,
     /// Device memory.
     Global,
     /// Device memory that kernels only read.

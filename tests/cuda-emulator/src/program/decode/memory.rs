@@ -57,7 +57,7 @@ fn lanes_of(parts: &mut Parts<'_>) -> usize {
 
 /// The memory that an operand's space and place lead to.
 fn memory(scope: &Scope<'_>, space: Option<Space>, base: Base) -> Memory {
-    match space.and_then(memory_of) {
+    match space.map(memory_of) {
         None => Memory::Generic,
         // Parameters of device functions live in their frame.
         Some(Memory::Parameters) if base == Base::Frame || !scope.is_entry() => Memory::Local,

@@ -11,7 +11,7 @@ pub(super) fn decode(scope: &mut Scope<'_>, written: &Instruction, parts: &mut P
         "mov" => mov(scope, written, parts),
         "cvta" => {
             let to_space = parts.take("to");
-            let Some(memory) = parts.take_map(Space::parse).and_then(memory_of) else { return unsupported(written) };
+            let Some(memory) = parts.take_map(Space::parse).map(memory_of) else { return unsupported(written) };
             let kind = parts.kind()?;
             let [destination, a] = operands(written)?;
             let destination = scope.register(destination)?;
@@ -22,7 +22,7 @@ pub(super) fn decode(scope: &mut Scope<'_>, written: &Instruction, parts: &mut P
             Ok(Operation::ConvertAddress { destination, source, memory, to_generic: !to_space })
         }
         _ => {
-            let Some(memory) = parts.take_map(Space::parse).and_then(memory_of) else { return unsupported(written) };
+            let Some(memory) = parts.take_map(Space::parse).map(memory_of) else { return unsupported(written) };
             let [destination, a] = operands(written)?;
             let source = scope.source(a, Type::B64)?;
             Ok(Operation::IsSpace { destination: scope.predicate(destination)?, source, memory })
@@ -31,14 +31,13 @@ pub(super) fn decode(scope: &mut Scope<'_>, written: &Instruction, parts: &mut P
 }
 
 /// Where a space's accesses go.
-pub(super) fn memory_of(space: Space) -> Option<Memory> {
-    Some(match space {
+pub(super) fn memory_of(space: Space) -> Memory {
+    match space {
         Space::Global | Space::Constant => Memory::Global,
         Space::Shared => Memory::Shared,
         Space::Local => Memory::Local,
         Space::Param => Memory::Parameters,
-        Space::Generic => return None,
-    })
+    }
 }
 
 fn mov(scope: &mut Scope<'_>, written: &Instruction, parts: &mut Parts<'_>) -> Result<Operation> {

@@ -1,0 +1,203 @@
+use crate::exact::{BF16, F16, F32, F64, Format, MODES, Rounding};
+use crate::harness::{all_16, check, check_by, float_edges, integer_edges, low, pairs, signed, some};
+
+fn integers(width: u32) -> Vec<u64> {
+    if width <= 16 { (0..1 << width).collect() } else { some(&integer_edges(width), width) }
+}
+
+fn floats(format: Format) -> Vec<u64> {
+    if format.width() == 16 { all_16() } else { some(&float_edges(format.exponent, format.mantissa), format.width()) }
+}
+
+/// A type and the register that holds it: there are none of 8 bits.
+fn register(width: u32) -> u32 {
+    width.max(16)
+}
+
+fn value(bits: u64, width: u32, is_signed: bool) -> i128 {
+    if is_signed { signed(bits, width) } else { i128::from(low(bits, width)) }
+}
+
+fn range(width: u32, is_signed: bool) -> (i128, i128) {
+    if is_signed { (-(1 << (width - 1)), (1 << (width - 1)) - 1) } else { (0, (1 << width) - 1) }
+}
+
+#[test]
+fn integers_to_integers() {
+    for from in [8, 16, 32, 64] {
+        let values = [integers(from)];
+        for to in [8, 16, 32, 64] {
+            for (from_sign, from_signed) in [('s', true), ('u', false)] {
+                for (to_sign, to_signed) in [('s', true), ('u', false)] {
+                    let (source, target) = (register(from), register(to));
+                    let fill = |result: i128| {
+                        // A narrow signed result fills its register with its sign.
+                        let narrow = low(result as u64, to);
+                        if to_signed { low(signed(narrow, to) as u64, target) } else { narrow }
+                    };
+                    let body = format!("cvt.{to_sign}{to}.{from_sign}{from} d, a;");
+                    check(&body, &[source], target, &values, |t| fill(value(t[0], from, from_signed)));
+                    let body = format!("cvt.sat.{to_sign}{to}.{from_sign}{from} d, a;");
+                    check(&body, &[source], target, &values, |t| {
+                        let (least, most) = range(to, to_signed);
+                        fill(value(t[0], from, from_signed).clamp(least, most))
+                    });
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn integers_to_floats() {
+    for (kind, format) in [("f16", F16), ("bf16", BF16), ("f32", F32), ("f64", F64)] {
+        for from in [8, 16, 32, 64] {
+            let values = [integers(from)];
+            for (sign, is_signed) in [('s', true), ('u', false)] {
+                for (name, mode) in MODES {
+                    let body = format!("cvt.{name}.{kind}.{sign}{from} d, a;");
+                    check(&body, &[register(from)], format.width(), &values, |t| {
+                        format.from_integer(mode, value(t[0], from, is_signed))
+                    });
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn floats_to_integers_saturate() {
+    let modes: [(&str, fn(f64) -> f64); 4] =
+        [("rni", f64::round_ties_even), ("rzi", f64::trunc), ("rmi", f64::floor), ("rpi", f64::ceil)];
+    for (kind, format) in [("f16", F16), ("bf16", BF16), ("f32", F32), ("f64", F64)] {
+        let values = [floats(format)];
+        for to in [8, 16, 32, 64] {
+            for (sign, is_signed) in [('s', true), ('u', false)] {
+                for (name, round) in modes {
+                    let body = format!("cvt.{name}.{sign}{to}.{kind} d, a;");
+                    check(&body, &[format.width()], register(to), &values, |t| {
+                        let exact = f64::from_bits(format.convert(F64, Rounding::Nearest, t[0]));
+                        if exact.is_nan() {
+                            // The manual's rule for NaN.
+                            let zero = kind != "f64" && to != 64;
+                            return if zero {
+                                0
+                            } else {
+                                low(if is_signed { u64::MAX } else { 1 } << (to - 1), register(to))
+                            };
+                        }
+                        let (least, most) = range(to, is_signed);
+                        let rounded = round(exact);
+                        // i128 holds every f64 that is within the range; the others are clamped by it.
+                        let integer = (rounded as i128).clamp(least, most);
+                        low(integer as u64, if is_signed { register(to) } else { to })
+                    });
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn floats_to_floats() {
+    let formats = [("f16", F16), ("bf16", BF16), ("f32", F32), ("f64", F64)];
+    for (from_kind, from) in formats {
+        let values = [floats(from)];
+        for (to_kind, to) in formats {
+            if to.width() >= from.width() {
+                if to.width() == from.width() {
+                    continue;
+                }
+                let body = format!("cvt.{to_kind}.{from_kind} d, a;");
+                check_by(
+                    &body,
+                    &[from.width()],
+                    to.width(),
+                    &values,
+                    |t| from.convert(to, Rounding::Nearest, t[0]),
+                    agree(to),
+                );
+                continue;
+            }
+            for (name, mode) in MODES {
+                let body = format!("cvt.{name}.{to_kind}.{from_kind} d, a;");
+                check(&body, &[from.width()], to.width(), &values, |t| from.convert(to, mode, t[0]));
+            }
+        }
+    }
+}
+
+fn agree(format: Format) -> impl Fn(&[u64], u64, u64) -> bool {
+    move |_, got, wanted| got == wanted || format.width() == 64 && format.is_nan(got) && format.is_nan(wanted)
+}
+
+#[test]
+fn floats_to_whole_floats() {
+    let modes: [(&str, fn(f64) -> f64); 4] =
+        [("rni", f64::round_ties_even), ("rzi", f64::trunc), ("rmi", f64::floor), ("rpi", f64::ceil)];
+    for (kind, format) in [("f16", F16), ("f32", F32), ("f64", F64)] {
+        let width = format.width();
+        for (name, round) in modes {
+            check_by(
+                &format!("cvt.{name}.{kind}.{kind} d, a;"),
+                &[width],
+                width,
+                &[floats(format)],
+                |t| {
+                    let exact = f64::from_bits(format.convert(F64, Rounding::Nearest, t[0]));
+                    F64.convert(format, Rounding::Nearest, round(exact).to_bits())
+                },
+                agree(format),
+            );
+        }
+    }
+}
+
+#[test]
+fn pairs_of_f32_to_packed_halves() {
+    let edges: Vec<u64> = float_edges(8, 23).into_iter().step_by(2).collect();
+    let pairs = pairs(&edges, 32);
+    for (kind, format) in [("f16x2", F16), ("bf16x2", BF16)] {
+        for (name, mode) in [("rn", Rounding::Nearest), ("rz", Rounding::Zero)] {
+            // The first operand goes to the upper half.
+            check(&format!("cvt.{name}.{kind}.f32 d, a, b;"), &[32; 2], 32, &pairs, |t| {
+                F32.convert(format, mode, t[0]) << 16 | F32.convert(format, mode, t[1])
+            });
+        }
+        check(&format!("cvt.rn.relu.{kind}.f32 d, a, b;"), &[32; 2], 32, &pairs, |t| {
+            let relu = |bits: u64| {
+                let half = F32.convert(format, Rounding::Nearest, bits);
+                if !format.is_nan(half) && half & 0x8000 != 0 { 0 } else { half }
+            };
+            relu(t[0]) << 16 | relu(t[1])
+        });
+    }
+}
+
+#[test]
+fn tf32_rounds_ties_away_from_zero() {
+    check("cvt.rna.tf32.f32 d, a;", &[32], 32, &[floats(F32)], |t| {
+        let value = f32::from_bits(t[0] as u32);
+        if value.is_nan() {
+            return 0x7fff_e000;
+        }
+        // Half of the last place of ten bits, added to the magnitude; an infinity stays one.
+        let magnitude = t[0] & 0x7fff_ffff;
+        let rounded = if value.is_infinite() { magnitude } else { (magnitude + 0x1000) & !0x1fff };
+        t[0] & 0x8000_0000 | rounded
+    });
+}
+
+#[test]
+fn ftz_and_sat_apply_to_conversions() {
+    check("cvt.sat.f32.f32 d, a;", &[32], 32, &[floats(F32)], |t| F32.saturate(t[0]));
+    check("cvt.ftz.f64.f32 d, a;", &[32], 64, &[vec![1, 0x8000_0001, 0x0080_0000]], |t| {
+        F32.convert(F64, Rounding::Nearest, F32.flush(t[0]))
+    });
+    check("cvt.rn.ftz.f32.f64 d, a;", &[64], 32, &[floats(F64)], |t| {
+        F32.flush(F64.convert(F32, Rounding::Nearest, t[0]))
+    });
+    check("cvt.rn.sat.f16.f32 d, a;", &[32], 16, &[floats(F32)], |t| {
+        F16.saturate(F32.convert(F16, Rounding::Nearest, t[0]))
+    });
+}
