@@ -75,8 +75,7 @@ impl<'a, T: Element> View<'a, T> {
     /// The elements as one slice, if they lie in row-major order without gaps.
     #[must_use]
     pub fn as_slice(&self) -> Option<&'a [T]> {
-        let start = self.layout.offset();
-        self.layout.is_contiguous().then(|| &self.data[start..start + self.layout.elements()])
+        self.layout.is_contiguous().then(|| &self.data[part(self.layout)])
     }
 }
 
@@ -98,8 +97,15 @@ impl<'a, T: Element> ViewMut<'a, T> {
     /// The elements as one slice, if they lie in row-major order without gaps.
     #[must_use]
     pub fn as_mut_slice(&mut self) -> Option<&mut [T]> {
-        let start = self.layout.offset();
-        self.layout.is_contiguous().then(|| &mut self.data[start..start + self.layout.elements()])
+        self.layout.is_contiguous().then(|| &mut self.data[part(self.layout)])
+    }
+}
+
+/// The part of the buffer that a contiguous layout covers; an empty one may start beyond the buffer's end.
+fn part(layout: &Layout) -> std::ops::Range<usize> {
+    match layout.elements() {
+        0 => 0..0,
+        elements => layout.offset()..layout.offset() + elements,
     }
 }
 

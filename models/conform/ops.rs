@@ -1,7 +1,7 @@
 //! Single ops: each one's inputs and parameters, as its dumps name them.
 
 use smalti::activation::{Activation, activation, swiglu};
-use smalti::attention::{self, Align, Mask, Options, ScalesKind};
+use smalti::attention::{self, Align, Along, Attention, Mask, Options, PageTable, ScalesKind};
 use smalti::conv::{Padding, conv2d};
 use smalti::resize::{Mode, resize};
 use smalti::rope::{Extrapolation, Frequencies, NullRows, Pairing, Positions, Table, rope};
@@ -141,6 +141,9 @@ pub(super) fn run<T: Float>(op: &str, dump: &Dump<'_>) -> Result<Vec<Computed>> 
         }
         "cfg_schedule" => schedule(dump),
         "attention" | "attention_decode" => attend::<T>(dump),
+        "attention_merge" => attended(dump, &attention::merge(&dump.tensor::<T>("o")?, &dump.tensor("lse")?)?),
+        "attention_paged" => paged::<T>(dump),
+        "axial_attention" => y(axial(dump)?),
         "rope" => turn::<T>(dump),
         other => Err(Error::Request(format!("{}: op \"{other}\" is not known here", dump.checkpoint.name()))),
     }
@@ -405,12 +408,46 @@ fn attend<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
     if lse {
         options = options.lse();
     }
-    let attended = attention::attention(&q, &k, &v, &options)?;
+    attended(dump, &attention::attention(&q, &k, &v, &options)?)
+}
+
+/// The outputs that the dump has.
+fn attended<T: Float>(dump: &Dump<'_>, attended: &Attention<T>) -> Result<Vec<Computed>> {
     let mut computed = vec![Computed::floats("y", &attended.y)?];
-    if let Some(lse) = &attended.lse {
+    if let Some(lse) = attended.lse.as_ref().filter(|_| dump.checkpoint.shape("out.lse").is_some()) {
         computed.push(Computed::floats("lse", lse)?);
     }
     Ok(computed)
+}
+
+fn paged<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
+    let lengths: Vec<usize> = dump.counts("lengths")?.iter().map(|length| *length as usize).collect();
+    let pages = dump.checkpoint.elements::<i32>("in.page_table")?;
+    // What is not used is -1.
+    let rows = pages.chunks((pages.len() / lengths.len().max(1)).max(1));
+    let pages = rows.map(|row| row.iter().map_while(|page| u32::try_from(*page).ok()).collect()).collect();
+    let mask = dump.config.at("mask").ok_or_else(|| dump.missing("mask"))?;
+    let options = Options::new(dump.number("scale")?).mask(mask_of(dump, &mask)?).lse();
+    let [q, k, v] = [dump.tensor::<T>("q")?, dump.tensor("k_pages")?, dump.tensor("v_pages")?];
+    attended(dump, &attention::paged(&q, &k, &v, &PageTable { pages, lengths }, &options)?)
+}
+
+fn axial<T: Float>(dump: &Dump<'_>) -> Result<Tensor<T>> {
+    let [q, k, v] = [dump.tensor::<T>("q")?, dump.tensor("k")?, dump.tensor("v")?];
+    let names: &[&str] = if q.shape().len() == 6 { &["t", "h", "w"] } else { &["h", "w"] };
+    let along = dump.config.texts("axes").ok_or_else(|| dump.missing("axes"))?;
+    let place = |axis: Option<&&str>| names.iter().position(|name| Some(name) == axis);
+    let (Some(first), Some(last)) = (place(along.first()), place(along.last())) else {
+        return Err(unknown(dump, "axes"));
+    };
+    let causal = match dump.config.text("causal") {
+        None => Along::All,
+        Some("inclusive") => Along::Causal,
+        Some("strict") => Along::Before,
+        Some("shifted") => Along::Shifted,
+        Some(_) => return Err(unknown(dump, "causal")),
+    };
+    Ok(attention::axial(&q, &k, &v, 1 + first..2 + last, causal, dump.number("scale")?)?)
 }
 
 fn mask_of(dump: &Dump<'_>, mask: &crate::weights::Config) -> Result<Mask> {
@@ -438,10 +475,22 @@ fn mask_of(dump: &Dump<'_>, mask: &crate::weights::Config) -> Result<Mask> {
                 _ => return Err(unknown(dump, "mode")),
             },
         },
+        Some("diagonals") => {
+            let own_diagonal = mask.flag("own_diagonal").unwrap_or(true);
+            Mask::diagonals(&[count("h")?, count("w")?], mask.count("prefix").unwrap_or(0), own_diagonal)
+        }
+        Some("ranks") => Mask::ranks(&dump.counts("rank")?, mask.flag("strict").unwrap_or(false)),
+        Some("and") => {
+            let all = mask.list("of").ok_or_else(|| dump.missing("of"))?;
+            Mask::And(all.iter().map(|mask| mask_of(dump, mask)).collect::<Result<_>>()?)
+        }
         // Any other mask of a dump comes with its bits.
         _ => {
             let bits = dump.checkpoint.elements::<u8>("in.mask")?;
-            Mask::Given(Tensor::from_vec(dump.device, dump.shape("mask")?, bits)?)
+            match *dump.shape("mask")? {
+                [q_len, k_len] => Mask::from_fn(q_len, k_len, |i, j| bits[i * k_len + j] != 0),
+                ref shape => Mask::Given(Tensor::from_vec(dump.device, shape, bits)?),
+            }
         }
     })
 }

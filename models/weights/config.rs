@@ -68,6 +68,12 @@ impl Config {
         self.0.get(key)?.as_array()?.iter().map(|count| count.as_u64()?.try_into().ok()).collect()
     }
 
+    /// A list of texts.
+    #[must_use]
+    pub fn texts(&self, key: &str) -> Option<Vec<&str>> {
+        self.0.get(key)?.as_array()?.iter().map(serde_json::Value::as_str).collect()
+    }
+
     /// A list of numbers.
     #[must_use]
     pub fn numbers(&self, key: &str) -> Option<Vec<f32>> {

@@ -179,7 +179,7 @@ impl Lpd {
         let tokens: Tensor<T> = embedding::embedding(&self.tokens, &ids)?;
         let x = concatenate(&[&self.condition(labels, false)?, &tokens, &self.queries(batch, places)?], 1)?;
         let seq = x.shape()[1];
-        let mask = Mask::from_fn(&self.codes.device, seq, seq, |query, key| Self::sees(group_sizes, query, key))?;
+        let mask = Mask::from_fn(seq, seq, |query, key| Self::sees(group_sizes, query, key));
         let states = self.blocks.run(&self.placed(&x, &at)?, None, None, &self.blocks.options().mask(mask))?;
         self.logits(&states.narrow(1, seq - places, places)?.contiguous()?)
     }
@@ -243,9 +243,7 @@ impl DrawsCodes for Lpd {
             let x = concatenate(&[&known, &self.queries(rows, count)?], 1)?;
             let x = self.placed(&x, &at.collect::<Vec<_>>())?;
             let tokens_end = before.end;
-            let mask = Mask::from_fn(&self.codes.device, x.shape()[1], after, |query, key| {
-                query >= before.len() || key < tokens_end
-            })?;
+            let mask = Mask::from_fn(x.shape()[1], after, |query, key| query >= before.len() || key < tokens_end);
             let options = self.blocks.options().mask(mask);
             let states = self.blocks.run(&x, None, Some(&mut caches), &options)?;
             caches.iter_mut().for_each(|cache| cache.truncate(tokens_end));

@@ -194,10 +194,10 @@ impl Nar {
         let x = concatenate(&[&self.classes.rows(labels, false)?, &tokens], 1)?;
         let [batch, seq, _] = *x.shape() else { unreachable!("three axes were just joined") };
         let mut steps = vec![0];
-        for (step, plane) in self.planes.iter().enumerate() {
-            steps.extend(vec![1 + step; plane.len()]);
+        for (step, plane) in (1u32..).zip(&self.planes) {
+            steps.extend(vec![step; plane.len()]);
         }
-        let mask = Mask::from_fn(&self.codes.device, seq, seq, |query, key| steps[key] <= steps[query])?;
+        let mask = Mask::ranks(&steps, false);
         let mut caches = self.blocks.caches(&self.codes.device, batch, seq)?;
         self.predict(&x, &mut caches, &self.options(mask), 0..self.cells.len())
     }

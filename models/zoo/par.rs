@@ -121,7 +121,7 @@ impl Par {
         let condition = self.classes.rows(labels, false)?;
         let x = concatenate(&[&condition, &single, &self.transition(batch)?, &rest], 1)?;
         let seq = x.shape()[1];
-        let mask = Mask::from_fn(&self.codes.device, seq, seq, |query, key| self.sees(query, key))?;
+        let mask = Mask::from_fn(seq, seq, |query, key| self.sees(query, key));
         let options = self.trunk.options(mask);
         let logits = self.trunk.logits(&x, &self.table, &mut self.trunk.caches(batch, seq)?, &options)?;
         Ok(logits.narrow(1, 0, places)?)

@@ -2,15 +2,13 @@
 
 use rayon::prelude::*;
 
-use super::{Compiled, Lengths, Scoring};
+use super::{BLOCK, Compiled, Entry, Lengths, Scoring, TILE};
 use crate::backend::cpu::{Cpu, vectorised};
 use crate::{Float, View, ViewMut};
 
-/// Keys whose scores are held at a time. Tiles start on multiples of it, whatever the mask, so that the order of
-/// a row's sums follows from the row alone.
-const TILE: usize = 64;
-/// Queries that share one conversion of a tile's keys and values.
-const ROWS: usize = 16;
+/// Queries that share one conversion of a tile's keys and values. Tiles start on multiples of [`TILE`], whatever the
+/// mask, so that the order of a row's sums follows from the row alone.
+const ROWS: usize = BLOCK;
 /// Partial sums of a dot product.
 const LANES: usize = 16;
 /// Channels of the output that are summed at a time, in registers.
@@ -119,7 +117,13 @@ fn block<T: Float>(task: Task<'_, T>, inputs: &Inputs<'_, T>) {
 
     let mut mixed = vec![0.0; count * head_dim];
     let mut running = [Running { largest: f32::NEG_INFINITY, sum: 0.0 }; ROWS];
-    for tile in (start..end).step_by(TILE) {
+    let consecutive = (start..end).step_by(TILE).map(|tile| Entry { tile: (tile / TILE) as u32, bits: Entry::FULL });
+    let visited = match mask.block(lengths, task.batch, task.first / BLOCK) {
+        Some(entries) => entries.to_vec(),
+        None => consecutive.collect(),
+    };
+    for entry in visited {
+        let tile = entry.tile as usize * TILE;
         let tile_end = (tile + TILE).min(end);
         let (k, k_stride) = rows_as_f32(k, key_head, tile, tile_end - tile, &mut k_wide);
         let (v, v_stride) = rows_as_f32(v, key_head, tile, tile_end - tile, &mut v_wide);
@@ -130,6 +134,13 @@ fn block<T: Float>(task: Task<'_, T>, inputs: &Inputs<'_, T>) {
                 continue;
             }
             let query = task.first + row;
+            let seen = match mask.word(entry, query) {
+                u64::MAX => u64::MAX,
+                word => word >> (from - tile),
+            };
+            if seen == 0 {
+                continue;
+            }
             let hides = mask.given.as_ref().map(|given| {
                 let given = given.host();
                 let at = given.layout.index(&[task.batch, query, from]);
@@ -147,7 +158,7 @@ fn block<T: Float>(task: Task<'_, T>, inputs: &Inputs<'_, T>) {
                     let (k, v) = (&k[(from - tile) * k_stride..], &v[(from - tile) * v_stride..]);
                     let mut scores = [0.0; TILE];
                     let scores = &mut scores[..to - from];
-                    score(q, k, k_stride, inputs.scoring, bias, hides, scores);
+                    score(q, k, k_stride, inputs.scoring, bias, hides, seen, scores);
                     accumulate(scores, v, v_stride, &mut running[row], mixed);
                 },
             );
@@ -165,7 +176,7 @@ fn block<T: Float>(task: Task<'_, T>, inputs: &Inputs<'_, T>) {
     T::narrow(&mixed, task.y);
 }
 
-/// Scores of consecutive keys; `-inf` for those that a given mask hides.
+/// Scores of consecutive keys; `-inf` for those that a given mask hides or whose bit is 0.
 #[inline(always)]
 fn score(
     q: &[f32],
@@ -174,6 +185,7 @@ fn score(
     scoring: Scoring,
     bias: Option<(&[f32], usize)>,
     given: Option<(&[u8], usize)>,
+    seen: u64,
     scores: &mut [f32],
 ) {
     for (key, score) in scores.iter_mut().enumerate() {
@@ -191,6 +203,13 @@ fn score(
     if let Some((given, stride)) = given {
         for (key, score) in scores.iter_mut().enumerate() {
             if given[key * stride] == 0 {
+                *score = f32::NEG_INFINITY;
+            }
+        }
+    }
+    if seen != u64::MAX {
+        for (key, score) in scores.iter_mut().enumerate() {
+            if seen >> key & 1 == 0 {
                 *score = f32::NEG_INFINITY;
             }
         }
@@ -287,6 +306,37 @@ fn exp(x: f32) -> f32 {
     // Of a NaN the bits are of no account: `fraction` is NaN.
     let scale = f32::from_bits(rounded.to_bits().wrapping_add(127) << 23);
     if x < -87.0 { 0.0 } else { fraction * scale }
+}
+
+/// [`super::merge`] over contiguous operands.
+pub fn merge<T: Float>(parts: View<'_, T>, lse: View<'_, f32>, mut y: ViewMut<'_, T>, mut merged: ViewMut<'_, f32>) {
+    let head_dim = y.layout.shape()[3].max(1);
+    let (parts, lse) = (parts.as_slice().expect("contiguous"), lse.as_slice().expect("contiguous"));
+    let (y, merged) = (y.as_mut_slice().expect("contiguous"), merged.as_mut_slice().expect("contiguous"));
+    let rows = merged.len();
+    let (mut wide, mut mixed) = (vec![0.0; head_dim], vec![0.0; head_dim]);
+    for (row, merged) in merged.iter_mut().enumerate() {
+        let seen = || (row..lse.len()).step_by(rows).filter(|at| lse[*at] != f32::NEG_INFINITY);
+        let largest = seen().map(|at| lse[at]).fold(f32::NEG_INFINITY, f32::max);
+        let base = if largest == f32::NEG_INFINITY { 0.0 } else { largest };
+        mixed.fill(0.0);
+        let mut sum = 0.0;
+        for at in seen() {
+            let weight = (lse[at] - base).exp();
+            sum += weight;
+            if y.is_empty() {
+                continue;
+            }
+            T::widen(&parts[at * head_dim..][..head_dim], &mut wide);
+            mixed.iter_mut().zip(&wide).for_each(|(mixed, part)| *mixed += weight * part);
+        }
+        if !y.is_empty() {
+            let scale = if sum == 0.0 { 0.0 } else { 1.0 / sum };
+            mixed.iter_mut().for_each(|mixed| *mixed *= scale);
+            T::narrow(&mixed, &mut y[row * head_dim..][..head_dim]);
+        }
+        *merged = base + sum.ln();
+    }
 }
 
 /// [`super::l2_normalise`] over contiguous operands.

@@ -1,17 +1,25 @@
 //! Attention, its masks, and the cache of keys and values.
 
+mod axial;
 mod cache;
+mod compiled;
 #[cfg(feature = "cpu")]
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod mask;
+mod merge;
+mod paged;
 pub mod reference;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
 
+pub use axial::{Along, axial};
 pub use cache::KvCache;
-pub use mask::{Align, Compiled, Lengths, Mask, ScalesKind};
+pub use compiled::{BLOCK, Compiled, Entry, Prepared, TILE, Tiles};
+pub use mask::{Align, Bits, Lengths, Mask, ScalesKind};
+pub use merge::merge;
+pub use paged::{PageTable, PagedKvCache, paged};
 
 use crate::device::Handle;
 use crate::{Error, Float, Result, Tensor};
@@ -91,6 +99,18 @@ pub struct Scoring {
     pub softcap: Option<f32>,
 }
 
+impl Scoring {
+    fn checked(op: &'static str, options: &Options) -> Result<Self> {
+        if !options.scale.is_finite() {
+            return Err(Error::value(op, "scale", options.scale, "a finite number"));
+        }
+        if let Some(cap) = options.softcap.filter(|cap| !(cap.is_finite() && *cap > 0.0)) {
+            return Err(Error::value(op, "softcap", cap, "a finite number above 0"));
+        }
+        Ok(Self { scale: options.scale, softcap: options.softcap })
+    }
+}
+
 /// Softmax-weighted sums of the values, each query over the keys it sees.
 ///
 /// `y[b, h, i, ..] = sum_j p[j] v[b, g, j, ..]` with `p = softmax_j(s[j])` over the visible `j`,
@@ -142,12 +162,7 @@ pub fn attention<T: Float>(q: &Tensor<T>, k: &Tensor<T>, v: &Tensor<T>, options:
     if !(1..=MAX_HEAD_DIM).contains(&head_dim) {
         return Err(Error::shape(OP, "q", q.shape(), format!("a head_dim of 1 to {MAX_HEAD_DIM}")));
     }
-    if !options.scale.is_finite() {
-        return Err(Error::value(OP, "scale", options.scale, "a finite number"));
-    }
-    if let Some(cap) = options.softcap.filter(|cap| !(cap.is_finite() && *cap > 0.0)) {
-        return Err(Error::value(OP, "softcap", cap, "a finite number above 0"));
-    }
+    let scoring = Scoring::checked(OP, options)?;
     let lengths = Lengths { batch, q_len, k_len };
     options.mask.check(OP, device, lengths)?;
     let bias = match &options.bias {
@@ -160,7 +175,6 @@ pub fn attention<T: Float>(q: &Tensor<T>, k: &Tensor<T>, v: &Tensor<T>, options:
         }
     };
     let (q, k, v) = (dense_rows(q)?, dense_rows(k)?, dense_rows(v)?);
-    let scoring = Scoring { scale: options.scale, softcap: options.softcap };
     let mut y = Tensor::empty(device, q.shape())?;
     let mut lse = Tensor::empty(device, &[batch, heads, q_len])?;
     match device.handle() {
@@ -171,13 +185,15 @@ pub fn attention<T: Float>(q: &Tensor<T>, k: &Tensor<T>, v: &Tensor<T>, options:
         }
         #[cfg(feature = "cpu")]
         Handle::Cpu(cpu) => {
-            let mask = options.mask.compile(OP, lengths)?;
-            let bias = bias.as_ref().map(Tensor::host);
-            cpu::attention(cpu, q.host(), k.host(), v.host(), scoring, bias, &mask, y.host_mut(), lse.host_mut());
+            let plan = options.mask.plan(OP, lengths)?;
+            let (mask, bias) = (plan.compiled(), bias.as_ref().map(Tensor::host));
+            cpu::attention(cpu, q.host(), k.host(), v.host(), scoring, bias, mask, y.host_mut(), lse.host_mut());
         }
         #[cfg(feature = "cuda")]
         Handle::Cuda(cuda) => {
-            let mask = options.mask.compile(OP, lengths)?;
+            let plan = options.mask.plan(OP, lengths)?;
+            let mask = plan.compiled();
+            let given = mask.hidden(device, lengths)?;
             let first = mask.ranges.first().copied().unwrap_or([0, 0]);
             let ranges = match mask.ranges.iter().all(|range| *range == first) {
                 true => None,
@@ -188,38 +204,62 @@ pub fn attention<T: Float>(q: &Tensor<T>, k: &Tensor<T>, v: &Tensor<T>, options:
             };
             let ranges =
                 ranges.as_ref().map_or(cuda::Ranges::Same(first), |ranges| cuda::Ranges::Each(ranges.cuda_operand()));
-            let (bias, given) =
-                (bias.as_ref().map(Tensor::cuda_operand), mask.given.as_ref().map(Tensor::cuda_operand));
+            let (bias, given) = (bias.as_ref().map(Tensor::cuda_operand), given.as_ref().map(Tensor::cuda_operand));
             let (q, k, v) = (q.cuda_operand(), k.cuda_operand(), v.cuda_operand());
             let (y, lse) = (y.cuda_operand(), options.lse.then(|| lse.cuda_operand()));
             cuda::attention(&cuda.stream(), q, k, v, scoring, bias, ranges, given, y, lse)?;
         }
         #[cfg(feature = "wgpu")]
-        Handle::Wgpu(gpu) => {
-            let mask = options.mask.compile(OP, lengths)?;
+        Handle::Wgpu(_) => {
+            let plan = options.mask.plan(OP, lengths)?;
+            let mask = plan.compiled();
             let first = mask.ranges.first().copied().unwrap_or([0, 0]);
-            let ranges = match mask.ranges.iter().all(|range| *range == first) {
+            let words = match mask.tiles.is_none() && mask.ranges.iter().all(|range| *range == first) {
                 true => None,
-                false => {
-                    let pairs = mask.ranges.concat();
-                    Some(Tensor::<u32>::from_vec(device, &[mask.batches, q_len, 2], pairs)?)
-                }
+                false => Some(plan.words(device)?),
             };
-            // Two rows of a half type must not share a word.
-            let padded = head_dim + usize::from(T::DTYPE.bytes() == 2) * (head_dim % 2);
-            let wide = Tensor::empty(device, &[batch, heads, q_len, padded])?;
-            y = wide.narrow(3, 0, head_dim)?;
-            gpu.record(|recorder| {
-                let ranges =
-                    ranges.as_ref().map_or(wgpu::Ranges::Same(first), |ranges| wgpu::Ranges::Each(ranges.operand()));
-                let (bias, given) = (bias.as_ref().map(Tensor::operand), mask.given.as_ref().map(Tensor::operand));
-                let (q, k, v) = (q.operand(), k.operand(), v.operand());
-                wgpu::attention(recorder, q, k, v, scoring, bias, ranges, given, y.operand(), lse.operand())
-            })?;
-            y = y.contiguous()?;
+            let entries = mask.tiles.as_ref().map(|tiles| tiles.entries.len());
+            let visible = words.as_ref().map_or(wgpu::Visible::Same(first), |words| wgpu::Visible::Words {
+                words: words.operand(),
+                batches: mask.batches,
+                entries,
+            });
+            let beside = bias.as_ref().map_or(wgpu::Beside::Nothing, |bias| wgpu::Beside::Bias(bias.operand()));
+            y = on_wgpu(&q, &k, &v, k_len, scoring, beside, visible, mask.given.as_ref(), &lse)?;
         }
     }
     Ok(Attention { y, lse: options.lse.then_some(lse) })
+}
+
+/// Allocates what [`wgpu::attention`] writes and calls it; returns `y`.
+#[cfg(feature = "wgpu")]
+fn on_wgpu<T: Float>(
+    q: &Tensor<T>,
+    k: &Tensor<T>,
+    v: &Tensor<T>,
+    k_len: usize,
+    scoring: Scoring,
+    beside: wgpu::Beside<'_>,
+    visible: wgpu::Visible<'_>,
+    given: Option<&Tensor<u8>>,
+    lse: &Tensor<f32>,
+) -> Result<Tensor<T>> {
+    let device = q.device();
+    let &[batch, heads, q_len, head_dim] = q.shape() else { unreachable!("the op checked it") };
+    let Handle::Wgpu(gpu) = device.handle() else { unreachable!("the op looked at the device") };
+    // Two rows of a half type must not share a word.
+    let padded = head_dim + usize::from(T::DTYPE.bytes() == 2) * (head_dim % 2);
+    let y = Tensor::<T>::empty(device, &[batch, heads, q_len, padded])?.narrow(3, 0, head_dim)?;
+    let parts = match wgpu::segments(batch, heads, q_len, k_len) {
+        1 => None,
+        segments => Some(Tensor::<f32>::empty(device, &[batch, heads, q_len, segments, head_dim + 2])?),
+    };
+    gpu.record(|recorder| {
+        let (given, parts) = (given.map(Tensor::operand), parts.as_ref().map(Tensor::operand));
+        let (q, k, v) = (q.operand(), k.operand(), v.operand());
+        wgpu::attention(recorder, q, k, v, scoring, beside, visible, given, parts, y.operand(), lse.operand())
+    })?;
+    y.contiguous()
 }
 
 /// Divides each row by its L2 norm, or by `1e-12` if that is larger.

@@ -46,6 +46,31 @@ pub fn attention<T: Float>(
     }
 }
 
+/// [`super::merge`] over contiguous operands.
+pub fn merge<T: Float>(parts: View<'_, T>, lse: View<'_, f32>, mut y: ViewMut<'_, T>, mut merged: ViewMut<'_, f32>) {
+    let &[count, batch, heads, q_len, head_dim] = parts.shape() else { unreachable!("the op checked it") };
+    for b in 0..batch {
+        for h in 0..heads {
+            for i in 0..q_len {
+                let seen: Vec<(usize, f64)> = (0..count)
+                    .map(|part| (part, f64::from(lse.at(&[part, b, h, i]))))
+                    .filter(|(_, lse)| *lse != f64::NEG_INFINITY)
+                    .collect();
+                let largest = seen.iter().map(|(_, lse)| *lse).fold(f64::NEG_INFINITY, f64::max);
+                let base = if largest == f64::NEG_INFINITY { 0.0 } else { largest };
+                let sum: f64 = seen.iter().map(|(_, lse)| (lse - base).exp()).sum();
+                for c in 0..head_dim {
+                    let term =
+                        |(part, lse): &(usize, f64)| (lse - base).exp() * parts.at(&[*part, b, h, i, c]).to_f64();
+                    let mixed: f64 = seen.iter().map(term).sum();
+                    y.set(&[b, h, i, c], T::from_f64(if sum == 0.0 { 0.0 } else { mixed / sum }));
+                }
+                merged.set(&[b, h, i], f32::from_f64(base + sum.ln()));
+            }
+        }
+    }
+}
+
 /// [`super::l2_normalise`] over contiguous operands.
 pub fn l2_normalise<T: Float>(x: View<'_, T>, mut y: ViewMut<'_, T>) {
     let channels = x.shape()[x.shape().len() - 1].max(1);

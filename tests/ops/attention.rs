@@ -1,6 +1,6 @@
 //! Attention, its masks and its cache.
 
-use smalti::attention::{self, Align, KvCache, Mask, Options, ScalesKind};
+use smalti::attention::{self, Align, KvCache, Lengths, Mask, Options, ScalesKind};
 use smalti::{Backend, Device, Error, Float, Tensor, bf16, f16};
 
 use crate::common::{assert_close, devices, moved, tensor, uniform, widened};
@@ -26,8 +26,17 @@ fn cases() -> Vec<Case> {
     let top = Mask::Causal { align: Align::TopLeft };
     let bottom = Mask::Causal { align: Align::BottomRight };
     let scales = |kind| Mask::Scales { patch_nums: vec![1, 2, 3, 5], kind };
-    let given = Mask::from_fn(&Device::reference(), 33, 70, |i, j| (i * 7 + j * 3) % 5 < 2 && i != 4).unwrap();
-    let given_too = Mask::from_fn(&Device::reference(), 33, 70, |i, j| (i + j) % 3 > 0).unwrap();
+    let bits = Mask::from_fn(33, 70, |i, j| (i * 7 + j * 3) % 5 < 2 && i != 4);
+    let bytes = |sees: fn(usize, usize) -> bool| {
+        let bytes = (0..33).flat_map(|i| (0..70).map(move |j| u8::from(sees(i, j)))).collect();
+        Mask::Given(Tensor::from_vec(&Device::reference(), &[33, 70], bytes).unwrap())
+    };
+    let given = bytes(|i, j| (i * 7 + j * 3) % 5 < 2 && i != 4);
+    let given_too = bytes(|i, j| (i + j) % 3 > 0);
+    // A permutation of 70 tokens; a step for each of 2 x 70.
+    let order: Vec<usize> = (0..70).map(|n| n * 27 % 70).collect();
+    let steps: Vec<u32> = (0..140).map(|n| n * n % 23).collect();
+    let known: Vec<bool> = (0..120).map(|n| n % 7 < 3 && n != 5).collect();
     vec![
         case("one", [1, 1, 1, 1, 1, 1], Mask::Full),
         case("tile", [1, 2, 2, 16, 64, 64], Mask::Full),
@@ -37,6 +46,9 @@ fn cases() -> Vec<Case> {
         case("widest", [1, 1, 1, 2, 66, 256], Mask::Full),
         case("narrow", [2, 3, 3, 5, 9, 3], Mask::Full),
         case("grouped decode", [2, 6, 2, 1, 300, 48], Mask::Full),
+        case("split decode", [1, 6, 2, 1, 1300, 40], Mask::Full),
+        case("split, few queries", [2, 2, 2, 3, 1030, 64], Mask::KeyLengths(vec![1030, 513])),
+        case("split, tiles", [1, 1, 1, 2, 1100, 8], Mask::from_fn(2, 1100, |i, j| j / 64 % 3 == i && j % 7 < 5)),
         case("no keys", [1, 2, 2, 3, 0, 8], Mask::Full),
         case("no queries", [1, 2, 2, 0, 3, 8], Mask::Full),
         case("causal square", [1, 2, 2, 65, 65, 64], top.clone()),
@@ -48,12 +60,35 @@ fn cases() -> Vec<Case> {
         case("prefix", [1, 2, 2, 40, 40, 32], Mask::Prefix { prefix: 11, align: Align::TopLeft }),
         case("frames", [1, 2, 2, 24, 40, 32], Mask::Frames { frame: 8, align: Align::BottomRight }),
         case("key lengths", [3, 2, 2, 5, 70, 32], Mask::KeyLengths(vec![70, 0, 65])),
-        case("and", [2, 2, 1, 33, 70, 16], Mask::And(vec![Mask::KeyLengths(vec![60, 9]), bottom])),
+        case("and", [2, 2, 1, 33, 70, 16], Mask::And(vec![Mask::KeyLengths(vec![60, 9]), bottom.clone()])),
         case("block causal", [1, 2, 2, 39, 39, 32], scales(ScalesKind::BlockCausal)),
         case("last scale", [2, 2, 2, 25, 39, 32], scales(ScalesKind::BlockCausal)),
         case("markov self", [1, 2, 2, 39, 39, 32], scales(ScalesKind::MarkovSelf)),
         case("markov previous", [1, 2, 2, 39, 39, 32], scales(ScalesKind::MarkovPrevious)),
         case("markov both", [1, 2, 2, 39, 39, 32], scales(ScalesKind::MarkovPreviousAndSelf)),
+        case("bits", [2, 2, 2, 33, 70, 16], bits.clone()),
+        case("permuted", [1, 2, 2, 70, 70, 16], Mask::permuted(&order).unwrap()),
+        case("grouped", [1, 2, 2, 70, 70, 16], Mask::grouped(&order, &[1, 2, 30, 0, 37]).unwrap()),
+        case("query stream", [1, 2, 2, 140, 140, 8], Mask::two_stream(&steps)[1].clone()),
+        case("ranks of each", [2, 2, 1, 70, 70, 8], Mask::ranks(&steps, false)),
+        case("position queries", [2, 1, 1, 5, 140, 8], Mask::position_queries(&[3, 0, 9, 22, 40], &steps)),
+        case("diagonals", [1, 2, 2, 83, 83, 8], Mask::diagonals(&[8, 10], 3, true)),
+        case("diagonals but the own", [1, 2, 2, 83, 83, 8], Mask::diagonals(&[8, 10], 3, false)),
+        case("planes", [1, 1, 1, 121, 121, 8], Mask::diagonals(&[5, 4, 6], 1, true)),
+        case("regions", [1, 1, 1, 130, 130, 8], Mask::regions([10, 13], [2, 2])),
+        case("columns", [1, 1, 1, 130, 130, 8], Mask::columns([13, 10], 3)),
+        case("known", [2, 2, 1, 17, 70, 8], Mask::known(17, 10, 2, &known).unwrap()),
+        case("packed", [2, 2, 1, 90, 90, 8], Mask::packed(&[1, 64, 0, 20, 5], false)),
+        case("packed causal", [2, 2, 1, 90, 90, 8], Mask::packed(&[1, 64, 0, 20, 5], true)),
+        case(
+            "packed, more keys",
+            [1, 1, 1, 20, 150, 8],
+            Mask::Packed { q_lengths: vec![3, 17], k_lengths: vec![100, 50], causal: true },
+        ),
+        case("or", [2, 2, 2, 33, 70, 16], bottom.clone().or(bits.clone()).and(Mask::KeyLengths(vec![66, 40]))),
+        case("or of given", [2, 2, 2, 33, 70, 16], Mask::Prefix { prefix: 5, align: Align::TopLeft }.or(given.clone())),
+        case("or of nothing", [1, 1, 1, 5, 70, 8], Mask::Or(Vec::new())),
+        case("given and bits", [2, 2, 2, 33, 70, 16], given_too.clone().and(bits)),
         case("given", [2, 2, 2, 33, 70, 16], given.clone()),
         case("given twice", [1, 2, 2, 33, 70, 16], Mask::And(vec![given, given_too])),
         Case { bias: Some([false; 4]), ..case("bias", [2, 2, 2, 17, 70, 16], Mask::Full) },
@@ -66,6 +101,7 @@ fn on(mask: &Mask, device: &Device) -> Mask {
     match mask {
         Mask::Given(given) => Mask::Given(moved(given, device)),
         Mask::And(all) => Mask::And(all.iter().map(|mask| on(mask, device)).collect()),
+        Mask::Or(all) => Mask::Or(all.iter().map(|mask| on(mask, device)).collect()),
         other => other.clone(),
     }
 }
@@ -141,7 +177,7 @@ fn attention_nan_stays_in_rows_that_see_it() {
         let q = Tensor::from_slice(device, &[1, 1, 3, 2], &[1.0f32; 6]).unwrap();
         let k = Tensor::from_slice(device, &[1, 1, 3, 2], &[1.0, 1.0, f32::NAN, 1.0, 1.0, 1.0]).unwrap();
         for (k, v) in [(&k, &q), (&q, &k)] {
-            let given = Mask::from_fn(device, 3, 3, |i, j| i == j).unwrap();
+            let given = Mask::from_fn(3, 3, |i, j| i == j);
             for mask in [given, Mask::Window { left: 0, right: 0, align: Align::TopLeft }] {
                 let y = attention::attention(&q, k, v, &Options::new(1.0).mask(mask)).unwrap().y.to_vec().unwrap();
                 assert!(y[2].is_nan(), "{device}: {y:?}");
@@ -154,7 +190,8 @@ fn attention_nan_stays_in_rows_that_see_it() {
 #[test]
 fn attention_row_does_not_depend_on_the_number_of_rows() {
     for device in devices() {
-        let [batch, heads, q_len, k_len, head_dim] = [2, 4, 37, 150, 48];
+        // More keys than a segment: on wgpu a query alone has them split over workgroups.
+        let [batch, heads, q_len, k_len, head_dim] = [2, 4, 37, 1150, 48];
         let q = tensor::<f32>(device, &[batch, heads, q_len, head_dim], &spread(1, batch * heads * q_len * head_dim));
         let k = tensor::<f32>(device, &[batch, 2, k_len, head_dim], &spread(2, batch * 2 * k_len * head_dim));
         let causal = Options::new(0.2).mask(Mask::Causal { align: Align::BottomRight });
@@ -280,6 +317,12 @@ fn mask_of(dump: &Dump, mask: &serde_json::Value, device: &Device) -> Option<Mas
             let all = mask["of"].as_array()?.iter().map(|mask| mask_of(dump, mask, device));
             Mask::And(all.collect::<Option<_>>()?)
         }
+        "ranks" => {
+            let ranks: Vec<u32> =
+                dump.values("in.rank").expect("such a mask has ranks").1.iter().map(|r| *r as u32).collect();
+            Mask::ranks(&ranks, mask["strict"] == true)
+        }
+        "diagonals" => Mask::diagonals(&[number("h"), number("w")], number("prefix"), mask["own_diagonal"] == true),
         _ => {
             let (shape, mask) = dump.values("in.mask")?;
             let mask = mask.iter().map(|sees| u8::from(*sees != 0.0)).collect();
@@ -319,6 +362,54 @@ fn agrees_with_dump<T: Float>(dump: &Dump, device: &Device) {
     if let Some(lse) = dump.tensor("out.lse", &reference) {
         assert_close(&format!("{what} lse"), &got.lse.unwrap(), &lse, 0.0);
     }
+}
+
+#[test]
+fn mask_prepared_for_one_length_serves_any() {
+    for device in devices() {
+        let [q_len, head_dim] = [33, 8];
+        let mask =
+            Mask::Prefix { prefix: 3, align: Align::TopLeft }.or(Mask::Frames { frame: 20, align: Align::TopLeft });
+        let lengths = |k_len| Lengths { batch: 1, q_len, k_len };
+        let prepared = mask.clone().prepare(device, lengths(70)).unwrap();
+        let q = tensor::<f32>(device, &[1, 1, q_len, head_dim], &spread(1, q_len * head_dim));
+        for k_len in [70, 90] {
+            let k = tensor::<f32>(device, &[1, 1, k_len, head_dim], &spread(2, k_len * head_dim));
+            let y = |mask: &Mask| {
+                let options = Options::new(0.4).mask(mask.clone());
+                attention::attention(&q, &k, &k, &options).unwrap().y.to_vec().unwrap()
+            };
+            assert_eq!(y(&prepared), y(&mask), "{device}, {k_len} keys");
+            assert_eq!(y(&prepared.clone().and(Mask::Full)), y(&mask), "{device}, {k_len} keys");
+        }
+        assert!(mask.prepare(device, Lengths { batch: 1, q_len: 1, k_len: 0 }).is_ok());
+        assert!(Mask::packed(&[3], false).prepare(device, lengths(70)).is_err());
+    }
+}
+
+#[test]
+fn mask_visits_only_the_tiles_that_a_block_sees() {
+    let density = |mask: Mask, q_len, k_len| mask.density(Lengths { batch: 1, q_len, k_len }).unwrap();
+    assert_eq!(density(Mask::Full, 64, 640), 1.0);
+    // Frames of a tile each: 1 + 2 + .. + 10 of 10 x 10.
+    assert_eq!(density(Mask::Frames { frame: 64, align: Align::TopLeft }, 640, 640), 0.55);
+    assert_eq!(density(Mask::packed(&[64; 10], false), 640, 640), 0.1);
+    assert_eq!(density(Mask::from_fn(640, 640, |i, j| i / 64 == j / 64), 640, 640), 0.1);
+    let frames: Vec<u32> = (0..640).map(|token| token / 64).collect();
+    assert_eq!(density(Mask::ranks(&frames, false), 640, 640), 0.55);
+    assert_eq!(density(Mask::ranks(&frames, true), 640, 640), 0.45);
+    assert_eq!(density(Mask::Or(Vec::new()), 640, 640), 0.0);
+    assert_eq!(density(Mask::Full, 0, 0), 0.0);
+}
+
+#[test]
+fn mask_names_what_does_not_fit() {
+    let fails = |mask: Mask| mask.density(Lengths { batch: 2, q_len: 3, k_len: 5 }).unwrap_err().to_string();
+    assert_eq!(fails(Mask::ranks(&[0; 3], false)), "mask: mask's key ranks has shape [3], expected [5] or [2 * 5]");
+    assert!(fails(Mask::from_fn(3, 4, |_, _| true)).contains("expected [3, 5]"));
+    assert!(fails(Mask::packed(&[1, 2], true)).contains("k_lengths"));
+    assert!(Mask::permuted(&[0, 0]).is_err() && Mask::permuted(&[1, 2]).is_err());
+    assert!(Mask::grouped(&[1, 0], &[1]).is_err() && Mask::known(1, 0, 2, &[true]).is_err());
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod activation;
 mod attention;
+mod axial;
 mod common;
 mod conv;
 mod copy;
@@ -13,6 +14,7 @@ mod embedding;
 mod kernels;
 mod linear;
 mod norm;
+mod paged;
 mod resize;
 mod rope;
 mod sample;

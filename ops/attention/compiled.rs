@@ -1,0 +1,515 @@
+//! Masks for given lengths: a range of keys per query, and tiles where ranges do not say it all.
+
+use super::mask::{Bits, Lengths, Mask, ScalesKind, packed_keys, position, scale_of, signed, tokens};
+use crate::{Device, Error, Result, Tensor};
+
+/// Queries of a block: those that share a list of tiles.
+pub const BLOCK: usize = 16;
+/// Keys of a tile: a bit each in a word.
+pub const TILE: usize = 64;
+
+/// A mask for given lengths: what each query may see at most, and the tiles that are visited.
+#[derive(Debug, Clone)]
+pub struct Compiled {
+    /// The first key that a query sees and one past the last: one entry per query, for every batch entry if they
+    /// differ. A query that sees none has a range without keys.
+    pub ranges: Vec<[u32; 2]>,
+    /// Batch entries in `ranges` and `tiles`: 1 or all.
+    pub batches: usize,
+    /// Which keys within its range a query sees; absent if it is all of them.
+    pub tiles: Option<Tiles>,
+    /// Of the keys that are left, zeros hide more: broadcast to `[batch, q_len, k_len]`.
+    pub given: Option<Tensor<u8>>,
+}
+
+/// For each block of [`BLOCK`] queries the tiles of [`TILE`] keys that any of them sees.
+#[derive(Debug, Clone, Default)]
+pub struct Tiles {
+    /// The first entry of each block and one past the last block's, for every batch entry if they differ.
+    pub starts: Vec<u32>,
+    /// The tiles of each block in ascending order.
+    pub entries: Vec<Entry>,
+    /// A word for each query of the block, for each partial tile: the lowest bit is the tile's first key.
+    pub bits: Vec<u64>,
+}
+
+/// A tile that is visited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry {
+    /// Its first key over [`TILE`].
+    pub tile: u32,
+    /// Where its bits are, counted in partial tiles; [`Entry::FULL`] if every query sees every key.
+    pub bits: u32,
+}
+
+impl Entry {
+    /// Instead of bits: all are seen.
+    pub const FULL: u32 = u32::MAX;
+}
+
+/// A mask together with its compiled form, for use in many calls of the same lengths.
+#[derive(Debug)]
+pub struct Prepared {
+    /// What it does, whatever the lengths.
+    pub(super) mask: Mask,
+    #[cfg_attr(not(any(feature = "cpu", feature = "cuda", feature = "wgpu")), expect(dead_code))]
+    pub(super) lengths: Lengths,
+    #[cfg_attr(not(any(feature = "cpu", feature = "cuda", feature = "wgpu")), expect(dead_code))]
+    pub(super) compiled: Compiled,
+    /// [`Compiled::words`] on the device it was prepared for, if that is a GPU.
+    #[cfg_attr(not(any(feature = "cuda", feature = "wgpu")), expect(dead_code))]
+    pub(super) words: Option<Tensor<u32>>,
+}
+
+/// A compiled mask that is used now: made for this call or before it.
+#[derive(Debug)]
+pub(crate) enum Plan<'a> {
+    Made(Box<Compiled>),
+    Before(&'a Prepared),
+}
+
+impl Plan<'_> {
+    pub(crate) fn compiled(&self) -> &Compiled {
+        match self {
+            Self::Made(compiled) => compiled,
+            Self::Before(prepared) => &prepared.compiled,
+        }
+    }
+
+    /// [`Compiled::words`] on a GPU.
+    #[cfg_attr(not(any(feature = "cuda", feature = "wgpu")), expect(dead_code))]
+    pub(crate) fn words(&self, device: &Device) -> Result<Tensor<u32>> {
+        if let Self::Before(Prepared { words: Some(words), .. }) = self
+            && words.device().same(device)
+        {
+            return Ok(words.clone());
+        }
+        let words = self.compiled().words();
+        Tensor::from_vec(device, &[words.len()], words)
+    }
+}
+
+impl Compiled {
+    /// The keys that a query may see.
+    #[must_use]
+    pub fn range(&self, lengths: Lengths, batch: usize, query: usize) -> [usize; 2] {
+        let batch = if self.batches == 1 { 0 } else { batch };
+        self.ranges[batch * lengths.q_len + query].map(|key| key as usize)
+    }
+
+    /// The tiles that a block of queries visits, if ranges do not say it all.
+    #[must_use]
+    pub fn block(&self, lengths: Lengths, batch: usize, block: usize) -> Option<&[Entry]> {
+        let tiles = self.tiles.as_ref()?;
+        let batch = if self.batches == 1 { 0 } else { batch };
+        let at = batch * lengths.q_len.div_ceil(BLOCK) + block;
+        Some(&tiles.entries[tiles.starts[at] as usize..tiles.starts[at + 1] as usize])
+    }
+
+    /// Which keys of a tile a query sees.
+    #[must_use]
+    pub fn word(&self, entry: Entry, query: usize) -> u64 {
+        match &self.tiles {
+            Some(tiles) if entry.bits != Entry::FULL => tiles.bits[entry.bits as usize * BLOCK + query % BLOCK],
+            _ => u64::MAX,
+        }
+    }
+
+    /// All of it as a GPU reads it: the ranges; then, if there are tiles, the starts, the entries (tile, bits) and
+    /// the bits (low half, high half).
+    #[must_use]
+    pub fn words(&self) -> Vec<u32> {
+        let mut words = self.ranges.concat();
+        if let Some(tiles) = &self.tiles {
+            words.extend(&tiles.starts);
+            words.extend(tiles.entries.iter().flat_map(|entry| [entry.tile, entry.bits]));
+            #[expect(clippy::cast_possible_truncation, reason = "the two halves of a word")]
+            words.extend(tiles.bits.iter().flat_map(|bits| [*bits as u32, (bits >> 32) as u32]));
+        }
+        words
+    }
+
+    /// All that tiles and a given mask hide, as one given mask: for kernels that read no tiles.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn hidden(&self, device: &Device, lengths: Lengths) -> Result<Option<Tensor<u8>>> {
+        let Lengths { batch, q_len, k_len } = lengths;
+        if self.tiles.is_none() {
+            return Ok(self.given.clone());
+        }
+        let mut bytes = match &self.given {
+            Some(given) => given.to_vec()?,
+            None => vec![1; batch * q_len * k_len],
+        };
+        for (row, bytes) in bytes.chunks_mut(k_len.max(1)).enumerate() {
+            let (entry, query) = (row / q_len, row % q_len);
+            let mut seen = vec![0; k_len.div_ceil(TILE)];
+            for tile in self.block(lengths, entry, query / BLOCK).unwrap_or_default() {
+                seen[tile.tile as usize] = self.word(*tile, query);
+            }
+            for (key, byte) in bytes.iter_mut().enumerate() {
+                *byte = u8::from(*byte != 0 && seen[key / TILE] >> (key % TILE) & 1 == 1);
+            }
+        }
+        Ok(Some(Tensor::from_vec(device, &[batch, q_len, k_len], bytes)?))
+    }
+
+    /// The share of pairs of a block and a tile that is visited.
+    fn density(&self, lengths: Lengths) -> f64 {
+        let blocks = lengths.q_len.div_ceil(BLOCK);
+        let all = self.batches * blocks * lengths.k_len.div_ceil(TILE);
+        let visited = match &self.tiles {
+            Some(tiles) => tiles.entries.len(),
+            None => {
+                let block = |ranges: &[[u32; 2]]| {
+                    let seen = ranges.iter().filter(|[start, end]| start < end);
+                    let start = seen.clone().map(|range| range[0] as usize / TILE).min().unwrap_or(0);
+                    seen.map(|range| (range[1] as usize).div_ceil(TILE)).max().unwrap_or(start) - start
+                };
+                self.ranges.chunks(lengths.q_len.max(1)).flat_map(|entry| entry.chunks(BLOCK)).map(block).sum()
+            }
+        };
+        visited as f64 / all.max(1) as f64
+    }
+}
+
+impl Mask {
+    /// This mask with its compiled form for these lengths, on `device` where that is a GPU: calls with the same lengths
+    /// then do not compile it again. With other lengths it still works, at the cost of compiling.
+    ///
+    /// # Errors
+    /// As [`attention`](super::attention) for a mask that does not fit the lengths; [`Error::Device`] if the device
+    /// has no room.
+    pub fn prepare(self, device: &Device, lengths: Lengths) -> Result<Self> {
+        const OP: &str = "mask";
+        self.check(OP, device, lengths)?;
+        let compiled = self.compiled(OP, lengths)?;
+        let words = match device.backend() {
+            crate::Backend::Cpu | crate::Backend::Reference => None,
+            _ => {
+                let words = compiled.words();
+                Some(Tensor::from_vec(device, &[words.len()], words)?)
+            }
+        };
+        Ok(Self::Prepared(std::sync::Arc::new(Prepared { mask: self, lengths, compiled, words })))
+    }
+
+    /// The share of the tiles that are visited for these lengths: what attention costs, over what it costs without a
+    /// mask. (A given mask skips none.)
+    ///
+    /// # Errors
+    /// As [`Mask::prepare`] on the host.
+    pub fn density(&self, lengths: Lengths) -> Result<f64> {
+        const OP: &str = "mask";
+        self.check(OP, &Device::reference(), lengths)?;
+        Ok(self.compiled(OP, lengths)?.density(lengths))
+    }
+
+    /// The mask for these lengths, which [`Mask::check`] has passed.
+    #[cfg_attr(not(any(feature = "cpu", feature = "cuda", feature = "wgpu")), expect(dead_code))]
+    pub(crate) fn plan(&self, op: &'static str, lengths: Lengths) -> Result<Plan<'_>> {
+        match self {
+            Self::Prepared(prepared) if prepared.lengths == lengths => Ok(Plan::Before(prepared)),
+            _ => Ok(Plan::Made(Box::new(self.compiled(op, lengths)?))),
+        }
+    }
+
+    fn compiled(&self, op: &'static str, lengths: Lengths) -> Result<Compiled> {
+        let Lengths { batch, q_len, k_len } = lengths;
+        if u32::try_from(k_len).is_err() {
+            return Err(Error::shape(op, "k", &[k_len], "fewer than 2^32 keys"));
+        }
+        let batches = if self.depends_on_batch(lengths) { batch } else { 1 };
+        let given = self.given(lengths)?;
+        if self.is_range() || k_len == 0 {
+            let pairs = (0..batches).flat_map(|batch| (0..q_len).map(move |i| (batch, i)));
+            let ranges = pairs.map(|(batch, i)| self.range(lengths, batch, i).map(key)).collect();
+            return Ok(Compiled { ranges, batches, tiles: None, given });
+        }
+        let mut compiled = Compiled { ranges: Vec::new(), batches, tiles: Some(Tiles::default()), given };
+        for batch in 0..batches {
+            let source = Source::new(self, lengths, batch)?;
+            // Many blocks at a time, since a mask of ranks goes through all keys for each lot.
+            for first in (0..q_len).step_by(LOT) {
+                compiled.add(op, &source.rows(lengths, batch, first, LOT.min(q_len - first)), k_len)?;
+            }
+        }
+        if let Some(tiles) = &mut compiled.tiles {
+            tiles.starts.push(count(op, tiles.entries.len())?);
+        }
+        Ok(compiled)
+    }
+
+    /// Whether each query sees one range of keys, apart from what a given mask hides.
+    fn is_range(&self) -> bool {
+        match self {
+            Self::And(all) => all.iter().all(Self::is_range),
+            Self::Prepared(prepared) => prepared.mask.is_range(),
+            Self::Or(_) | Self::Ranks { .. } | Self::Bits(_) => false,
+            _ => true,
+        }
+    }
+
+    /// The range of keys that query `i` sees, of a mask that is one.
+    fn range(&self, lengths: Lengths, batch: usize, i: usize) -> [usize; 2] {
+        let k_len = lengths.k_len;
+        let below = |key: isize| usize::try_from(key).unwrap_or(0).min(k_len);
+        match self {
+            Self::Full | Self::Given(_) | Self::Or(_) | Self::Ranks { .. } | Self::Bits(_) => [0, k_len],
+            Self::Causal { align } => [0, below(position(i, *align, lengths) + 1)],
+            Self::Window { left, right, align } => {
+                let p = position(i, *align, lengths);
+                [below(p - signed(*left)), below(p + signed(*right) + 1)]
+            }
+            Self::Prefix { prefix, align } => [0, below(position(i, *align, lengths) + 1).max((*prefix).min(k_len))],
+            Self::Frames { frame, align } => {
+                let p = position(i, *align, lengths);
+                [0, below((p.div_euclid(signed(*frame)) + 1).saturating_mul(signed(*frame)))]
+            }
+            Self::KeyLengths(key_lengths) => [0, key_lengths[batch]],
+            Self::Scales { patch_nums, kind } => {
+                let scale = scale_of(patch_nums, i + k_len - lengths.q_len);
+                let start = |scale: usize| tokens(&patch_nums[..scale]).min(k_len);
+                let before = scale.saturating_sub(1);
+                match kind {
+                    ScalesKind::BlockCausal => [0, start(scale + 1)],
+                    ScalesKind::MarkovSelf => [start(scale), start(scale + 1)],
+                    ScalesKind::MarkovPrevious => [start(before), start(before + 1)],
+                    ScalesKind::MarkovPreviousAndSelf => [start(before), start(scale + 1)],
+                }
+            }
+            Self::Packed { q_lengths, k_lengths, causal } => {
+                let ([start, end], last) = packed_keys(q_lengths, k_lengths, i);
+                [start, if *causal { below(last + 1).clamp(start, end) } else { end }]
+            }
+            Self::And(all) => all.iter().fold([0, k_len], |[start, end], mask| {
+                let [other_start, other_end] = mask.range(lengths, batch, i);
+                [start.max(other_start), end.min(other_end)]
+            }),
+            Self::Prepared(prepared) => prepared.mask.range(lengths, batch, i),
+        }
+    }
+
+    fn depends_on_batch(&self, lengths: Lengths) -> bool {
+        match self {
+            Self::KeyLengths(_) => true,
+            Self::Ranks { queries, keys, .. } => queries.len() != lengths.q_len || keys.len() != lengths.k_len,
+            // Inside of an `or` given masks become bits.
+            Self::Or(all) => all.iter().any(|mask| mask.holds_given() || mask.depends_on_batch(lengths)),
+            Self::And(all) => all.iter().any(|mask| mask.depends_on_batch(lengths)),
+            Self::Prepared(prepared) => prepared.mask.depends_on_batch(lengths),
+            _ => false,
+        }
+    }
+
+    fn holds_given(&self) -> bool {
+        match self {
+            Self::Given(_) => true,
+            Self::And(all) | Self::Or(all) => all.iter().any(Self::holds_given),
+            Self::Prepared(prepared) => prepared.mask.holds_given(),
+            _ => false,
+        }
+    }
+
+    /// The given masks that all must pass, as one.
+    fn given(&self, lengths: Lengths) -> Result<Option<Tensor<u8>>> {
+        fn collect<'a>(mask: &'a Mask, found: &mut Vec<&'a Tensor<u8>>) {
+            match mask {
+                Mask::Given(given) => found.push(given),
+                Mask::And(all) => all.iter().for_each(|mask| collect(mask, found)),
+                Mask::Prepared(prepared) => collect(&prepared.mask, found),
+                _ => {}
+            }
+        }
+        let Lengths { batch, q_len, k_len } = lengths;
+        let mut found = Vec::new();
+        collect(self, &mut found);
+        Ok(match found[..] {
+            [] => None,
+            [one] => Some(one.broadcast(&[batch, q_len, k_len])?),
+            // Several become one in host memory: rare, and a GPU would have to wait either way.
+            [first, ..] => {
+                let mut all = vec![1u8; batch * q_len * k_len];
+                for given in &found {
+                    let given = given.broadcast(&[batch, q_len, k_len])?.to_vec()?;
+                    all.iter_mut().zip(given).for_each(|(all, given)| *all &= u8::from(given != 0));
+                }
+                Some(Tensor::from_vec(first.device(), &[batch, q_len, k_len], all)?)
+            }
+        })
+    }
+}
+
+/// Queries whose bits are held at a time: whole blocks.
+const LOT: usize = 64 * BLOCK;
+
+/// A mask of one batch entry, ready to give the bits of its queries.
+enum Source<'a> {
+    /// One range per query.
+    Range(&'a Mask),
+    /// Key ranks in ascending order with their keys, and the query ranks.
+    Ranks {
+        keys: Vec<(u32, usize)>,
+        queries: &'a [u32],
+        strict: bool,
+    },
+    Bits(&'a Bits),
+    /// The bytes of a given mask, `[q_len, k_len]`.
+    Given(Vec<u8>),
+    And(Vec<Source<'a>>),
+    Or(Vec<Source<'a>>),
+}
+
+impl<'a> Source<'a> {
+    fn new(mask: &'a Mask, lengths: Lengths, batch: usize) -> Result<Self> {
+        Self::of(mask, lengths, batch, false)
+    }
+
+    /// Given masks outside of an `or` are left to the kernels.
+    fn of(mask: &'a Mask, lengths: Lengths, batch: usize, inside_or: bool) -> Result<Self> {
+        let all = |masks: &'a [Mask], inside_or| {
+            masks.iter().map(|mask| Self::of(mask, lengths, batch, inside_or)).collect::<Result<Vec<_>>>()
+        };
+        Ok(match mask {
+            Mask::And(masks) => Self::And(all(masks, inside_or)?),
+            Mask::Or(masks) => Self::Or(all(masks, true)?),
+            Mask::Prepared(prepared) => Self::of(&prepared.mask, lengths, batch, inside_or)?,
+            Mask::Bits(bits) => Self::Bits(bits),
+            Mask::Ranks { queries, keys, strict } => {
+                let part = |ranks: &'a [u32], len: usize| {
+                    if ranks.len() == len { ranks } else { &ranks[batch * len..][..len] }
+                };
+                let mut sorted: Vec<_> =
+                    part(keys, lengths.k_len).iter().enumerate().map(|(key, rank)| (*rank, key)).collect();
+                sorted.sort_unstable();
+                Self::Ranks { keys: sorted, queries: part(queries, lengths.q_len), strict: *strict }
+            }
+            Mask::Given(given) if inside_or => {
+                let whole = given.broadcast(&[lengths.batch, lengths.q_len, lengths.k_len])?;
+                Self::Given(whole.narrow(0, batch, 1)?.to_vec()?)
+            }
+            _ => Self::Range(mask),
+        })
+    }
+
+    /// The bits of `count` queries from `first` on, a row of words for each.
+    fn rows(&self, lengths: Lengths, batch: usize, first: usize, count: usize) -> Vec<u64> {
+        let width = lengths.k_len.div_ceil(TILE);
+        let mut rows = vec![0; count * width];
+        if width == 0 {
+            return rows;
+        }
+        match self {
+            Self::Range(mask) => {
+                for (i, row) in rows.chunks_mut(width).enumerate() {
+                    fill(row, mask.range(lengths, batch, first + i));
+                }
+            }
+            Self::Ranks { keys, queries, strict } => {
+                // Keys become visible one after another as the queries' ranks rise: no pair is looked at.
+                let mut order: Vec<usize> = (0..count).collect();
+                order.sort_unstable_by_key(|i| queries[first + i]);
+                let mut seen = vec![0; width];
+                let mut next = 0;
+                for i in order {
+                    let rank = queries[first + i];
+                    while let Some((key_rank, key)) = keys.get(next)
+                        && (*key_rank < rank || (!strict && *key_rank == rank))
+                    {
+                        seen[key / TILE] |= 1 << (key % TILE);
+                        next += 1;
+                    }
+                    rows[i * width..][..width].copy_from_slice(&seen);
+                }
+            }
+            Self::Bits(bits) => {
+                for (i, row) in rows.chunks_mut(width).enumerate() {
+                    row.copy_from_slice(bits.row(first + i));
+                }
+            }
+            Self::Given(bytes) => {
+                for (i, row) in rows.chunks_mut(width).enumerate() {
+                    for (key, byte) in bytes[(first + i) * lengths.k_len..][..lengths.k_len].iter().enumerate() {
+                        row[key / TILE] |= u64::from(*byte != 0) << (key % TILE);
+                    }
+                }
+            }
+            Self::And(all) => {
+                rows.chunks_mut(width).for_each(|row| fill(row, [0, lengths.k_len]));
+                for source in all {
+                    let others = source.rows(lengths, batch, first, count);
+                    rows.iter_mut().zip(others).for_each(|(word, other)| *word &= other);
+                }
+            }
+            Self::Or(all) => {
+                for source in all {
+                    let others = source.rows(lengths, batch, first, count);
+                    rows.iter_mut().zip(others).for_each(|(word, other)| *word |= other);
+                }
+            }
+        }
+        rows
+    }
+}
+
+impl Compiled {
+    /// Adds rows of bits, block by block.
+    fn add(&mut self, op: &'static str, rows: &[u64], k_len: usize) -> Result<()> {
+        let width = k_len.div_ceil(TILE);
+        let Some(tiles) = &mut self.tiles else { return Ok(()) };
+        let whole = |tile: usize| u64::MAX >> (TILE - TILE.min(k_len - tile * TILE));
+        for block in rows.chunks(BLOCK * width.max(1)) {
+            tiles.starts.push(count(op, tiles.entries.len())?);
+            for tile in 0..width {
+                let column = || block.iter().skip(tile).step_by(width);
+                if column().all(|word| *word == 0) {
+                    continue;
+                }
+                let mut bits = Entry::FULL;
+                if column().any(|word| *word != whole(tile)) {
+                    bits = count(op, tiles.bits.len() / BLOCK)?;
+                    tiles.bits.extend(column());
+                    tiles.bits.resize((bits as usize + 1) * BLOCK, 0);
+                }
+                tiles.entries.push(Entry { tile: count(op, tile)?, bits });
+            }
+        }
+        self.ranges.extend(rows.chunks(width.max(1)).map(hull));
+        Ok(())
+    }
+}
+
+/// From the first key that a row sees to one past the last.
+fn hull(row: &[u64]) -> [u32; 2] {
+    let first = row.iter().position(|word| *word != 0);
+    let last = row.iter().rposition(|word| *word != 0);
+    match (first, last) {
+        (Some(first), Some(last)) => {
+            let start = first * TILE + row[first].trailing_zeros() as usize;
+            [start, (last + 1) * TILE - row[last].leading_zeros() as usize].map(key)
+        }
+        _ => [0, 0],
+    }
+}
+
+/// Sets the bits of a range of keys.
+fn fill(row: &mut [u64], [start, end]: [usize; 2]) {
+    for (tile, word) in row.iter_mut().enumerate() {
+        let from = start.saturating_sub(tile * TILE).min(TILE);
+        let to = end.saturating_sub(tile * TILE).min(TILE);
+        if from < to {
+            *word |= u64::MAX >> (TILE - (to - from)) << from;
+        }
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "at most k_len, which fits")]
+fn key(key: usize) -> u32 {
+    key as u32
+}
+
+fn count(op: &'static str, count: usize) -> Result<u32> {
+    u32::try_from(count)
+        .ok()
+        .filter(|count| *count < Entry::FULL)
+        .ok_or_else(|| Error::value(op, "mask", count, "fewer than 2^32 tiles"))
+}
