@@ -249,7 +249,7 @@ fn kv_cache_holds_what_was_appended_and_not_truncated() {
 
 fn l2_normalise_agrees<T: Float>() {
     for device in devices() {
-        for shape in [[1, 1, 1, 1], [1, 2, 3, 63], [2, 1, 2, 64], [1, 1, 3, 65], [1, 0, 3, 8]] {
+        for shape in [[1, 1, 1, 1], [1, 2, 3, 63], [2, 1, 2, 64], [1, 1, 3, 65], [1, 1, 2, 776], [1, 0, 3, 8]] {
             let x = tensor::<T>(device, &shape, &uniform(7, shape.iter().product()));
             let got = attention::l2_normalise(&x).unwrap();
             let expected = attention::l2_normalise(&widened(&x)).unwrap();

@@ -51,7 +51,12 @@ where
 fn conv2d_agrees_with_reference() {
     conv2d_agrees::<f32, f32>();
     conv2d_agrees::<f32, f16>();
+    conv2d_agrees::<f32, bf16>();
+    conv2d_agrees::<f16, f32>();
     conv2d_agrees::<f16, f16>();
+    conv2d_agrees::<f16, bf16>();
+    conv2d_agrees::<bf16, f32>();
+    conv2d_agrees::<bf16, f16>();
     conv2d_agrees::<bf16, bf16>();
 }
 

@@ -6,8 +6,9 @@ use smalti::{Device, Error, Float, Tensor, bf16, f16, norm};
 use crate::common::{assert_close, devices, moved, tensor, uniform, widened};
 use crate::dumps::{self, Dump};
 
-/// Edges of the kernels: one element, one less and one more than a workgroup, odd rows, a prime.
-const ROWS: &[[usize; 2]] = &[[1, 1], [5, 63], [4, 64], [3, 65], [2, 1031], [7, 768], [0, 8]];
+/// Edges of the kernels: one element, one less and one more than a workgroup, odd rows, a prime; on CUDA, rows that have
+/// a warp, a block, and a large block, with and without whole runs of 16 bytes.
+const ROWS: &[[usize; 2]] = &[[1, 1], [5, 63], [4, 64], [3, 65], [2, 1031], [7, 768], [2, 4104], [1, 4099], [0, 8]];
 
 fn rms_norm_agrees<T: Float>() {
     for device in devices() {
@@ -182,6 +183,25 @@ fn softmax_of_nothing_is_zero_and_nan_stays_in_its_row() {
         assert_eq!(y[..6], [0.0, 0.0, 0.0, 0.5, 0.0, 0.5], "{device}");
         assert!(y[6].is_nan() && y[8].is_nan(), "{device}: {y:?}");
         assert_eq!(y[9..], [0.5, 0.5, 0.0], "{device}");
+    }
+}
+
+#[test]
+fn rows_are_the_same_bits_alone_and_among_others() {
+    for device in devices() {
+        for channels in [40, 65, 768, 4104] {
+            let x = tensor::<f32>(device, &[5, channels], &uniform(19, 5 * channels));
+            let each: [fn(&Tensor<f32>) -> Tensor<f32>; 3] = [
+                |x| norm::rms_norm(x, None, 1e-5).unwrap(),
+                |x| norm::layer_norm(x, None, None, 1e-5).unwrap(),
+                |x| norm::softmax(x).unwrap(),
+            ];
+            for (op, name) in each.iter().zip(["rms_norm", "layer_norm", "softmax"]) {
+                let together = op(&x).narrow(0, 3, 1).unwrap().to_vec().unwrap();
+                let alone = op(&x.narrow(0, 3, 1).unwrap()).to_vec().unwrap();
+                assert_eq!(alone, together, "{name} {device} {channels} channels");
+            }
+        }
     }
 }
 

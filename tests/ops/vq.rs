@@ -6,7 +6,8 @@ use crate::common::{devices, moved, tensor, uniform, widened};
 
 fn nearest_agrees<T: Float>() {
     for device in devices() {
-        for (vectors, codes, dim) in [(1, 1, 1), (17, 63, 8), (33, 65, 5), (5, 513, 32)] {
+        // One; edges of workgroups and blocks; values of a vector in more than one tile, the last one not full.
+        for (vectors, codes, dim) in [(1, 1, 1), (17, 63, 8), (33, 65, 5), (5, 513, 32), (3, 129, 68), (4, 128, 130)] {
             let x = tensor::<T>(device, &[vectors, dim], &uniform(40, vectors * dim));
             let codebook = tensor::<f32>(device, &[codes, dim], &uniform(41, codes * dim));
             let at_home = moved(&codebook, &Device::reference()).into();
