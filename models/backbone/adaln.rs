@@ -2,6 +2,8 @@
 //!
 //! Source: Tian et al. 2024, arXiv:2404.02905, section 3.3; names from VAR's `basic_var.py`.
 
+use std::ops::Range;
+
 use smalti::attention::{self, KvCache, Options};
 use smalti::{Float, Tensor, Weight, activation, elementwise, linear, norm};
 
@@ -52,16 +54,18 @@ pub(crate) fn layer(loader: &Loader<'_>, name: &str, shape: [usize; 2]) -> Resul
 }
 
 impl<T: Float> AdaLn<T> {
-    /// Loads `blocks.N` and, if it is there, `shared_ada_lin` under the loader's prefix.
+    /// Loads `NAME.N` for each of the names, one stack after the other, and, if it is there, `shared_ada_lin` under the
+    /// loader's prefix.
     ///
     /// # Errors
     /// If the device has no room.
-    pub fn load(loader: &Loader<'_>, dim: usize, heads: usize, norm_eps: f32) -> Result<Self> {
+    pub fn load(loader: &Loader<'_>, names: &[&str], dim: usize, heads: usize, norm_eps: f32) -> Result<Self> {
         let device = loader.device();
         let shared =
             if loader.has("shared_ada_lin") { Some(layer(loader, "shared_ada_lin.1", [6 * dim, dim])?) } else { None };
-        let blocks = (0..loader.count("blocks")).map(|index| {
-            let at = loader.at("blocks").at(index);
+        let all = names.iter().flat_map(|name| (0..loader.count(name)).map(move |index| (*name, index)));
+        let blocks = all.map(|(name, index)| {
+            let at = loader.at(name).at(index);
             let modulation = if shared.is_some() {
                 Modulation::Shared { offset: at.vector("ada_gss", &[1, 1, 6, dim])?.reshape(&[1, 6 * dim])? }
             } else {
@@ -78,7 +82,11 @@ impl<T: Float> AdaLn<T> {
                 Scores::Scaled
             };
             let mut bias = attn.vector("q_bias", &[dim])?.to_vec()?;
-            bias.extend(attn.vector("zero_k_bias", &[dim])?.to_vec()?);
+            bias.extend(match attn.shape("zero_k_bias") {
+                // A buffer that some official checkpoints leave out.
+                None => vec![0.0; dim],
+                Some(_) => attn.vector("zero_k_bias", &[dim])?.to_vec()?,
+            });
             bias.extend(attn.vector("v_bias", &[dim])?.to_vec()?);
             let hidden = at.length("ffn.fc1.weight", 0);
             Ok(Block {
@@ -93,6 +101,12 @@ impl<T: Float> AdaLn<T> {
         });
         let blocks = blocks.collect::<Result<_>>()?;
         Ok(Self { dim, heads, norm_eps, shared, blocks })
+    }
+
+    /// How many blocks there are.
+    #[must_use]
+    pub fn depth(&self) -> usize {
+        self.blocks.len()
     }
 
     /// Empty caches for sequences of at most `capacity` places.
@@ -126,6 +140,22 @@ impl<T: Float> AdaLn<T> {
         caches: &mut [KvCache<T>],
         options: &Options,
     ) -> Result<Tensor<T>> {
+        self.run_some(0..self.blocks.len(), x, condition, Some(caches), options)
+    }
+
+    /// The same through the blocks `range` alone, with one cache for each of these, or with none: then the places see
+    /// each other only.
+    ///
+    /// # Errors
+    /// If shapes do not fit or the device fails.
+    pub fn run_some(
+        &self,
+        range: Range<usize>,
+        x: &Tensor<T>,
+        condition: &Tensor<T>,
+        mut caches: Option<&mut [KvCache<T>]>,
+        options: &Options,
+    ) -> Result<Tensor<T>> {
         let &[batch, seq, dim] = x.shape() else {
             return Err(Error::Request(format!("a sequence of shape {:?}, expected [batch, seq, dim]", x.shape())));
         };
@@ -136,7 +166,7 @@ impl<T: Float> AdaLn<T> {
             None => None,
         };
         let mut x = x.clone();
-        for (block, cache) in self.blocks.iter().zip(caches) {
+        for (index, block) in self.blocks[range].iter().enumerate() {
             let six = match (&block.modulation, &shared) {
                 (Modulation::Own { weight, bias }, _) => linear::linear(&active, weight, Some(bias))?,
                 (Modulation::Shared { offset }, Some(shared)) => {
@@ -157,8 +187,12 @@ impl<T: Float> AdaLn<T> {
                 q = elementwise::mul(&attention::l2_normalise(&q)?, factor)?;
                 k = attention::l2_normalise(&k)?;
             }
-            cache.append(&k, &qkv.narrow(1, 2 * heads, heads)?)?;
-            let h = attention::attention(&q, &cache.k(), &cache.v(), options)?.y;
+            let mut v = qkv.narrow(1, 2 * heads, heads)?;
+            if let Some(caches) = &mut caches {
+                caches[index].append(&k, &v)?;
+                (k, v) = (caches[index].k(), caches[index].v());
+            }
+            let h = attention::attention(&q, &k, &v, options)?.y;
             let h = h.permute(&[0, 2, 1, 3])?.reshape(&[batch, seq, dim])?;
             let h = linear::linear(&h, &block.proj.0, Some(&block.proj.1))?;
             x = norm::gated_add(&x, &part(0)?, &h)?;
@@ -172,4 +206,59 @@ impl<T: Float> AdaLn<T> {
         }
         Ok(x)
     }
+}
+
+/// A modulated norm and a softmax head.
+pub struct ModulatedHead {
+    modulation: (Weight, Tensor<f32>),
+    head: (Weight, Tensor<f32>),
+    norm_eps: f32,
+}
+
+impl ModulatedHead {
+    /// Loads `NORM.ada_lin.1` and `HEAD`.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    pub fn load(loader: &Loader<'_>, norm: &str, head: &str, dim: usize, norm_eps: f32) -> Result<Self> {
+        let vocabulary = loader.at(head).length("weight", 0);
+        Ok(Self {
+            modulation: layer(loader, &format!("{norm}.ada_lin.1"), [2 * dim, dim])?,
+            head: layer(loader, head, [vocabulary, dim])?,
+            norm_eps,
+        })
+    }
+
+    /// Logits of states `[batch, seq, dim]` under a condition `[batch, dim]`.
+    ///
+    /// # Errors
+    /// If shapes do not fit or the device fails.
+    pub fn run<T: Float>(&self, x: &Tensor<T>, condition: &Tensor<T>) -> Result<Tensor<T>> {
+        let (rows, dim) = (condition.shape()[0], condition.shape()[1]);
+        let active = activation::activation(condition, activation::Activation::Silu)?;
+        let two = linear::linear(&active, &self.modulation.0, Some(&self.modulation.1))?;
+        let two = two.reshape(&[rows, 2, 1, dim])?;
+        let part = |index: usize| two.narrow(1, index, 1)?.reshape(&[rows, 1, dim]);
+        let h = norm::layer_norm(x, None, None, self.norm_eps)?;
+        let h = norm::modulate(&h, &part(0)?, &part(1)?)?;
+        Ok(linear::linear(&h, &self.head.0, Some(&self.head.1))?)
+    }
+}
+
+/// A learned vector per place plus one per scale, `[1, places, dim]`: `pos_1LC` and `lvl_embed`.
+///
+/// # Errors
+/// If the device has no room.
+pub fn scale_positions(loader: &Loader<'_>, patch_nums: &[usize], dim: usize) -> Result<Tensor<f32>> {
+    let places: usize = patch_nums.iter().map(|side| side * side).sum();
+    let mut positions = loader.vector("pos_1LC", &[1, places, dim])?.to_vec()?;
+    let levels = loader.vector("lvl_embed.weight", &[patch_nums.len(), dim])?.to_vec()?;
+    let level_of_place =
+        patch_nums.iter().enumerate().flat_map(|(level, side)| std::iter::repeat_n(level, side * side));
+    for (position, level) in positions.chunks_mut(dim.max(1)).zip(level_of_place) {
+        for (position, level) in position.iter_mut().zip(&levels[level * dim..]) {
+            *position += level;
+        }
+    }
+    Ok(Tensor::from_vec(loader.device(), &[1, places, dim], positions)?)
 }

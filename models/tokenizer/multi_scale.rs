@@ -13,8 +13,8 @@ use crate::{Error, Result};
 
 /// Encoder, multi-scale quantiser, decoder.
 pub struct MultiScaleTokenizer {
-    encoder: Encoder,
-    quant_conv: Conv,
+    /// With the convolution after it; absent where a checkpoint can only draw.
+    encoder: Option<(Encoder, Conv)>,
     quantiser: ScaleQuantiser,
     post_quant_conv: Conv,
     decoder: Decoder,
@@ -37,7 +37,8 @@ pub struct ScaleQuantiser {
 }
 
 impl MultiScaleTokenizer {
-    /// Loads the official names under the loader's prefix. `phi_ratio` is the official `quant_resi`.
+    /// Loads the official names under the loader's prefix, the encoder if it is there. `phi_ratio` is the official
+    /// `quant_resi`.
     ///
     /// # Errors
     /// If the device has no room.
@@ -64,10 +65,15 @@ impl MultiScaleTokenizer {
             (0..patch_nums.len()).map(|scale| nearest_tick(phi.len(), scale, patch_nums.len())).collect();
         let codebook = quantize.weight("embedding.weight", &shape)?;
         let patch_nums = patch_nums.to_vec();
-        let encoder = Encoder::load(&loader.at("encoder"), Names::Var, groups)?;
+        let encoder = if loader.has("encoder") {
+            let encoder = Encoder::load(&loader.at("encoder"), Names::Var, groups)?;
+            let quant_conv = Conv::load_from(loader, "quant_conv", encoder.channels(), Some(channels), 3)?;
+            Some((encoder, quant_conv))
+        } else {
+            None
+        };
         let post_quant_conv = Conv::load_from(loader, "post_quant_conv", channels, None, 3)?;
         Ok(Self {
-            quant_conv: Conv::load_from(loader, "quant_conv", encoder.channels(), Some(channels), 3)?,
             encoder,
             quantiser: ScaleQuantiser { codebook, cosine: false, phi, phi_ratio, phi_of_scale, patch_nums },
             decoder: Decoder::load(&loader.at("decoder"), Names::Var, post_quant_conv.channels(), groups)?,
@@ -90,9 +96,11 @@ impl MultiScaleTokenizer {
     /// Pixels `[batch, 3, height, width]` in [-1, 1] to latents `[batch, channels, side, side]`.
     ///
     /// # Errors
-    /// If shapes do not fit or the device fails.
+    /// [`Error::Request`] if the checkpoint has no encoder; [`Error::Op`] if shapes do not fit or the device fails.
     pub fn latents<T: Float>(&self, pixels: &Tensor<T>) -> Result<Tensor<T>> {
-        self.quant_conv.run(&self.encoder.run(pixels)?)
+        let missing = || Error::Request("the checkpoint holds no encoder".to_owned());
+        let (encoder, quant_conv) = self.encoder.as_ref().ok_or_else(missing)?;
+        quant_conv.run(&encoder.run(pixels)?)
     }
 
     /// Latents to pixels, clamped to [-1, 1] by whoever shows them.

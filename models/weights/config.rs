@@ -56,6 +56,14 @@ impl Config {
         Self(all.into())
     }
 
+    /// A list of lists of counts.
+    #[must_use]
+    pub fn lists(&self, key: &str) -> Option<Vec<Vec<usize>>> {
+        let count = |count: &serde_json::Value| count.as_u64()?.try_into().ok();
+        let list = |list: &serde_json::Value| list.as_array()?.iter().map(count).collect();
+        self.0.get(key)?.as_array()?.iter().map(list).collect()
+    }
+
     /// A list of configurations.
     #[must_use]
     pub fn list(&self, key: &str) -> Option<Vec<Self>> {

@@ -40,7 +40,7 @@ impl Codes {
     pub fn load(checkpoint: &Checkpoint, root: &Loader<'_>, config: &Config, classes: usize) -> Result<Self> {
         let side = config.count("block_size").or_else(|| config.count("image_seq_len")).unwrap_or(256).isqrt();
         // A scale, or where it starts and ends.
-        let cfg = config.number("cfg").or_else(|| config.number("guidance_scale"));
+        let cfg = ["cfg", "guidance_scale", "w"].iter().find_map(|key| config.number(key));
         let cfg = cfg.or_else(|| config.numbers("cfg_scales")?.last().copied());
         let grid = config.counts("latent_shape").and_then(|shape| shape.try_into().ok());
         Ok(Self {

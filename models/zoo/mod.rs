@@ -2,8 +2,10 @@
 
 pub mod arpg;
 pub mod codes;
+pub mod hmar;
 pub mod llamagen;
 pub mod lpd;
+pub mod maskgil;
 pub mod nar;
 pub mod par;
 pub mod randar;
@@ -27,8 +29,10 @@ pub fn load<T: Float>(checkpoint: &Checkpoint, device: &Device) -> Result<Box<dy
     match checkpoint.system() {
         Some(_) if !tokenizer => request("holds a transformer without its tokenizer: give that file too".to_owned()),
         Some("arpg") => Ok(Box::new(InDtype::<T, _>::new(arpg::Arpg::load(checkpoint, device)?))),
+        Some("hmar") => Ok(Box::new(hmar::Hmar::<T>::load(checkpoint, device)?)),
         Some("llamagen") => Ok(Box::new(llamagen::LlamaGen::<T>::load(checkpoint, device)?)),
         Some("lpd") => Ok(Box::new(InDtype::<T, _>::new(lpd::Lpd::load(checkpoint, device)?))),
+        Some("maskgil") => Ok(Box::new(InDtype::<T, _>::new(maskgil::MaskGil::load(checkpoint, device)?))),
         Some("nar") => Ok(Box::new(InDtype::<T, _>::new(nar::Nar::load(checkpoint, device)?))),
         Some("par") => Ok(Box::new(InDtype::<T, _>::new(par::Par::load(checkpoint, device)?))),
         Some("randar") => Ok(Box::new(InDtype::<T, _>::new(randar::RandAr::load(checkpoint, device)?))),

@@ -17,11 +17,11 @@ use std::ops::ControlFlow;
 
 use smalti::attention::{Mask, ScalesKind};
 use smalti::sample::{self, Draws, Filter, Guidance};
-use smalti::{Device, Float, Tensor, Weight, activation, copy, elementwise, embedding, linear, norm};
+use smalti::{Device, Float, Tensor, Weight, copy, elementwise, embedding, linear};
 
 use super::class_names;
 use super::llamagen::{Steps, join, to_host};
-use crate::backbone::adaln::{AdaLn, layer};
+use crate::backbone::adaln::{AdaLn, ModulatedHead, layer, scale_positions};
 use crate::tokenizer::multi_scale::MultiScaleTokenizer;
 use crate::weights::{Checkpoint, Loader, Notes};
 use crate::{Drawn, Error, Generator, Result, Sampling};
@@ -41,15 +41,13 @@ pub struct Var<T: smalti::Element> {
     device: Device,
     patch_nums: Vec<usize>,
     dim: usize,
-    norm_eps: f32,
     class_embedding: Weight,
     start: Tensor<T>,
     /// Position and scale together, `[1, places, dim]`.
     positions: Tensor<T>,
     word_embed: (Weight, Tensor<f32>),
     backbone: AdaLn<T>,
-    head_modulation: (Weight, Tensor<f32>),
-    head: (Weight, Tensor<f32>),
+    head: ModulatedHead,
     classes: Vec<String>,
     sampling: Sampling,
     tokenizer: MultiScaleTokenizer,
@@ -74,7 +72,6 @@ impl<T: Float> Var<T> {
             notes.add(format!("patch_nums {patch_nums:?} are not growing sides from 1 to {LONGEST_SIDE}"));
             return Err(notes.error(checkpoint));
         }
-        let places = places(&patch_nums);
         let dim = var.length("word_embed.weight", 0);
         let channels = var.length("word_embed.weight", 1);
         let rows = var.length("class_emb.weight", 0);
@@ -93,28 +90,16 @@ impl<T: Float> Var<T> {
         let classes = classes.min(rows);
         let norm_eps = config.number("norm_eps").unwrap_or(1e-6);
 
-        // The scale's vector is added to each of its places once and for all.
-        let mut positions = var.vector("pos_1LC", &[1, places, dim])?.to_vec()?;
-        let levels = var.vector("lvl_embed.weight", &[patch_nums.len(), dim])?.to_vec()?;
-        let level_of_place =
-            patch_nums.iter().enumerate().flat_map(|(level, side)| std::iter::repeat_n(level, side * side));
-        for (position, level) in positions.chunks_mut(dim.max(1)).zip(level_of_place) {
-            for (position, level) in position.iter_mut().zip(&levels[level * dim..]) {
-                *position += level;
-            }
-        }
-        let positions = Tensor::from_vec(device, &[1, places, dim], positions)?;
+        let positions = scale_positions(&var, &patch_nums, dim)?;
         let model = Self {
             device: device.clone(),
             dim,
-            norm_eps,
             class_embedding: var.weight("class_emb.weight", &[rows, dim])?,
             start: copy::convert(&var.vector("pos_start", &[1, 1, dim])?)?,
             positions: copy::convert(&positions)?,
             word_embed: layer(&var, "word_embed", [dim, channels])?,
-            backbone: AdaLn::load(&var, dim, heads, norm_eps)?,
-            head_modulation: layer(&var, "head_nm.ada_lin.1", [2 * dim, dim])?,
-            head: layer(&var, "head", [vocabulary, dim])?,
+            backbone: AdaLn::load(&var, &["blocks"], dim, heads, norm_eps)?,
+            head: ModulatedHead::load(&var, "head_nm", "head", dim, norm_eps)?,
             classes: class_names(checkpoint, classes),
             sampling: Sampling {
                 cfg: config.number("cfg").unwrap_or(1.5),
@@ -180,17 +165,6 @@ impl<T: Float> Var<T> {
         Ok(elementwise::add(x, &self.positions.narrow(1, from, x.shape()[1])?)?)
     }
 
-    fn logits(&self, x: &Tensor<T>, condition: &Tensor<T>) -> Result<Tensor<T>> {
-        let rows = condition.shape()[0];
-        let active = activation::activation(condition, activation::Activation::Silu)?;
-        let two = linear::linear(&active, &self.head_modulation.0, Some(&self.head_modulation.1))?;
-        let two = two.reshape(&[rows, 2, 1, self.dim])?;
-        let part = |index: usize| two.narrow(1, index, 1)?.reshape(&[rows, 1, self.dim]);
-        let h = norm::layer_norm(x, None, None, self.norm_eps)?;
-        let h = norm::modulate(&h, &part(0)?, &part(1)?)?;
-        Ok(linear::linear(&h, &self.head.0, Some(&self.head.1))?)
-    }
-
     /// Logits of all places, `[batch, places, vocabulary]`; `inputs` (`[batch, places - 1, channels]`) are the latents
     /// so far at every scale but the first.
     ///
@@ -208,7 +182,7 @@ impl<T: Float> Var<T> {
         let mask = Mask::Scales { patch_nums: self.patch_nums.clone(), kind: ScalesKind::BlockCausal };
         let mut caches = self.backbone.caches(&self.device, labels.len(), places)?;
         let x = self.backbone.run(&x, &condition, &mut caches, &self.backbone.options().mask(mask))?;
-        self.logits(&x, &condition)
+        self.head.run(&x, &condition)
     }
 
     /// Draws the tokens of all scales, `[batch, places]`, and the latents they add up to.
@@ -242,7 +216,7 @@ impl<T: Float> Var<T> {
         for (scale, &side) in self.patch_nums.iter().enumerate() {
             let count = side * side;
             let h = self.backbone.run(&x, &condition, &mut caches, &self.backbone.options())?;
-            let logits = self.logits(&h, &condition)?;
+            let logits = self.head.run(&h, &condition)?;
             let t = sampling.cfg * scale as f32 / (self.patch_nums.len() - 1).max(1) as f32;
             let (with, without) = (logits.narrow(0, 0, batch)?, logits.narrow(0, batch, batch)?);
             let guided = sample::guide(&with, &without, t, Guidance::Extra)?;

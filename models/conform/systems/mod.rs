@@ -1,8 +1,10 @@
 //! Whole models: each system's inputs, run as its dump was.
 
 mod arpg;
+mod hmar;
 mod llamagen;
 mod lpd;
+mod maskgil;
 mod nar;
 mod par;
 mod randar;
@@ -24,8 +26,10 @@ use crate::{Error, Result, Sampling};
 pub(super) fn run<T: Float>(system: &str, dump: &Dump<'_>) -> Result<Vec<Computed>> {
     match system {
         "arpg" => arpg::run::<T>(dump),
+        "hmar" => hmar::run::<T>(dump),
         "llamagen" => llamagen::run::<T>(dump),
         "lpd" => lpd::run::<T>(dump),
+        "maskgil" => maskgil::run::<T>(dump),
         "nar" => nar::run::<T>(dump),
         "par" => par::run::<T>(dump),
         "randar" => randar::run::<T>(dump),
@@ -42,7 +46,8 @@ fn weights(dump: &Dump<'_>) -> Result<Checkpoint> {
 
 /// How the dump's sampled run drew.
 fn sampled(dump: &Dump<'_>) -> Result<Sampling> {
-    let top_p = dump.number("top_p").unwrap_or(1.0);
+    // Some dumps write 0 for "off".
+    let top_p = dump.config.number("top_p").filter(|top_p| *top_p > 0.0).unwrap_or(1.0);
     let temperature = dump.number("temperature").or_else(|_| dump.number("randomize_temperature")).unwrap_or(1.0);
     let top_k = dump.count("top_k").unwrap_or(0);
     Ok(Sampling { temperature, top_k, top_p, ..greedy(dump)? })
