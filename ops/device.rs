@@ -104,7 +104,8 @@ impl Device {
 
     /// A wgpu device that another crate made: ops then run on its queue, and share its buffers.
     ///
-    /// Work is recorded until a result is read or [`Device::submit`] is called. Ask for the adapter's limits when
+    /// Its handlers of uncaptured errors and of loss are replaced: what goes wrong comes out of the ops as
+    /// [`Error::Device`]. Work is recorded until a result is read or [`Device::submit`] is called. Ask for the adapter's limits when
     /// you make the device: a kernel that needs more than the device has is an error that says how much.
     #[cfg(feature = "wgpu")]
     #[must_use]

@@ -63,8 +63,22 @@ impl Sampler<'_> {
                 Draws::Uniform(rows.copied().collect())
             }
         };
-        let tokens = sample::sample(&logits.reshape(&[batch * count, vocabulary])?, &filter, &draws)?;
+        let tokens = sample::sample(&logits.reshape(&[batch * count, vocabulary])?, &filter, &draws);
+        let tokens = tokens.map_err(|error| at_tokens(error, first, count))?;
         Ok(tokens.reshape(&[batch, count])?)
+    }
+}
+
+/// The error of drawing `count` tokens of each picture from token `first` on, so that bad logits name theirs.
+pub(crate) fn at_tokens(error: smalti::Error, first: usize, count: usize) -> Error {
+    match error {
+        smalti::Error::Value { operand: "logits", .. } if count == 1 => {
+            Error::Request(format!("token {first}: {error}"))
+        }
+        smalti::Error::Value { operand: "logits", .. } => {
+            Error::Request(format!("token {first} or one of the {} after it: {error}", count - 1))
+        }
+        other => Error::Op(other),
     }
 }
 

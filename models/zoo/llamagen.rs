@@ -22,6 +22,7 @@ use smalti::{Device, Float, Tensor, Weight, activation, copy, embedding, linear}
 
 use super::class_names;
 use crate::backbone::llama::{Llama, Sizes};
+use crate::decode::at_tokens;
 use crate::tokenizer::vq::VqTokenizer;
 use crate::weights::{Checkpoint, Loader, Notes};
 use crate::{Drawn, Error, Generator, Result, Sampling};
@@ -296,7 +297,8 @@ impl<T: Float> LlamaGen<T> {
             };
             let position = u32::try_from(place).expect("a grid's places fit");
             let draws = Draws::Philox { seed: sampling.seed, streams: pictures.clone(), position };
-            let token = sample::sample(&guided, &filter, &draws)?.reshape(&[batch, 1])?;
+            let token = sample::sample(&guided, &filter, &draws).map_err(|error| at_tokens(error, place, 1))?;
+            let token = token.reshape(&[batch, 1])?;
             copy::copy_into_slice(&token, &mut drawn, 1, place)?;
             if steps(place + 1, &guided).is_break() {
                 return Err(Error::Interrupted);

@@ -22,6 +22,7 @@ use smalti::{Device, Float, Tensor, Weight, copy, elementwise, embedding, linear
 use super::class_names;
 use super::llamagen::{Steps, join, to_host};
 use crate::backbone::adaln::{AdaLn, ModulatedHead, layer, scale_positions};
+use crate::decode::at_tokens;
 use crate::tokenizer::multi_scale::MultiScaleTokenizer;
 use crate::weights::{Checkpoint, Loader, Notes};
 use crate::{Drawn, Error, Generator, Result, Sampling};
@@ -226,7 +227,8 @@ impl<T: Float> Var<T> {
                 (0..count as u64).map(move |place| ((first_picture + picture) << 24) | (settled as u64 + place))
             });
             let draws = Draws::Philox { seed: sampling.seed, streams: streams.collect(), position: 0 };
-            let drawn = sample::sample(&guided.reshape(&[batch * count, vocabulary])?, &filter, &draws)?;
+            let drawn = sample::sample(&guided.reshape(&[batch * count, vocabulary])?, &filter, &draws);
+            let drawn = drawn.map_err(|error| at_tokens(error, settled, count))?;
             let drawn = drawn.reshape(&[batch, count])?;
             copy::copy_into_slice(&drawn, &mut tokens, 1, settled)?;
             latents = elementwise::add(&latents, &self.tokenizer.quantiser().contribution(&drawn, scale)?)?;

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::mem::ManuallyDrop;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use ::wgpu;
 
@@ -16,6 +17,8 @@ const MAX_WORKGROUPS: u32 = 65_535;
 const PARAMS_STRIDE: u64 = 256;
 /// Dispatches whose parameters one arena holds.
 const ARENA_SLOTS: u64 = 256;
+/// How long a failed call waits to hear that the device is lost.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Freed bytes that are kept for the next allocation.
 const POOL_BYTES: usize = 256 << 20;
 
@@ -27,8 +30,16 @@ pub struct Gpu {
     pipelines: Mutex<HashMap<&'static str, Arc<wgpu::ComputePipeline>>>,
     pending: Mutex<Option<Pending>>,
     pool: Mutex<Pool>,
-    /// The first error that no call has reported yet.
-    failure: Arc<Mutex<Option<String>>>,
+    failure: Arc<Mutex<Failure>>,
+}
+
+/// What the driver has reported outside any call.
+#[derive(Default)]
+struct Failure {
+    /// The first error that no call has returned yet.
+    error: Option<String>,
+    /// Why the device is lost: every call returns this from then on.
+    lost: Option<String>,
 }
 
 /// Freed buffers by size, for reuse. Work on one queue runs in order, so a buffer may be reused at once.
@@ -159,14 +170,14 @@ impl Gpu {
 
     /// Takes a device that somebody else made.
     pub(crate) fn from_handles(device: wgpu::Device, queue: wgpu::Queue, id: String) -> Arc<Self> {
-        let failure = Arc::new(Mutex::new(None));
+        let failure = Arc::new(Mutex::new(Failure::default()));
         let seen = Arc::clone(&failure);
         device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
-            lock(&seen).get_or_insert(error.to_string());
+            lock(&seen).error.get_or_insert(error.to_string());
         }));
         let seen = Arc::clone(&failure);
         device.set_device_lost_callback(move |reason, message| {
-            lock(&seen).get_or_insert(format!("device lost ({reason:?}): {message}"));
+            lock(&seen).lost.get_or_insert(format!("device lost ({reason:?}): {message}"));
         });
         Arc::new(Self {
             device,
@@ -213,16 +224,21 @@ impl Gpu {
         }
     }
 
+    /// What a call returns that failed for this reason, or because the device is lost.
     fn error(&self, during: &str, reason: impl ToString) -> Error {
-        Error::Device { device: self.id.clone(), during: during.to_owned(), reason: reason.to_string() }
+        // That a device is lost is said once its work has ended; until then, what it does fails for odd reasons.
+        let _ = self.device.poll(wgpu::PollType::Wait { submission_index: None, timeout: Some(LAST_WORDS) });
+        let reason = lock(&self.failure).lost.clone().unwrap_or_else(|| reason.to_string());
+        Error::Device { device: self.id.clone(), during: during.to_owned(), reason }
     }
 
-    /// Reports the first failure since the last report.
+    /// Returns the first error since the last call, or that the device is lost.
     fn check(&self, during: &str) -> Result<()> {
-        match lock(&self.failure).take() {
-            Some(reason) => Err(self.error(during, reason)),
-            None => Ok(()),
-        }
+        let reason = {
+            let mut failure = lock(&self.failure);
+            failure.lost.clone().or_else(|| failure.error.take())
+        };
+        reason.map_or(Ok(()), |reason| Err(self.error(during, reason)))
     }
 
     /// A buffer with room for `bytes`, holding anything at all.

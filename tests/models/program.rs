@@ -99,9 +99,36 @@ fn generate_refuses_wrong_arguments_before_any_work() {
     with(&["--class", "smily"], "did you mean smiley");
     with(&["--class", "10"], "0 to 9");
     with(&["--model", "dall-e"], "expected llamagen, var, or an existing file");
+    with(&["--class", "-1"], "-1");
+    with(&["--grid", "24"], "notes block_size 256, not 576");
+    refused(&["generate", "--device", "wgpu:99", "--out", text(&out)], "device wgpu:99 is not available");
     refused(&["generate", "--device", "tpu", "--out", text(&out)], "device tpu is not available");
     refused(&["generate", "--device", "cpu", "--out", text(folder.path())], "is a folder");
     refused(&["generate", "--device", "cpu", "--out", "/no/such/folder/x.png"], "/no/such/folder/x.png");
+    #[cfg(target_os = "linux")]
+    refused(&["generate", "--device", "cpu", "--out", "/proc/x.png"], "/proc/x.png");
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_ends_the_work_with_130_and_leaves_no_file() {
+    let folder = folder();
+    let out = folder.path().join("never.png");
+    let arguments = ["generate", "--device", "cpu", "--count", "9999", "--out", text(&out)];
+    let mut command = Command::new(env!("CARGO_BIN_EXE_smalti"));
+    let child = command.args(arguments).stderr(std::process::Stdio::piped()).spawn().expect("the program starts");
+    let files = || std::fs::read_dir(folder.path()).expect("the folder").count();
+    // The place of the picture is taken before the work begins.
+    while files() == 0 {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill is there");
+    assert!(sent.success());
+    let output = child.wait_with_output().expect("the program ends");
+    assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
+    assert!(stderr(&output).contains("interrupted"), "{}", stderr(&output));
+    assert_eq!(files(), 0, "a file is left");
 }
 
 #[test]

@@ -11,6 +11,8 @@ mod cuda;
 mod dumps;
 mod elementwise;
 mod embedding;
+#[cfg(feature = "wgpu")]
+mod foreign;
 mod kernels;
 mod linear;
 mod norm;
