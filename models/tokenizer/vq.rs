@@ -87,7 +87,7 @@ impl VqTokenizer {
 }
 
 /// The rows brought to length 1, in f32, as the official code does each time it looks a code up.
-fn unit_rows(codebook: &Weight) -> Result<Weight> {
+pub(crate) fn unit_rows(codebook: &Weight) -> Result<Weight> {
     let table: Tensor<f32> = match codebook {
         Weight::F32(table) => table.clone(),
         Weight::F16(table) => copy::convert(table)?,

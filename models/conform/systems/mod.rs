@@ -1,6 +1,7 @@
 //! Whole models: each system's inputs, run as its dump was.
 
 mod arpg;
+mod flexvar;
 mod hmar;
 mod llamagen;
 mod lpd;
@@ -26,6 +27,7 @@ use crate::{Error, Result, Sampling};
 pub(super) fn run<T: Float>(system: &str, dump: &Dump<'_>) -> Result<Vec<Computed>> {
     match system {
         "arpg" => arpg::run::<T>(dump),
+        "flexvar" => flexvar::run::<T>(dump),
         "hmar" => hmar::run::<T>(dump),
         "llamagen" => llamagen::run::<T>(dump),
         "lpd" => lpd::run::<T>(dump),

@@ -1,0 +1,295 @@
+//! FlexVAR: scale by scale without residuals, so that any schedule of scales will do.
+//!
+//! | part      | here                                                                                          |
+//! |-----------|-----------------------------------------------------------------------------------------------|
+//! | tokenizer | LlamaGen's, each scale coded by itself ([`VqTokenizer`])                                      |
+//! | backbone  | VAR's blocks ([`AdaLn`])                                                                      |
+//! | order     | scale by scale, all places of a scale at once                                                 |
+//! | mask      | block-causal over scales; with a cache, none                                                  |
+//! | position  | one learned map, resized to each scale                                                        |
+//! | head      | softmax over codes, after a modulated norm                                                    |
+//! | decoder   | one pass per scale; the scale's codes, resized, are the next one's input; only the last is shown |
+//! | guidance  | `(1 + t) cond - t uncond`, `t` growing over the scales                                        |
+//!
+//! Paper: Jiao et al. 2025, arXiv:2502.20313, section 3. Upstream: jiaosiyu1999/FlexVAR, `models/flexvar.py`.
+
+use std::ops::ControlFlow;
+
+use smalti::attention::{Mask, ScalesKind};
+use smalti::resize::{self, Mode};
+use smalti::sample::Guidance;
+use smalti::{Device, Float, Tensor, Weight, copy, elementwise, embedding, linear, vq};
+
+use super::class_names;
+use super::codes::go_on;
+use super::llamagen::to_host;
+use crate::backbone::adaln::{AdaLn, ModulatedHead, layer};
+use crate::backbone::condition::ClassTable;
+use crate::decode::{Random, Sampler, Steps, concatenate, guide, twice};
+use crate::tokenizer::autoencoder::Conv;
+use crate::tokenizer::vq::{VqTokenizer, unit_rows};
+use crate::weights::{Checkpoint, Loader, Notes};
+use crate::{Drawn, Error, Generator, Result, Sampling};
+
+/// The official schedule.
+const SCHEDULE: [usize; 10] = [1, 2, 3, 4, 5, 7, 9, 11, 13, 16];
+/// Scales that draw; others take the likeliest token.
+const DRAWN: [usize; 13] = [1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 23, 24, 32];
+
+/// The model with its weights on a device.
+pub struct FlexVar<T: smalti::Element> {
+    device: Device,
+    schedule: Vec<usize>,
+    classes: ClassTable,
+    start: Tensor<T>,
+    /// `[1, dim, side, side]`.
+    positions: Tensor<T>,
+    word_embed: (Weight, Tensor<f32>),
+    backbone: AdaLn<T>,
+    head: ModulatedHead,
+    /// Codes on the unit sphere, and the convolutions around them.
+    codebook: Weight,
+    quant_conv: Conv,
+    post_quant_conv: Conv,
+    tokenizer: Option<VqTokenizer>,
+    /// Logits of tokens that are never drawn become this; others are multiplied with 1.
+    kept: Option<[Tensor<T>; 2]>,
+    names: Vec<String>,
+    sampling: Sampling,
+    /// Scales beyond this side take the likeliest token, under full guidance.
+    longest_drawn: usize,
+    drawn: Vec<usize>,
+    plain_guidance: bool,
+}
+
+impl<T: Float> FlexVar<T> {
+    /// Loads official names under `var.` and `vq.`.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] with every tensor that does not fit; [`Error::Op`] if the device has no room.
+    pub fn load(checkpoint: &Checkpoint, device: &Device) -> Result<Self> {
+        let config = checkpoint.config()?;
+        let notes = Notes::default();
+        let root = Loader::new(checkpoint, device, &notes);
+        let (var, quantiser) = (root.at("var"), root.at("vq"));
+        let (dim, channels) = (var.length("word_embed.weight", 0), var.length("word_embed.weight", 1));
+        let vocabulary = var.length("head.weight", 0);
+        let heads = config.count("num_heads").unwrap_or_else(|| var.count("blocks")).max(1);
+        let norm_eps = config.number("norm_eps").unwrap_or(1e-6);
+        let classes = ClassTable::load(&var, "class_emb.weight", dim)?;
+        let side = var.length("pos_1LC", 3);
+        let codebook = quantiser.weight("quantize.embedding.weight", &[vocabulary, channels])?;
+        let invalid = config.counts("invalid_ids").unwrap_or_default();
+        let kept = match invalid.as_slice() {
+            [] => None,
+            invalid => {
+                let flags = (0..vocabulary).map(|token| !invalid.contains(&token));
+                let row = |values: Vec<T>| Tensor::from_vec(device, &[1, 1, vocabulary], values);
+                Some([
+                    row(flags.clone().map(|kept| T::from_f32(f32::from(u8::from(kept)))).collect())?,
+                    row(flags.map(|kept| T::from_f32(if kept { 0.0 } else { -100.0 })).collect())?,
+                ])
+            }
+        };
+        let model = Self {
+            device: device.clone(),
+            schedule: config.counts("schedule").unwrap_or_else(|| SCHEDULE.to_vec()),
+            start: copy::convert(&var.vector("pos_start", &[1, 1, dim])?)?,
+            positions: copy::convert(&var.vector("pos_1LC", &[1, dim, side, side])?)?,
+            word_embed: layer(&var, "word_embed", [dim, channels])?,
+            backbone: AdaLn::load(&var, &["blocks"], dim, heads, norm_eps)?,
+            head: ModulatedHead::load(&var, "head_nm", "head", dim, norm_eps)?,
+            codebook: unit_rows(&codebook)?,
+            quant_conv: Conv::load(&quantiser, "quant_conv")?,
+            post_quant_conv: Conv::load(&quantiser, "post_quant_conv")?,
+            tokenizer: if quantiser.has("decoder") {
+                Some(VqTokenizer::load(&quantiser, config.count("norm_groups").unwrap_or(32), true)?)
+            } else {
+                None
+            },
+            kept,
+            names: class_names(checkpoint, classes.classes()),
+            sampling: Sampling {
+                cfg: config.number("cfg").unwrap_or(2.5),
+                temperature: config.number("temperature").unwrap_or(1.0),
+                top_k: config.count("top_k").unwrap_or(900),
+                top_p: config.number("top_p").filter(|top_p| *top_p > 0.0).unwrap_or(1.0),
+                seed: 0,
+            },
+            longest_drawn: config.count("max_pn").unwrap_or(16),
+            drawn: config.counts("scales_not_forced_greedy").unwrap_or_else(|| DRAWN.to_vec()),
+            plain_guidance: config.flag("llamagen_cfg").unwrap_or(false),
+            classes,
+        };
+        notes.finish(checkpoint, &["attn_bias_for_masking", "zero_k_bias", "quantize.codebook_used"])?;
+        Ok(model)
+    }
+
+    /// Places of all scales.
+    #[must_use]
+    pub fn places(&self) -> usize {
+        self.schedule.iter().map(|side| side * side).sum()
+    }
+
+    /// The positions of all scales, `[1, places, dim]`.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn positions(&self) -> Result<Tensor<T>> {
+        let scales = self.schedule.iter().map(|side| self.positions_of(*side)).collect::<Result<Vec<_>>>()?;
+        concatenate(&scales.iter().collect::<Vec<_>>(), 1)
+    }
+
+    fn positions_of(&self, side: usize) -> Result<Tensor<T>> {
+        rows(&resize::resize(&self.positions, [side, side], Mode::Area)?)
+    }
+
+    /// The codes of an encoder's features `[batch, channels, height, width]` at every scale, `[batch, places]`.
+    ///
+    /// # Errors
+    /// If shapes do not fit or the device fails.
+    pub fn tokens(&self, features: &Tensor<T>) -> Result<Tensor<u32>> {
+        let scales = self.schedule.iter().map(|&side| {
+            let latents = self.quant_conv.run(&resize::resize(features, [side, side], Mode::Area)?)?;
+            Ok(vq::nearest_cosine(&rows(&latents)?, &self.codebook)?)
+        });
+        let scales = scales.collect::<Result<Vec<_>>>()?;
+        concatenate(&scales.iter().collect::<Vec<_>>(), 1)
+    }
+
+    /// The codes of one scale, `[batch, channels, side, side]`.
+    fn map(&self, tokens: &Tensor<u32>, side: usize) -> Result<Tensor<T>> {
+        let codes: Tensor<T> = embedding::embedding(&self.codebook, tokens)?;
+        let (batch, channels) = (codes.shape()[0], codes.shape()[2]);
+        Ok(codes.reshape(&[batch, side, side, channels])?.permute(&[0, 3, 1, 2])?.contiguous()?)
+    }
+
+    fn condition(&self, labels: &[u32], guided: bool) -> Result<Tensor<T>> {
+        let rows: Tensor<T> = self.classes.rows(labels, guided)?;
+        Ok(rows.reshape(&[rows.shape()[0], rows.shape()[2]])?)
+    }
+
+    fn first(&self, condition: &Tensor<T>) -> Result<Tensor<T>> {
+        let shape = [condition.shape()[0], 1, condition.shape()[1]];
+        Ok(elementwise::add(&condition.reshape(&shape)?, &self.start)?)
+    }
+
+    fn words(&self, codes: &Tensor<T>) -> Result<Tensor<T>> {
+        Ok(linear::linear(codes, &self.word_embed.0, Some(&self.word_embed.1))?)
+    }
+
+    /// Logits of all places, `[batch, places, vocabulary]`; `inputs` (`[batch, places - 1, channels]`) are the codes of
+    /// the scale before, resized.
+    ///
+    /// # Errors
+    /// If shapes do not fit or the device fails.
+    pub fn teacher(&self, labels: &[u32], inputs: &Tensor<T>) -> Result<Tensor<T>> {
+        let condition = self.condition(labels, false)?;
+        let x = concatenate(&[&self.first(&condition)?, &self.words(inputs)?], 1)?;
+        let x = elementwise::add(&x, &self.positions()?)?;
+        let mask = Mask::Scales { patch_nums: self.schedule.clone(), kind: ScalesKind::BlockCausal };
+        let mut caches = self.backbone.caches(&self.device, labels.len(), self.places())?;
+        let x = self.backbone.run(&x, &condition, &mut caches, &self.backbone.options().mask(mask))?;
+        self.head.run(&x, &condition)
+    }
+
+    /// Draws the tokens of all scales, `[batch, places]`.
+    ///
+    /// # Errors
+    /// As [`Generator::draw`].
+    pub fn generate(&self, labels: &[u32], sampler: &Sampler<'_>, steps: Steps<'_, T>) -> Result<Tensor<u32>> {
+        let (batch, places) = (labels.len(), self.places());
+        let cfg = sampler.sampling.cfg;
+        let condition = self.condition(labels, true)?;
+        let mut caches = self.backbone.caches(&self.device, 2 * batch, places)?;
+        let mut tokens = Tensor::<u32>::zeros(&self.device, &[batch, places])?;
+        let mut x = self.first(&condition)?;
+        let mut settled = 0;
+        for (scale, &side) in self.schedule.iter().enumerate() {
+            let x_placed = elementwise::add(&x, &self.positions_of(side)?)?;
+            let h = self.backbone.run(&x_placed, &condition, &mut caches, &self.backbone.options())?;
+            let mut logits = self.head.run(&h, &condition)?;
+            if let Some([kept, never]) = &self.kept {
+                logits = elementwise::add(&elementwise::mul(&logits, kept)?, never)?;
+            }
+            let ramp = cfg * scale as f32 / (self.schedule.len() - 1).clamp(1, 9) as f32;
+            let guided = match (self.plain_guidance, side > self.longest_drawn) {
+                (true, _) => guide(&logits, batch, cfg, Guidance::Scale)?,
+                (false, true) => guide(&logits, batch, cfg, Guidance::Extra)?,
+                (false, false) => guide(&logits, batch, ramp, Guidance::Extra)?,
+            };
+            let forced = side > self.longest_drawn || !self.drawn.contains(&side);
+            let temperature = if forced { 0.0 } else { sampler.sampling.temperature };
+            let sampling = Sampling { temperature, ..sampler.sampling };
+            let drawn = Sampler { sampling, ..*sampler }.draw(&guided, settled)?;
+            copy::copy_into_slice(&drawn, &mut tokens, 1, settled)?;
+            settled += side * side;
+            go_on(steps(settled, &guided))?;
+            if let Some(&next) = self.schedule.get(scale + 1) {
+                let map = self.map(&drawn, side)?;
+                let map = resize::resize(&map, [next, next], Mode::Bicubic { align_corners: false })?;
+                x = twice(&self.words(&rows(&map)?)?)?;
+            }
+        }
+        Ok(tokens)
+    }
+
+    /// What the decoder is fed: the codes of the last scale after a convolution, `[batch, channels, side, side]`.
+    ///
+    /// # Errors
+    /// If shapes do not fit or the device fails.
+    pub fn latents(&self, tokens: &Tensor<u32>) -> Result<Tensor<T>> {
+        let side = self.schedule.last().copied().unwrap_or(1);
+        let last = tokens.narrow(1, self.places() - side * side, side * side)?.contiguous()?;
+        self.post_quant_conv.run(&self.map(&last, side)?)
+    }
+}
+
+/// `[batch, channels, height, width]` to `[batch, height * width, channels]`.
+fn rows<T: Float>(grid: &Tensor<T>) -> Result<Tensor<T>> {
+    let &[batch, channels, height, width] = grid.shape() else {
+        return Err(Error::Request(format!("flexvar: a grid of shape {:?}", grid.shape())));
+    };
+    Ok(grid.permute(&[0, 2, 3, 1])?.reshape(&[batch, height * width, channels])?)
+}
+
+impl<T: Float> Generator for FlexVar<T> {
+    fn system(&self) -> &'static str {
+        "flexvar"
+    }
+
+    fn classes(&self) -> &[String] {
+        &self.names
+    }
+
+    fn sampling(&self) -> Sampling {
+        self.sampling
+    }
+
+    fn tokens_per_picture(&self) -> usize {
+        self.places()
+    }
+
+    fn picture_size(&self) -> [usize; 2] {
+        let factor = self.tokenizer.as_ref().map_or(1, VqTokenizer::factor);
+        let side = self.schedule.last().copied().unwrap_or(1) * factor;
+        [side, side]
+    }
+
+    fn draw(
+        &self,
+        labels: &[u32],
+        first_picture: u64,
+        sampling: &Sampling,
+        progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> Result<Drawn> {
+        let all = labels.len() * self.places();
+        let sampler = Sampler { sampling: *sampling, random: Random::Philox { first_picture }, places: self.places() };
+        let tokens = self.generate(labels, &sampler, &mut |done, _| progress(done * labels.len(), all))?;
+        let missing = || Error::Request("the checkpoint holds no tokenizer (no vq.decoder)".to_owned());
+        let tokenizer = self.tokenizer.as_ref().ok_or_else(missing)?;
+        let side = self.schedule.last().copied().unwrap_or(1);
+        let last = tokens.narrow(1, self.places() - side * side, side * side)?.contiguous()?;
+        to_host(&tokens, &tokenizer.decode::<T>(&last, [side, side])?)
+    }
+}
