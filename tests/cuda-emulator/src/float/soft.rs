@@ -108,7 +108,7 @@ pub fn divide(rounding: Rounding, a: f64, b: f64) -> f64 {
     let (x, y) = (Number::new(a), Number::new(b));
     // 126 + 1 bits over 53 bits leave at least 73 bits of quotient.
     let (dividend, divisor) = (x.significand, y.significand >> (TOP - 52));
-    let quotient = dividend / divisor << 1 | u128::from(dividend % divisor != 0);
+    let quotient = ((dividend / divisor) << 1) | u128::from(dividend % divisor != 0);
     let exponent = x.exponent - (y.exponent + TOP as i32 - 52) - 1;
     Number::normal(x.negative != y.negative, exponent, quotient).round(rounding)
 }

@@ -1,6 +1,7 @@
 //! Loads, stores, atomic operations and asynchronous copies, with everything that is checked about them.
 
 use super::execute::{Execution, Outcome, lanes, space_of};
+use super::memory::Allocation;
 use super::shadow::{Action, Conflict, Observer, Stamp};
 use super::warp::AsyncCopy;
 use crate::counts::{GlobalAccess, SharedAccess};
@@ -48,7 +49,7 @@ impl Verb {
 
 /// An access by one lane, resolved to its space.
 #[derive(Clone, Copy)]
-struct Access {
+struct Access<'a> {
     lane: usize,
     memory: Memory,
     /// In its space.
@@ -56,16 +57,22 @@ struct Access {
     bytes: u32,
     verb: Verb,
     strong: bool,
+    /// What holds the address, in device memory.
+    allocation: Option<&'a Allocation>,
 }
 
-impl Access {
+impl Access<'_> {
+    fn new(lane: usize, memory: Memory, address: u64, bytes: u32, verb: Verb, strong: bool) -> Self {
+        Self { lane, memory, address, bytes, verb, strong, allocation: None }
+    }
+
     fn problem(&self, kind: FaultKind, detail: impl std::fmt::Display) -> Problem {
         let text = format!("{} of {} bytes of {} memory{detail}", self.verb.word(), self.bytes, name(self.memory));
         Problem::new(kind, text).lane(self.lane).address(self.address)
     }
 }
 
-impl Execution<'_, '_> {
+impl<'a> Execution<'a, '_> {
     // Instructions -------------------------------------------------------------------------------------------------
 
     pub fn load(
@@ -84,10 +91,9 @@ impl Execution<'_, '_> {
         for lane in lanes(active) {
             let access = self.resolve(lane, memory, addresses[lane], total, Verb::Load, strength != Strength::Weak)?;
             resolved[lane] = (access.memory, access.address);
-            self.check(&access)?;
-            self.observe(&access, || false)?;
+            self.observe(&access, |_| false)?;
             for (at, value) in values.iter_mut().take(destinations.len()).enumerate() {
-                value[lane] = self.fetch(&access, at as u32 * element.bytes, element.bytes)?;
+                value[lane] = self.fetch(&access, at as u32 * element.bytes, element.bytes);
             }
         }
         if strength != Strength::Weak {
@@ -129,9 +135,7 @@ impl Execution<'_, '_> {
         for lane in lanes(active) {
             let access = self.resolve(lane, memory, addresses[lane], total, Verb::Store, strength != Strength::Weak)?;
             resolved[lane] = (access.memory, access.address);
-            self.check(&access)?;
-            let same = self.holds(&access, bytes, sources.len(), |at| values[at][lane] & keep);
-            self.observe(&access, || same)?;
+            self.observe(&access, |this| this.holds(&access, bytes, sources.len(), |at| values[at][lane] & keep))?;
             for (at, value) in values.iter().take(sources.len()).enumerate() {
                 self.put(&access, at as u32 * bytes, bytes, value[lane] & keep);
             }
@@ -164,9 +168,8 @@ impl Execution<'_, '_> {
                 self.context.wait_for_earlier_blocks(self.block.linear);
                 self.block.late = true;
             }
-            self.check(&access)?;
-            self.observe(&access, || false)?;
-            let value = self.fetch(&access, 0, bytes)?;
+            self.observe(&access, |_| false)?;
+            let value = self.fetch(&access, 0, bytes);
             let operand = operand[lane] & keep;
             let second = second.map_or(0, |second| second[lane] & keep);
             self.put(&access, 0, bytes, update(value, operand, second) & keep);
@@ -204,18 +207,10 @@ impl Execution<'_, '_> {
                 }
             };
             let target = self.resolve(lane, Memory::Shared, to[lane], bytes, Verb::Store, false)?;
-            self.check(&target)?;
             written[lane] = (Memory::Shared, target.address);
             let mut data = [0; 16];
-            if from[lane] % u64::from(bytes) != 0 {
-                let access = Access {
-                    lane,
-                    memory: Memory::Global,
-                    address: from[lane],
-                    bytes,
-                    verb: Verb::Load,
-                    strong: false,
-                };
+            if !from[lane].is_multiple_of(u64::from(bytes)) {
+                let access = Access::new(lane, Memory::Global, from[lane], bytes, Verb::Load, false);
                 return Err(access.problem(FaultKind::Misaligned, " by cp.async"));
             }
             let mut at = 0;
@@ -223,9 +218,8 @@ impl Execution<'_, '_> {
                 // The part that is read may end anywhere.
                 let step = if wanted - at >= 4 { 4 } else { 1 };
                 let source = self.resolve(lane, Memory::Global, from[lane] + u64::from(at), step, Verb::Load, false)?;
-                self.check(&source)?;
-                self.observe(&source, || false)?;
-                let value = self.fetch(&source, 0, step)?;
+                self.observe(&source, |_| false)?;
+                let value = self.fetch(&source, 0, step);
                 data[at as usize..(at + step) as usize].copy_from_slice(&value.to_le_bytes()[..step as usize]);
                 at += step;
             }
@@ -258,15 +252,8 @@ impl Execution<'_, '_> {
             }
             let start = copy.to as usize;
             self.block.in_flight[start..start + usize::from(copy.bytes)].fill(0);
-            let access = Access {
-                lane,
-                memory: Memory::Shared,
-                address: copy.to,
-                bytes: u32::from(copy.bytes),
-                verb: Verb::Store,
-                strong: false,
-            };
-            self.observe(&access, || false)?;
+            let access = Access::new(lane, Memory::Shared, copy.to, u32::from(copy.bytes), Verb::Store, false);
+            self.observe(&access, |_| false)?;
             for at in (0..copy.bytes).step_by(4) {
                 let word = &copy.data[usize::from(at)..usize::from(at) + 4];
                 let value = u32::from_le_bytes(word.try_into().expect("copies are of 4, 8 or 16 bytes"));
@@ -309,56 +296,36 @@ impl Execution<'_, '_> {
 
     // One lane -----------------------------------------------------------------------------------------------------
 
+    /// Finds the space and what holds the address; checks alignment, bounds, lifetime, and that a load finds
+    /// something written.
     fn resolve(
-        &self,
+        &mut self,
         lane: usize,
         memory: Memory,
         address: u64,
         bytes: u32,
         verb: Verb,
         strong: bool,
-    ) -> Outcome<Access> {
+    ) -> Outcome<Access<'a>> {
         let (memory, address) = match memory {
             Memory::Generic => space_of(address),
-            // Kernels that pass a generic address for a shared one would work on no GPU.
             memory => (memory, address),
         };
-        let access = Access { lane, memory, address, bytes, verb, strong };
-        if address % u64::from(bytes) != 0 {
+        let mut access = Access::new(lane, memory, address, bytes, verb, strong);
+        if !address.is_multiple_of(u64::from(bytes)) {
             return Err(access.problem(FaultKind::Misaligned, ""));
         }
-        Ok(access)
-    }
-
-    /// Bounds, lifetime, and that a load finds something written.
-    fn check(&mut self, access: &Access) -> Outcome<()> {
-        let Access { memory, address, bytes, verb, .. } = *access;
         let end = address.saturating_add(u64::from(bytes));
         let reads = verb != Verb::Store;
         match memory {
             Memory::Global | Memory::Generic => {
-                let memory = self.context.memory;
-                let Some(allocation) = memory.find(address).filter(|found| found.contains(address, bytes.into()))
-                else {
-                    if memory.was_freed(address) {
-                        return Err(access.problem(FaultKind::UseAfterFree, ""));
-                    }
-                    let near = match memory.before(address) {
-                        Some(before) => format!(
-                            ": {} bytes past the end of the {} bytes allocated at {:#x}",
-                            end - before.address - before.bytes,
-                            before.bytes,
-                            before.address
-                        ),
-                        None => ": no allocation is near".to_owned(),
-                    };
-                    return Err(access.problem(FaultKind::OutOfBounds, near));
-                };
+                let allocation = self.allocation(&access)?;
+                access.allocation = Some(allocation);
                 if !reads {
                     if allocation.constant {
                         return Err(access.problem(FaultKind::ReadOnly, ""));
                     }
-                    return Ok(());
+                    return Ok(access);
                 }
                 let offset = address - allocation.address;
                 let step = bytes.min(8);
@@ -404,16 +371,52 @@ impl Execution<'_, '_> {
                 }
             }
         }
-        Ok(())
+        Ok(access)
     }
 
-    /// Records the access and finds the race, if it is one.
-    fn observe(&mut self, access: &Access, unchanged: impl Fn() -> bool) -> Outcome<()> {
-        let shadow = match access.memory {
-            Memory::Global => &mut self.block.global_shadow,
-            Memory::Shared => &mut self.block.shared_shadow,
-            _ => return Ok(()),
+    /// The allocation that holds a whole access. Accesses mostly go where the last one went.
+    fn allocation(&mut self, access: &Access<'_>) -> Outcome<&'a Allocation> {
+        let (address, bytes) = (access.address, u64::from(access.bytes));
+        if let Some(last) = self.last.filter(|last| last.contains(address, bytes)) {
+            return Ok(last);
+        }
+        let memory = self.context.memory;
+        if let Some(found) = memory.find(address).filter(|found| found.contains(address, bytes)) {
+            self.last = Some(found);
+            return Ok(found);
+        }
+        if memory.was_freed(address) {
+            return Err(access.problem(FaultKind::UseAfterFree, ""));
+        }
+        let near = match memory.before(address) {
+            Some(before) => format!(
+                ": {} bytes past the end of the {} bytes allocated at {:#x}",
+                address + bytes - before.address - before.bytes,
+                before.bytes,
+                before.address
+            ),
+            None => ": no allocation is near".to_owned(),
         };
+        Err(access.problem(FaultKind::OutOfBounds, near))
+    }
+
+    /// Records the access and finds the race, if it is one. A store that leaves memory as it is may meet another.
+    fn observe(&mut self, access: &Access<'_>, unchanged: impl Fn(&Self) -> bool) -> Outcome<()> {
+        if !matches!(access.memory, Memory::Global | Memory::Shared) {
+            return Ok(());
+        }
+        let recorded = self.record(access, false);
+        let Err(Conflict { thread, written }) = recorded else { return Ok(()) };
+        if written && access.verb == Verb::Store && unchanged(self) && self.record(access, true).is_ok() {
+            return Ok(());
+        }
+        let what = if written { "wrote" } else { "read" };
+        let other = self.context.thread(thread);
+        let detail = format!(", which thread {other:?} {what} with no barrier in between");
+        Err(access.problem(FaultKind::Race, detail))
+    }
+
+    fn record(&mut self, access: &Access<'_>, unchanged: bool) -> Result<(), Conflict> {
         let thread = self.warp.index * 32 + access.lane as u32;
         let by = Observer {
             stamp: Stamp::new(thread, self.warp.clock().min(Stamp::LAST_CLOCK), access.strong),
@@ -421,50 +424,44 @@ impl Execution<'_, '_> {
             line: self.warp.line,
             late: self.block.late,
         };
+        let shadow = match access.memory {
+            Memory::Shared => &mut self.block.shared_shadow,
+            _ => &mut self.block.global_shadow,
+        };
         // A vector is recorded in parts of at most 16 bytes, none of which leaves its page.
         for at in (0..access.bytes).step_by(16) {
             let bytes = (access.bytes - at).min(16);
-            let recorded = shadow.access(access.address + u64::from(at), bytes, access.verb.action(), by, &unchanged);
-            if let Err(Conflict { thread, written }) = recorded {
-                let what = if written { "wrote" } else { "read" };
-                let other = self.context.thread(thread);
-                let detail = format!(", which thread {other:?} {what} with no barrier in between");
-                return Err(access.problem(FaultKind::Race, detail));
-            }
+            shadow.access(access.address + u64::from(at), bytes, access.verb.action(), by, unchanged)?;
         }
         Ok(())
     }
 
-    /// The value of part of an access that has been checked.
-    fn fetch(&self, access: &Access, offset: u32, bytes: u32) -> Outcome<u64> {
+    /// The value of part of an access that has been resolved.
+    fn fetch(&self, access: &Access<'_>, offset: u32, bytes: u32) -> u64 {
         let address = access.address + u64::from(offset);
+        if let Some(allocation) = access.allocation {
+            return allocation.load(address - allocation.address, bytes);
+        }
         let slice = match access.memory {
-            Memory::Global | Memory::Generic => {
-                let allocation = self.context.memory.find(address);
-                let allocation = allocation.ok_or_else(|| access.problem(FaultKind::OutOfBounds, ""))?;
-                return Ok(allocation.load(address - allocation.address, bytes));
-            }
             Memory::Shared => &self.block.shared,
             Memory::Local => &self.warp.locals[access.lane].data,
-            Memory::Parameters => self.context.parameters,
+            _ => self.context.parameters,
         };
-        Ok(little_endian(&slice[address as usize..(address + u64::from(bytes)) as usize]))
+        little_endian(&slice[address as usize..(address + u64::from(bytes)) as usize])
     }
 
-    fn put(&mut self, access: &Access, offset: u32, bytes: u32, value: u64) {
+    fn put(&mut self, access: &Access<'_>, offset: u32, bytes: u32, value: u64) {
         let address = access.address + u64::from(offset);
+        if let Some(allocation) = access.allocation {
+            allocation.store(address - allocation.address, bytes, value);
+            return;
+        }
         let (data, valid) = match access.memory {
-            Memory::Shared => (&mut self.block.shared, &mut self.block.shared_valid),
             Memory::Local => {
                 let local = &mut self.warp.locals[access.lane];
                 (&mut local.data, &mut local.valid)
             }
-            _ => {
-                if let Some(allocation) = self.context.memory.find(address) {
-                    allocation.store(address - allocation.address, bytes, value);
-                }
-                return;
-            }
+            _ => (&mut self.block.shared, &mut self.block.shared_valid),
         };
         let range = address as usize..(address + u64::from(bytes)) as usize;
         data[range.clone()].copy_from_slice(&value.to_le_bytes()[..bytes as usize]);
@@ -472,7 +469,7 @@ impl Execution<'_, '_> {
     }
 
     /// Whether shared or global memory already holds what a store would put there.
-    fn holds(&self, access: &Access, bytes: u32, count: usize, value: impl Fn(usize) -> u64) -> bool {
+    fn holds(&self, access: &Access<'_>, bytes: u32, count: usize, value: impl Fn(usize) -> u64) -> bool {
         let valid = match access.memory {
             Memory::Shared => {
                 let start = access.address as usize;
@@ -481,7 +478,7 @@ impl Execution<'_, '_> {
             Memory::Global => true,
             _ => return false,
         };
-        valid && (0..count).all(|at| self.fetch(access, at as u32 * bytes, bytes).is_ok_and(|held| held == value(at)))
+        valid && (0..count).all(|at| self.fetch(access, at as u32 * bytes, bytes) == value(at))
     }
 
     /// The place in shared memory of a matrix's row, checked as the access it is.
@@ -491,8 +488,7 @@ impl Execution<'_, '_> {
         if access.memory != Memory::Shared {
             return Err(access.problem(FaultKind::OutOfBounds, ": rows of a matrix are in shared memory"));
         }
-        self.check(&access)?;
-        self.observe(&access, || false)?;
+        self.observe(&access, |_| false)?;
         Ok(access.address)
     }
 

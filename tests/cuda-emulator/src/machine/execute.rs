@@ -2,6 +2,7 @@
 
 use super::block::Block;
 use super::launch::Context;
+use super::memory::Allocation;
 use super::warp::{Stop, Warp};
 use crate::error::{Fault, FaultKind, Problem};
 use crate::program::{
@@ -39,6 +40,8 @@ pub(super) struct Execution<'a, 'b> {
     pub registers: usize,
     pub predicates: usize,
     pub function: &'a Function,
+    /// The allocation that was accessed last.
+    pub last: Option<&'a Allocation>,
 }
 
 /// The lanes of a mask.
@@ -61,7 +64,7 @@ pub(super) fn run(context: &Context<'_>, block: &mut Block, warp: &mut Warp, tur
         function = &context.program.functions[frame.function as usize];
     }
     let (registers, predicates) = (0, 0);
-    let mut execution = Execution { context, block, warp, registers, predicates, function };
+    let mut execution = Execution { context, block, warp, registers, predicates, function, last: None };
     let result = execution.run(turn);
     result.map_err(|problem| {
         let thread = problem.lane.map(|lane| context.thread(execution.warp.index * 32 + lane as u32));

@@ -145,23 +145,18 @@ impl<'a> Context<'a> {
         set(Special::Zero, 0);
         set(Special::One, 1);
         set(Special::WarpSize, 32);
-        for lane in 0..WARP {
-            let [x, y, z] = self.thread(warp * 32 + lane as u32);
-            let below = (1u64 << lane) - 1;
-            for (special, value) in [
-                (Special::TidX, u64::from(x)),
-                (Special::TidY, u64::from(y)),
-                (Special::TidZ, u64::from(z)),
-                (Special::Laneid, lane as u64),
-                (Special::LanemaskEq, 1 << lane),
-                (Special::LanemaskLt, below),
-                (Special::LanemaskLe, below | 1 << lane),
-                (Special::LanemaskGe, !below & 0xffff_ffff),
-                (Special::LanemaskGt, !(below | 1 << lane) & 0xffff_ffff),
-            ] {
-                out[special as usize][lane] = value;
-            }
-        }
+        let mut set_lanes = |special: Special, value: &dyn Fn(u32) -> u32| {
+            out[special as usize] = std::array::from_fn(|lane| u64::from(value(lane as u32)));
+        };
+        set_lanes(Special::TidX, &|lane| self.thread(warp * 32 + lane)[0]);
+        set_lanes(Special::TidY, &|lane| self.thread(warp * 32 + lane)[1]);
+        set_lanes(Special::TidZ, &|lane| self.thread(warp * 32 + lane)[2]);
+        set_lanes(Special::Laneid, &|lane| lane);
+        set_lanes(Special::LanemaskEq, &|lane| 1 << lane);
+        set_lanes(Special::LanemaskLt, &|lane| (1 << lane) - 1);
+        set_lanes(Special::LanemaskLe, &|lane| u32::MAX >> (31 - lane));
+        set_lanes(Special::LanemaskGe, &|lane| u32::MAX << lane);
+        set_lanes(Special::LanemaskGt, &|lane| u32::MAX << lane << 1);
     }
 
     fn lock(&self) -> MutexGuard<'_, Progress> {

@@ -2,7 +2,10 @@
 
 use super::execute::{Execution, Outcome};
 use crate::float::{BF16, F16, Format, Rounding};
-use crate::program::{Address, Lanes, Matrix, MatrixElement, Memory, Register, Source, WARP};
+use crate::program::{Address, Matrix, MatrixElement, Memory, Register, Source, WARP};
+
+/// Elements of the largest operand of a matrix instruction: 16 rows of 64.
+const LARGEST: usize = 1024;
 
 /// Bytes of a row of an 8 by 8 matrix of 16-bit elements.
 const ROW: u32 = 16;
@@ -50,12 +53,12 @@ impl Execution<'_, '_> {
         let rows = self.matrix_rows(memory, address, sources.len(), true)?;
         for (matrix, source) in sources.iter().enumerate() {
             let value = *self.source(*source);
-            for lane in 0..WARP {
+            for (lane, value) in value.iter().enumerate() {
                 for half in 0..2 {
                     let (row, column) = (lane / 4, 2 * (lane % 4) + half);
                     let (row, column) = if transposed { (column, row) } else { (row, column) };
                     let at = rows[8 * matrix + row] as usize + 2 * column;
-                    let element = (value[lane] >> (16 * half)) as u16;
+                    let element = (value >> (16 * half)) as u16;
                     self.block.shared[at..at + 2].copy_from_slice(&element.to_le_bytes());
                     self.block.shared_valid[at..at + 2].fill(true);
                 }
@@ -77,34 +80,33 @@ impl Execution<'_, '_> {
 
     pub fn multiply_matrices(&mut self, matrix: &Matrix, active: u32) -> Outcome<()> {
         self.whole_warp(active, "mma.sync")?;
-        let name = format!(
-            "m{}n{}k{}.{:?}.{:?}.{:?}.{:?}",
-            matrix.m, matrix.n, matrix.k, matrix.d_element, matrix.a_element, matrix.b_element, matrix.c_element
-        );
-        *self.block.counts.matrix.entry(name.to_lowercase()).or_default() += 1;
-        let (m, n, k) = (matrix.m, matrix.n, matrix.k);
-        let a = self.gather(&matrix.a, matrix.a_element, m * k, |at| a_index(matrix, at));
-        let b = self.gather(&matrix.b, matrix.b_element, k * n, |at| b_index(matrix, at));
-        let c = self.gather(&matrix.c, matrix.c_element, m * n, |at| c_index(matrix, at));
-        let mut d = vec![0.0; m * n];
-        for row in 0..m {
-            for column in 0..n {
-                // Products and their sum are exact or nearly so in f64; the hardware keeps at least an f32's bits.
-                let mut sum = c[row * n + column];
-                for inner in 0..k {
-                    sum += a[row * k + inner] * b[inner * n + column];
-                }
-                d[row * n + column] = sum;
+        match self.block.counts.matrix.get_mut(&matrix.name) {
+            Some(count) => *count += 1,
+            None => {
+                self.block.counts.matrix.insert(matrix.name.clone(), 1);
             }
         }
+        let (mut a, mut b, mut sums) = ([0.0; LARGEST], [0.0; LARGEST], [0.0; LARGEST]);
+        self.gather(&matrix.a, matrix.a_element, &matrix.a_places, &mut a);
+        self.gather(&matrix.b, matrix.b_element, &matrix.b_places, &mut b);
+        self.gather(&matrix.c, matrix.c_element, &matrix.c_places, &mut sums);
+        let rows = a.chunks_exact(matrix.k).take(matrix.m);
+        for (row, sums) in rows.zip(sums.chunks_exact_mut(matrix.n)) {
+            for (column, sum) in b.chunks_exact(matrix.k).zip(sums) {
+                // Products and sums are exact or nearly so in f64; the hardware keeps at least an f32's bits.
+                *sum = row.iter().zip(column).fold(*sum, |sum, (a, b)| sum + a * b);
+            }
+        }
+        let bits = matrix.d_element.bits();
+        let together = (32 / bits).max(1);
+        let elements = matrix.d.len() * together;
         for (register, destination) in matrix.d.iter().enumerate() {
             let mut out = [0; WARP];
-            let per_register = (32 / matrix.d_element.bits()).max(1);
             for (lane, out) in out.iter_mut().enumerate() {
-                for part in 0..per_register {
-                    let (row, column) = c_index(matrix, (lane, register * per_register + part));
-                    let bits = encode(matrix.d_element, d[row * n + column], matrix.saturate);
-                    *out |= bits << (part * matrix.d_element.bits());
+                for part in 0..together {
+                    let place = matrix.c_places[lane * elements + register * together + part];
+                    let value = encode(matrix.d_element, sums[usize::from(place)], matrix.saturate);
+                    *out |= value << (part * bits);
                 }
             }
             self.write(*destination, &out, active);
@@ -112,62 +114,21 @@ impl Execution<'_, '_> {
         Ok(())
     }
 
-    /// A fragment as a matrix in row-major order; `index` gives row and column of each lane's elements.
-    fn gather(
-        &self,
-        fragment: &[Source],
-        element: MatrixElement,
-        size: usize,
-        index: impl Fn((usize, usize)) -> (usize, usize),
-    ) -> Vec<f64> {
+    /// A fragment's values at their places.
+    fn gather(&self, fragment: &[Source], element: MatrixElement, places: &[u16], out: &mut [f64; LARGEST]) {
         let bits = element.bits();
-        let per_register = (32 / bits).max(1);
-        let keep = if bits == 64 { u64::MAX } else { (1 << bits) - 1 };
-        let mut out = vec![0.0; size];
-        // The widest row follows from where the last element lies.
-        let columns = (0..WARP)
-            .flat_map(|lane| (0..fragment.len() * per_register).map(move |at| (lane, at)))
-            .map(|at| index(at).1)
-            .max()
-            .map_or(1, |last| last + 1);
+        let together = (32 / bits).max(1);
+        let elements = fragment.len() * together;
+        let keep = u64::MAX >> (64 - bits);
         for (register, source) in fragment.iter().enumerate() {
-            let value: &Lanes = self.source(*source);
-            for (lane, value) in value.iter().enumerate() {
-                for part in 0..per_register {
-                    let (row, column) = index((lane, register * per_register + part));
-                    out[row * columns + column] = decode(element, value >> (part * bits) & keep);
+            for (lane, value) in self.source(*source).iter().enumerate() {
+                for part in 0..together {
+                    let place = places[lane * elements + register * together + part];
+                    out[usize::from(place)] = decode(element, value >> (part * bits) & keep);
                 }
             }
         }
-        out
     }
-}
-
-/// Row and column of element `at` of a lane's fragment of `a`.
-fn a_index(matrix: &Matrix, (lane, at): (usize, usize)) -> (usize, usize) {
-    let (group, within) = (lane / 4, lane % 4);
-    // Elements that a lane holds next to each other in one 32-bit register; one for wider elements.
-    let together = (32 / matrix.a_element.bits()).max(1);
-    let (register, part) = (at / together, at % together);
-    // Registers step through the rows first, eight apart, then through the columns.
-    let row_blocks = matrix.m / 8;
-    let row = group + 8 * (register % row_blocks);
-    let column = together * within + part + 4 * together * (register / row_blocks);
-    (row, column)
-}
-
-/// Row and column of element `at` of a lane's fragment of `b`.
-fn b_index(matrix: &Matrix, (lane, at): (usize, usize)) -> (usize, usize) {
-    let (group, within) = (lane / 4, lane % 4);
-    let together = (32 / matrix.b_element.bits()).max(1);
-    let (register, part) = (at / together, at % together);
-    (together * within + part + 4 * together * register, group)
-}
-
-/// Row and column of element `at` of a lane's fragments of `c` and `d`.
-fn c_index(_: &Matrix, (lane, at): (usize, usize)) -> (usize, usize) {
-    let (group, within) = (lane / 4, lane % 4);
-    (group + 8 * (at / 2), 2 * within + at % 2)
 }
 
 fn decode(element: MatrixElement, bits: u64) -> f64 {

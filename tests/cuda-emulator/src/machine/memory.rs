@@ -116,7 +116,7 @@ impl Allocation {
 
     /// Copies out from `offset` on.
     pub fn read(&self, offset: u64, bytes: &mut [u8]) {
-        if offset % 4 != 0 {
+        if !offset.is_multiple_of(4) {
             for (at, byte) in bytes.iter_mut().enumerate() {
                 *byte = self.byte(offset + at as u64);
             }

@@ -188,7 +188,7 @@ impl Shadow {
         bytes: u32,
         action: Action,
         by: Observer<'_>,
-        unchanged: impl Fn() -> bool,
+        unchanged: bool,
     ) -> Result<(), Conflict> {
         let page = self.page(address);
         let offset = (address & (PAGE - 1)) as usize;
@@ -210,7 +210,7 @@ impl Shadow {
         }
         let (first, count) = if page.by_word { (offset / 4, bytes as usize / 4) } else { (offset, bytes as usize) };
         for entry in &mut page.entries[first..first + count] {
-            if entry.write.races(by.stamp, by.seen) && !(action == Action::Write && unchanged()) {
+            if entry.write.races(by.stamp, by.seen) && !(action == Action::Write && unchanged) {
                 return Err(Conflict { thread: entry.write.thread(), written: true });
             }
             if action == Action::Read {

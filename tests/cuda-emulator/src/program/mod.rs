@@ -266,6 +266,8 @@ pub enum MatrixElement {
 /// `mma.sync`: `d = a * b + c`, fragments in registers.
 #[derive(Clone, Debug)]
 pub struct Matrix {
+    /// Shape and types, as counts name it.
+    pub name: String,
     /// Rows of `a` and `d`.
     pub m: usize,
     /// Columns of `b` and `d`.
@@ -282,14 +284,20 @@ pub struct Matrix {
     pub d_element: MatrixElement,
     /// Integer sums stop at the ends of their range.
     pub saturate: bool,
-    /// Fragments of `a`, `b`, `c` and `d`.
+    /// Registers of `a`.
     pub a: Vec<Source>,
-    #[allow(missing_docs)]
+    /// Registers of `b`.
     pub b: Vec<Source>,
-    #[allow(missing_docs)]
+    /// Registers of `c`.
     pub c: Vec<Source>,
-    #[allow(missing_docs)]
+    /// Registers of `d`.
     pub d: Vec<Register>,
+    /// Where a lane's elements of `a` lie, rows first: of lane 0 all, then of lane 1.
+    pub a_places: Vec<u16>,
+    /// The same of `b`, columns first.
+    pub b_places: Vec<u16>,
+    /// The same of `c` and `d`, rows first.
+    pub c_places: Vec<u16>,
 }
 
 /// What an instruction does.

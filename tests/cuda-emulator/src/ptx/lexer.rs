@@ -149,15 +149,16 @@ impl Lexer<'_> {
             self.at += 1;
         }
         let word = String::from_utf8_lossy(&self.bytes[start..self.at]).into_owned();
-        let bad = |lexer: &Self, word: &str| lexer.error(format!("'{word}' is not a number"));
+        let line = self.line;
+        let bad = |word: &str| LoadError::new(line, format!("'{word}' is not a number"));
         let prefix = word.get(..2).unwrap_or("").to_ascii_lowercase();
         let digits = word.get(2..).unwrap_or("");
         match prefix.as_str() {
             "0f" if digits.len() == 8 => {
-                return u32::from_str_radix(digits, 16).map(Token::F32).map_err(|_| bad(&self, &word));
+                return u32::from_str_radix(digits, 16).map(Token::F32).map_err(|_| bad(&word));
             }
             "0d" if digits.len() == 16 => {
-                return u64::from_str_radix(digits, 16).map(Token::F64).map_err(|_| bad(&self, &word));
+                return u64::from_str_radix(digits, 16).map(Token::F64).map_err(|_| bad(&word));
             }
             _ => {}
         }
@@ -171,7 +172,7 @@ impl Lexer<'_> {
                 }
             }
             let word = String::from_utf8_lossy(&self.bytes[start..self.at]).into_owned();
-            return word.parse::<f64>().map(|value| Token::F64(value.to_bits())).map_err(|_| bad(&self, &word));
+            return word.parse::<f64>().map(|value| Token::F64(value.to_bits())).map_err(|_| bad(&word));
         }
         let plain = word.strip_suffix(['u', 'U']).unwrap_or(&word);
         let value = match prefix.as_str() {
@@ -180,6 +181,6 @@ impl Lexer<'_> {
             _ if plain.len() > 1 && plain.starts_with('0') => u64::from_str_radix(plain, 8),
             _ => plain.parse(),
         };
-        value.map(Token::Integer).map_err(|_| bad(&self, &word))
+        value.map(Token::Integer).map_err(|_| bad(&word))
     }
 }

@@ -127,7 +127,8 @@ fn selection() {
 
 #[test]
 fn testp_classifies() {
-    let tests: [(&str, fn(f32) -> bool); 6] = [
+    type Test = fn(f32) -> bool;
+    let tests: [(&str, Test); 6] = [
         ("finite", f32::is_finite),
         ("infinite", f32::is_infinite),
         ("number", |value| !value.is_nan()),

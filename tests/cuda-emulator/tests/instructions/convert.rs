@@ -1,6 +1,11 @@
 use crate::exact::{BF16, F16, F32, F64, Format, MODES, Rounding};
 use crate::harness::{all_16, check, check_by, float_edges, integer_edges, low, pairs, signed, some};
 
+type Round = fn(f64) -> f64;
+
+const INTEGRAL: [(&str, Round); 4] =
+    [("rni", f64::round_ties_even), ("rzi", f64::trunc), ("rmi", f64::floor), ("rpi", f64::ceil)];
+
 fn integers(width: u32) -> Vec<u64> {
     if width <= 16 { (0..1 << width).collect() } else { some(&integer_edges(width), width) }
 }
@@ -57,7 +62,7 @@ fn integers_to_floats() {
                 for (name, mode) in MODES {
                     let body = format!("cvt.{name}.{kind}.{sign}{from} d, a;");
                     check(&body, &[register(from)], format.width(), &values, |t| {
-                        format.from_integer(mode, value(t[0], from, is_signed))
+                        format.integer(mode, value(t[0], from, is_signed))
                     });
                 }
             }
@@ -67,13 +72,11 @@ fn integers_to_floats() {
 
 #[test]
 fn floats_to_integers_saturate() {
-    let modes: [(&str, fn(f64) -> f64); 4] =
-        [("rni", f64::round_ties_even), ("rzi", f64::trunc), ("rmi", f64::floor), ("rpi", f64::ceil)];
     for (kind, format) in [("f16", F16), ("bf16", BF16), ("f32", F32), ("f64", F64)] {
         let values = [floats(format)];
         for to in [8, 16, 32, 64] {
             for (sign, is_signed) in [('s', true), ('u', false)] {
-                for (name, round) in modes {
+                for (name, round) in INTEGRAL {
                     let body = format!("cvt.{name}.{sign}{to}.{kind} d, a;");
                     check(&body, &[format.width()], register(to), &values, |t| {
                         let exact = f64::from_bits(format.convert(F64, Rounding::Nearest, t[0]));
@@ -133,11 +136,9 @@ fn agree(format: Format) -> impl Fn(&[u64], u64, u64) -> bool {
 
 #[test]
 fn floats_to_whole_floats() {
-    let modes: [(&str, fn(f64) -> f64); 4] =
-        [("rni", f64::round_ties_even), ("rzi", f64::trunc), ("rmi", f64::floor), ("rpi", f64::ceil)];
     for (kind, format) in [("f16", F16), ("f32", F32), ("f64", F64)] {
         let width = format.width();
-        for (name, round) in modes {
+        for (name, round) in INTEGRAL {
             check_by(
                 &format!("cvt.{name}.{kind}.{kind} d, a;"),
                 &[width],

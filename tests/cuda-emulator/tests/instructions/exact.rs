@@ -219,7 +219,7 @@ impl Format {
     }
 
     /// An integer in this format.
-    pub fn from_integer(self, rounding: Rounding, value: i128) -> u64 {
+    pub fn integer(self, rounding: Rounding, value: i128) -> u64 {
         if value == 0 {
             return 0;
         }

@@ -233,7 +233,8 @@ fn approximations_are_within_the_error_that_ptx_states() {
     // One unit in the last place is at most 2^-23 of the value; ex2 and rsqrt state a little more.
     let ulp = 2f64.powi(-23);
     let least = f64::from(f32::MIN_POSITIVE) * ulp;
-    let cases: [(&str, fn(f64) -> f64, f64, f64); 5] = [
+    type Truth = fn(f64) -> f64;
+    let cases: [(&str, Truth, f64, f64); 5] = [
         ("rcp.approx.f32", |a| 1.0 / a, ulp, least),
         ("rsqrt.approx.f32", |a| 1.0 / a.sqrt(), 2f64.powf(-22.9), least),
         ("sqrt.approx.f32", f64::sqrt, ulp, least),

@@ -177,7 +177,7 @@ pub fn float_edges(exponent: u32, mantissa: u32) -> Vec<u64> {
             let biased = bias as i64 + sign * steps;
             if biased > 0 && biased < (1 << exponent) - 1 {
                 let power = (biased as u64) << mantissa;
-                edges.extend([power, power + 1, power - 1, power | 1 << (mantissa - 1), power | (1 << mantissa) - 1]);
+                edges.extend([power, power + 1, power - 1, power | 1 << (mantissa - 1), power | ((1 << mantissa) - 1)]);
             }
         }
     }
@@ -228,8 +228,11 @@ pub fn triples(edges: &[u64], width: u32) -> Vec<Vec<u64>> {
     let mut random = Random::new(u64::from(width) + 3);
     for _ in 0..10_000 {
         for list in &mut triples {
-            let value =
-                if random.next() % 4 == 0 { edges[random.next() as usize % edges.len()] } else { random.next() };
+            let value = if random.next().is_multiple_of(4) {
+                edges[random.next() as usize % edges.len()]
+            } else {
+                random.next()
+            };
             list.push(low(value, width));
         }
     }

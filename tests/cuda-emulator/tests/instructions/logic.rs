@@ -127,7 +127,7 @@ fn prmt_picks_bytes() {
     for (mode, rows) in modes {
         let tuples = [vec![0x3322_1100; 4], vec![0x7766_5544; 4], vec![0, 1, 2, 3]];
         check(&format!("prmt.b32.{mode} d, a, b, c;"), &[32; 3], 32, &tuples, |t| {
-            rows[t[2] as usize].bytes().fold(0, |word, digit| word << 8 | u64::from(digit - b'0') * 0x11)
+            rows[t[2] as usize].bytes().fold(0, |word, digit| (word << 8) + u64::from(digit - b'0') * 0x11)
         });
     }
 }

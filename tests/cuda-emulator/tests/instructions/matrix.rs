@@ -1,6 +1,8 @@
 //! Matrix instructions against a plain product. Where an element of a fragment lies is written down here from the
 //! tables of the PTX manual, one shape at a time, and shared with nothing.
 
+#![expect(clippy::needless_range_loop, reason = "lane and element are what places are computed from")]
+
 use crate::exact::{BF16, F16, F32, Format, Rounding};
 use crate::harness::{Random, machine};
 use cuda_emulator::{Launch, Module};
@@ -173,7 +175,7 @@ fn integer_products_are_exact() {
                     let c = matrix(shape.m, shape.n, || {
                         let value = random.next();
                         // Some sums overflow.
-                        if value % 3 == 0 { 0x7fff_ffff - (value >> 40 & 0xfff) } else { value & 0xffff_ffff }
+                        if value.is_multiple_of(3) { 0x7fff_ffff - (value >> 40 & 0xfff) } else { value & 0xffff_ffff }
                     });
                     let counts = [bytes / 8, bytes / 16, 4, 4];
                     let name = format!("mma.sync.aligned.{}.row.col{saturate}.s32.{a_kind}.{b_kind}.s32", shape.name);
@@ -211,7 +213,7 @@ fn integer_products_are_exact() {
 /// Small whole numbers, whose products and sums every format holds exactly.
 fn whole(format: Format, random: &mut Random) -> u64 {
     let value = (random.next() % 17) as i128 - 8;
-    format.from_integer(Rounding::Nearest, value)
+    format.integer(Rounding::Nearest, value)
 }
 
 fn number(format: Format, bits: u64) -> f64 {
@@ -425,11 +427,11 @@ fn ldmatrix_spreads_rows_and_stmatrix_gathers_them() {
 
 #[test]
 fn movmatrix_transposes() {
-    let values: Vec<u64> = (0..32).map(|lane| 2 * lane | (2 * lane + 1) << 16).collect();
+    let values: Vec<u64> = (0..32).map(|lane| 2 * lane + ((2 * lane + 1) << 16)).collect();
     let got = crate::harness::apply("movmatrix.sync.aligned.m8n8.trans.b16 d, a;", &[32], 32, &[values]);
     // Element (r, c) had the value 8 r + c.
     for (lane, word) in got.iter().enumerate() {
         let (row, column) = (lane as u64 / 4, 2 * (lane as u64 % 4));
-        assert_eq!(*word, 8 * column + row | (8 * (column + 1) + row) << 16);
+        assert_eq!(*word, 8 * column + row + ((8 * (column + 1) + row) << 16));
     }
 }

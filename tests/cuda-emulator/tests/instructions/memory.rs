@@ -117,7 +117,7 @@ fn threads_add_up_in_shared_and_global_memory() {
     let values: Vec<u64> = (0..2048).map(|_| random.next() & 0xff_ffff).collect();
     let body = "{ .shared .align 4 .b32 total; mov.u32 r0, %tid.x; setp.eq.u32 p, r0, 0; @p st.shared.u32 [total], 0;
         bar.sync 0; red.shared.add.u32 [total], a; bar.sync 0; ld.shared.u32 d, [total]; }";
-    let got = apply(body, &[32], 32, &[values.clone()]);
+    let got = apply(body, &[32], 32, std::slice::from_ref(&values));
     for (block, got) in got.chunks(256).enumerate() {
         let wanted = values[256 * block..256 * block + 256].iter().sum::<u64>() & 0xffff_ffff;
         assert!(got.iter().all(|got| *got == wanted));

@@ -164,7 +164,8 @@ fn set(scope: &mut Scope<'_>, written: &Instruction, parts: &mut Parts<'_>) -> R
             compute: Arc::new(move |a, b, out| {
                 let (low, high) = (compare(a, b), upper(a, b));
                 for (lane, out) in out.iter_mut().enumerate() {
-                    *out = u64::from(low >> lane & 1) * truth | u64::from(high >> lane & 1) * truth << 16;
+                    let half = |holds: u32| if holds >> lane & 1 == 1 { truth } else { 0 };
+                    *out = half(low) | half(high) << 16;
                 }
             }),
         });

@@ -2,7 +2,7 @@
 
 use super::{Parts, Result, operands, unsupported};
 use crate::program::build::Scope;
-use crate::program::{Matrix, MatrixElement, Memory, Operation};
+use crate::program::{Matrix, MatrixElement, Memory, Operation, WARP};
 use crate::ptx::syntax::{Instruction, Operand};
 use crate::ptx::types::{Space, Type};
 
@@ -154,7 +154,27 @@ fn multiply(scope: &mut Scope<'_>, written: &Instruction, parts: &mut Parts<'_>)
             written.opcode()
         ));
     }
+    let name = written.parts.iter().filter(|part| !["sync", "aligned", "row", "col"].contains(&part.as_str()));
+    let places = |elements: usize, place: &dyn Fn(usize, usize) -> usize| {
+        (0..WARP)
+            .flat_map(|lane| (0..elements / WARP).map(move |at| (lane, at)))
+            .map(|(lane, at)| place(lane, at) as u16)
+            .collect::<Vec<_>>()
+    };
+    let a_places = places(m * k, &|lane, at| {
+        let (row, column) = a_place(m, a_element, lane, at);
+        row * k + column
+    });
+    let b_places = places(k * n, &|lane, at| {
+        let (row, column) = b_place(b_element, lane, at);
+        column * k + row
+    });
+    let c_places = places(m * n, &|lane, at| {
+        let (row, column) = c_place(lane, at);
+        row * n + column
+    });
     Ok(Operation::Matrix(Box::new(Matrix {
+        name: name.cloned().collect::<Vec<_>>().join("."),
         m,
         n,
         k,
@@ -167,5 +187,35 @@ fn multiply(scope: &mut Scope<'_>, written: &Instruction, parts: &mut Parts<'_>)
         b,
         c,
         d,
+        a_places,
+        b_places,
+        c_places,
     })))
+}
+
+/// Row and column of element `at` of a lane's fragment of `a`, which has `m` rows.
+fn a_place(m: usize, element: MatrixElement, lane: usize, at: usize) -> (usize, usize) {
+    let (group, within) = (lane / 4, lane % 4);
+    // Elements that a lane holds next to each other in one 32-bit register; one for wider elements.
+    let together = (32 / element.bits()).max(1);
+    let (register, part) = (at / together, at % together);
+    // Registers step through the rows first, eight apart, then through the columns.
+    let row_blocks = m / 8;
+    let row = group + 8 * (register % row_blocks);
+    let column = together * within + part + 4 * together * (register / row_blocks);
+    (row, column)
+}
+
+/// Row and column of element `at` of a lane's fragment of `b`.
+fn b_place(element: MatrixElement, lane: usize, at: usize) -> (usize, usize) {
+    let (group, within) = (lane / 4, lane % 4);
+    let together = (32 / element.bits()).max(1);
+    let (register, part) = (at / together, at % together);
+    (together * within + part + 4 * together * register, group)
+}
+
+/// Row and column of element `at` of a lane's fragments of `c` and `d`.
+fn c_place(lane: usize, at: usize) -> (usize, usize) {
+    let (group, within) = (lane / 4, lane % 4);
+    (group + 8 * (at / 2), 2 * within + at % 2)
 }

@@ -154,7 +154,7 @@ fn atomic(scope: &mut Scope<'_>, written: &Instruction, parts: &mut Parts<'_>) -
 
 fn update(name: &str, kind: Type) -> Option<Update> {
     let bits = kind.bits();
-    if bits < 16 || bits > 64 {
+    if !(16..=64).contains(&bits) {
         return None;
     }
     let half = match kind {
