@@ -46,6 +46,7 @@ fn cases() -> Vec<Case> {
         case("widest", [1, 1, 1, 2, 66, 256], Mask::Full),
         case("narrow", [2, 3, 3, 5, 9, 3], Mask::Full),
         case("grouped decode", [2, 6, 2, 1, 300, 48], Mask::Full),
+        case("many heads", [34, 4, 2, 17, 70, 24], Mask::Full),
         case("split decode", [1, 6, 2, 1, 1300, 40], Mask::Full),
         case("split, few queries", [2, 2, 2, 3, 1030, 64], Mask::KeyLengths(vec![1030, 513])),
         case("split, tiles", [1, 1, 1, 2, 1100, 8], Mask::from_fn(2, 1100, |i, j| j / 64 % 3 == i && j % 7 < 5)),
@@ -171,29 +172,36 @@ fn attention_row_that_sees_nothing_is_zero() {
     }
 }
 
-#[test]
-fn attention_nan_stays_in_rows_that_see_it() {
+fn nan_stays_in_rows_that_see_it<T: Float>() {
+    let ones = [1.0; 6];
     for device in devices() {
-        let q = Tensor::from_slice(device, &[1, 1, 3, 2], &[1.0f32; 6]).unwrap();
-        let k = Tensor::from_slice(device, &[1, 1, 3, 2], &[1.0, 1.0, f32::NAN, 1.0, 1.0, 1.0]).unwrap();
+        let q = tensor::<T>(device, &[1, 1, 3, 2], &ones);
+        let k = tensor::<T>(device, &[1, 1, 3, 2], &[1.0, 1.0, f64::NAN, 1.0, 1.0, 1.0]);
         for (k, v) in [(&k, &q), (&q, &k)] {
             let given = Mask::from_fn(3, 3, |i, j| i == j);
             for mask in [given, Mask::Window { left: 0, right: 0, align: Align::TopLeft }] {
                 let y = attention::attention(&q, k, v, &Options::new(1.0).mask(mask)).unwrap().y.to_vec().unwrap();
-                assert!(y[2].is_nan(), "{device}: {y:?}");
-                assert_eq!([y[0], y[1], y[4], y[5]], [1.0; 4], "{device}: {y:?}");
+                let y: Vec<_> = y.iter().map(|y| y.to_f64()).collect();
+                assert!(y[2].is_nan(), "{} {device}: {y:?}", T::DTYPE);
+                assert_eq!([y[0], y[1], y[4], y[5]], [1.0; 4], "{} {device}: {y:?}", T::DTYPE);
             }
         }
     }
 }
 
 #[test]
-fn attention_row_does_not_depend_on_the_number_of_rows() {
+fn attention_nan_stays_in_rows_that_see_it() {
+    nan_stays_in_rows_that_see_it::<f32>();
+    nan_stays_in_rows_that_see_it::<f16>();
+    nan_stays_in_rows_that_see_it::<bf16>();
+}
+
+fn row_does_not_depend_on_the_number_of_rows<T: Float>() {
     for device in devices() {
         // More keys than a segment: on wgpu a query alone has them split over workgroups.
         let [batch, heads, q_len, k_len, head_dim] = [2, 4, 37, 1150, 48];
-        let q = tensor::<f32>(device, &[batch, heads, q_len, head_dim], &spread(1, batch * heads * q_len * head_dim));
-        let k = tensor::<f32>(device, &[batch, 2, k_len, head_dim], &spread(2, batch * 2 * k_len * head_dim));
+        let q = tensor::<T>(device, &[batch, heads, q_len, head_dim], &spread(1, batch * heads * q_len * head_dim));
+        let k = tensor::<T>(device, &[batch, 2, k_len, head_dim], &spread(2, batch * 2 * k_len * head_dim));
         let causal = Options::new(0.2).mask(Mask::Causal { align: Align::BottomRight });
         let whole = attention::attention(&q, &k, &k, &causal).unwrap().y;
         for i in [0, 15, 16, 36] {
@@ -201,9 +209,23 @@ fn attention_row_does_not_depend_on_the_number_of_rows() {
             let (q, k) = (q.narrow(2, i, 1).unwrap(), k.narrow(2, 0, last).unwrap());
             let alone = attention::attention(&q, &k, &k, &causal).unwrap().y;
             let expected = whole.narrow(2, i, 1).unwrap().to_vec().unwrap();
-            assert_eq!(alone.to_vec().unwrap(), expected, "{device}: query {i}");
+            assert!(alone.to_vec().unwrap() == expected, "{} {device}: query {i}", T::DTYPE);
         }
+        // So many heads that on CUDA the whole has blocks of 64 queries, and one head alone blocks of 16.
+        let shape = [136, 1, 17, 8];
+        let q = tensor::<T>(device, &shape, &spread(3, shape.iter().product()));
+        let whole = attention::attention(&q, &q, &q, &causal).unwrap().y;
+        let one = q.narrow(0, 135, 1).unwrap();
+        let alone = attention::attention(&one, &one, &one, &causal).unwrap().y.to_vec().unwrap();
+        assert!(alone == whole.narrow(0, 135, 1).unwrap().to_vec().unwrap(), "{} {device}: many heads", T::DTYPE);
     }
+}
+
+#[test]
+fn attention_row_does_not_depend_on_the_number_of_rows() {
+    row_does_not_depend_on_the_number_of_rows::<f32>();
+    row_does_not_depend_on_the_number_of_rows::<f16>();
+    row_does_not_depend_on_the_number_of_rows::<bf16>();
 }
 
 #[test]

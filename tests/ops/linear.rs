@@ -134,6 +134,36 @@ fn cpu_agrees_on_every_set_of_instructions() {
     }
 }
 
+/// Where a GPU has tensor cores: so many outputs and rows that a kernel with large tiles, one with small tiles and
+/// those for few rows each have their turn.
+#[test]
+fn linear_of_half_types_does_not_depend_on_the_number_of_rows() {
+    fn holds<T: Float>()
+    where
+        Weight: From<Tensor<T>>,
+    {
+        for device in devices() {
+            let (rows, inputs, outputs) = (1500, 33, 1500);
+            let weight = tensor::<T>(device, &[outputs, inputs], &uniform(6, outputs * inputs));
+            let twin = Weight::from(moved(&weight, &Device::reference()));
+            let weight = Weight::from(weight);
+            let x = tensor::<T>(device, &[rows, inputs], &uniform(5, rows * inputs));
+            let all = linear::linear(&x, &weight, None).unwrap().to_vec().unwrap();
+            for some in [1, 9, 40, 193] {
+                let part = x.narrow(0, 1101, some).unwrap();
+                let got = linear::linear(&part, &weight, None).unwrap();
+                assert!(got.to_vec().unwrap() == all[1101 * outputs..][..some * outputs], "{device}: {some} rows");
+                if some == 9 {
+                    let expected = linear::linear(&widened(&part), &twin, None).unwrap();
+                    assert_close(&format!("linear {} {device} of many outputs", T::DTYPE), &got, &expected, 0.0);
+                }
+            }
+        }
+    }
+    holds::<f16>();
+    holds::<bf16>();
+}
+
 #[test]
 fn linear_nan_stays_in_its_row() {
     for device in devices() {
