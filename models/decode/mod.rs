@@ -1,11 +1,15 @@
 //! From logits to settled places: guidance and draws, the same for every order.
 
+mod sequential;
+
 use std::ops::ControlFlow;
 
 use smalti::sample::{self, Draws, Filter, Guidance};
 use smalti::{Element, Float, Tensor, copy, rng};
 
 use crate::{Error, Result, Sampling};
+
+pub use sequential::{Network, sequential};
 
 /// Called after each step with the places settled so far and the guided logits that it drew from,
 /// `[batch, places of the step, vocabulary]`.

@@ -66,6 +66,11 @@ impl Codes {
         })
     }
 
+    /// Sets the guidance scale of the weights' authors.
+    pub(super) fn set_cfg(&mut self, cfg: f32) {
+        self.sampling.cfg = cfg;
+    }
+
     /// Cells of the grid.
     #[must_use]
     pub fn places(&self) -> usize {

@@ -2,8 +2,10 @@
 
 pub mod arpg;
 pub mod codes;
+pub mod dar_diffusion;
 pub mod flexvar;
 pub mod hmar;
+pub mod larp;
 pub mod llamagen;
 pub mod lpd;
 pub mod maskgil;
@@ -30,8 +32,12 @@ pub fn load<T: Float>(checkpoint: &Checkpoint, device: &Device) -> Result<Box<dy
     match checkpoint.system() {
         Some(_) if !tokenizer => request("holds a transformer without its tokenizer: give that file too".to_owned()),
         Some("arpg") => Ok(Box::new(InDtype::<T, _>::new(arpg::Arpg::load(checkpoint, device)?))),
+        Some("dar_diffusion") => {
+            Ok(Box::new(InDtype::<T, _>::new(dar_diffusion::DarDiffusion::load(checkpoint, device)?)))
+        }
         Some("flexvar") => Ok(Box::new(flexvar::FlexVar::<T>::load(checkpoint, device)?)),
         Some("hmar") => Ok(Box::new(hmar::Hmar::<T>::load(checkpoint, device)?)),
+        Some("larp") => Ok(Box::new(InDtype::<T, _>::new(larp::Larp::load(checkpoint, device)?))),
         Some("llamagen") => Ok(Box::new(llamagen::LlamaGen::<T>::load(checkpoint, device)?)),
         Some("lpd") => Ok(Box::new(InDtype::<T, _>::new(lpd::Lpd::load(checkpoint, device)?))),
         Some("maskgil") => Ok(Box::new(InDtype::<T, _>::new(maskgil::MaskGil::load(checkpoint, device)?))),

@@ -1,8 +1,10 @@
 //! Whole models: each system's inputs, run as its dump was.
 
 mod arpg;
+mod dar_diffusion;
 mod flexvar;
 mod hmar;
+mod larp;
 mod llamagen;
 mod lpd;
 mod maskgil;
@@ -27,8 +29,10 @@ use crate::{Error, Result, Sampling};
 pub(super) fn run<T: Float>(system: &str, dump: &Dump<'_>) -> Result<Vec<Computed>> {
     match system {
         "arpg" => arpg::run::<T>(dump),
+        "dar_diffusion" => dar_diffusion::run::<T>(dump),
         "flexvar" => flexvar::run::<T>(dump),
         "hmar" => hmar::run::<T>(dump),
+        "larp" => larp::run::<T>(dump),
         "llamagen" => llamagen::run::<T>(dump),
         "lpd" => lpd::run::<T>(dump),
         "maskgil" => maskgil::run::<T>(dump),
@@ -57,6 +61,9 @@ fn sampled(dump: &Dump<'_>) -> Result<Sampling> {
 
 fn greedy(dump: &Dump<'_>) -> Result<Sampling> {
     let cfg = dump.number("cfg").or_else(|_| dump.number("guidance_scale"));
+    // D-AR's is a text that ends with it.
+    let last = || dump.config.text("cfg")?.rsplit(',').next()?.parse().ok();
+    let cfg = cfg.or_else(|missing| last().ok_or(missing));
     let cfg = cfg.or_else(|missing| dump.config.numbers("cfg_scales").map_or(Err(missing), |scales| Ok(scales[1])))?;
     Ok(Sampling { cfg, temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0 })
 }

@@ -1,0 +1,59 @@
+//! One place after the other, each from all before it.
+
+use smalti::sample::Guidance;
+use smalti::{Float, Tensor, copy};
+
+use super::{Sampler, Steps, guide, twice};
+use crate::zoo::codes::go_on;
+use crate::{Error, Result};
+
+/// The network as a sequence sees it.
+pub trait Network<T: Float> {
+    /// Logits of the places of `x` (`[rows, seq, dim]`), which come after all that it was given before:
+    /// `[rows, seq, vocabulary]`.
+    ///
+    /// # Errors
+    /// If shapes do not fit or the device fails.
+    fn logits(&mut self, x: &Tensor<T>) -> Result<Tensor<T>>;
+
+    /// What stands for tokens `[rows, seq]`: `[rows, seq, dim]`.
+    ///
+    /// # Errors
+    /// If a token is out of range or the device fails.
+    fn embed(&mut self, tokens: &Tensor<u32>) -> Result<Tensor<T>>;
+}
+
+/// Draws `places` tokens for each of `batch` pictures, `[batch, places]`, after a condition of `batch` rows or, with
+/// guidance, as many without a condition below them (`[rows, seq, dim]`). `scale` is the guidance scale of a place; the
+/// guided logits are `uncond + scale (cond - uncond)`.
+///
+/// # Errors
+/// As the network, or [`Error::Interrupted`] if `steps` breaks off.
+pub fn sequential<T: Float>(
+    network: &mut impl Network<T>,
+    condition: Tensor<T>,
+    batch: usize,
+    places: usize,
+    scale: impl Fn(usize) -> f32,
+    sampler: &Sampler<'_>,
+    steps: Steps<'_, T>,
+) -> Result<Tensor<u32>> {
+    let rows = condition.shape().first().copied().unwrap_or(0);
+    if rows != batch && rows != 2 * batch {
+        return Err(Error::Request(format!("a condition of {rows} rows for {batch} pictures")));
+    }
+    let mut drawn = Tensor::<u32>::zeros(condition.device(), &[batch, places])?;
+    let mut x = condition;
+    for place in 0..places {
+        let logits = network.logits(&x)?;
+        let last = logits.narrow(1, logits.shape()[1] - 1, 1)?;
+        let guided = guide(&last, batch, scale(place), Guidance::Scale)?;
+        let token = sampler.draw(&guided, place)?;
+        copy::copy_into_slice(&token, &mut drawn, 1, place)?;
+        go_on(steps(place + 1, &guided))?;
+        if place + 1 < places {
+            x = network.embed(&if rows > batch { twice(&token)? } else { token })?;
+        }
+    }
+    Ok(drawn)
+}
