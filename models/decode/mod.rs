@@ -1,5 +1,6 @@
 //! From logits to settled places: guidance and draws, the same for every order.
 
+pub mod cascade;
 mod sequential;
 
 use std::ops::ControlFlow;

@@ -1,6 +1,7 @@
 //! Whole models: each system's inputs, run as its dump was.
 
 mod arpg;
+mod cascade;
 mod dar_diffusion;
 mod flexvar;
 mod hmar;
@@ -29,6 +30,7 @@ use crate::{Error, Result, Sampling};
 pub(super) fn run<T: Float>(system: &str, dump: &Dump<'_>) -> Result<Vec<Computed>> {
     match system {
         "arpg" => arpg::run::<T>(dump),
+        "cascade" => cascade::run(dump),
         "dar_diffusion" => dar_diffusion::run::<T>(dump),
         "flexvar" => flexvar::run::<T>(dump),
         "hmar" => hmar::run::<T>(dump),
