@@ -103,6 +103,23 @@ impl Weight {
         }
     }
 
+    /// The same elements in another shape of the same first axis.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the first axis or the number of elements differs.
+    pub fn reshape(&self, shape: &[usize]) -> Result<Self> {
+        if shape.first() != self.shape().first() {
+            let expected = format!("the same first axis as {:?}", self.shape());
+            return Err(Error::shape("weight", "shape", shape, expected));
+        }
+        Ok(match self {
+            Self::F32(tensor) => Self::F32(tensor.reshape(shape)?),
+            Self::F16(tensor) => Self::F16(tensor.reshape(shape)?),
+            Self::Bf16(tensor) => Self::Bf16(tensor.reshape(shape)?),
+            Self::Int8 { values, scale } => Self::Int8 { values: values.reshape(shape)?, scale: scale.clone() },
+        })
+    }
+
     /// Itself if its elements lie in row-major order without gaps, else a copy that does.
     ///
     /// # Errors

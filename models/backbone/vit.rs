@@ -3,6 +3,8 @@
 //! Source: Dosovitskiy et al. 2020, arXiv:2010.11929, section 3.1; modulation of Peebles and Xie 2022,
 //! arXiv:2212.09748, section 3.2; names from timm's `vision_transformer.py` and DiT's `models.py`.
 
+use std::ops::Range;
+
 use smalti::attention::{self, KvCache, Options};
 use smalti::{Device, Float, Tensor, Weight, activation, elementwise, linear, norm};
 
@@ -118,6 +120,25 @@ impl Vit {
         self.blocks.iter().map(|_| Ok(KvCache::new(device, batch, self.heads, capacity, head_dim)?)).collect()
     }
 
+    /// How many blocks there are.
+    #[must_use]
+    pub fn depth(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// Queries and keys of the last block for its input `x` (`[batch, seq, dim]`), each
+    /// `[batch, heads, seq, head_dim]`.
+    ///
+    /// # Errors
+    /// If there is no block, shapes do not fit or the device fails.
+    pub fn last_queries_and_keys<T: Float>(&self, x: &Tensor<T>) -> Result<[Tensor<T>; 2]> {
+        let block = self.blocks.last().ok_or_else(|| Error::Request("a transformer without blocks".to_owned()))?;
+        let (batch, seq, heads) = (x.shape()[0], x.shape()[1], self.heads);
+        let qkv = block.qkv.run(&block.norm1.run(x)?)?.reshape(&[batch, seq, 3 * heads, self.dim / heads])?;
+        let qkv = qkv.permute(&[0, 2, 1, 3])?;
+        Ok([qkv.narrow(1, 0, heads)?, qkv.narrow(1, heads, heads)?])
+    }
+
     /// The usual scale of scores, every query seeing every key.
     #[must_use]
     pub fn options(&self) -> Options {
@@ -133,6 +154,21 @@ impl Vit {
         &self,
         x: &Tensor<T>,
         condition: Option<&Tensor<T>>,
+        caches: Option<&mut [KvCache<T>]>,
+        options: &Options,
+    ) -> Result<Tensor<T>> {
+        self.run_some(0..self.blocks.len(), x, condition, caches, options)
+    }
+
+    /// The same through the blocks `range` alone, with one cache for each of these.
+    ///
+    /// # Errors
+    /// As [`Vit::run`].
+    pub fn run_some<T: Float>(
+        &self,
+        range: Range<usize>,
+        x: &Tensor<T>,
+        condition: Option<&Tensor<T>>,
         mut caches: Option<&mut [KvCache<T>]>,
         options: &Options,
     ) -> Result<Tensor<T>> {
@@ -145,7 +181,7 @@ impl Vit {
             None => None,
         };
         let mut x = x.clone();
-        for (index, block) in self.blocks.iter().enumerate() {
+        for (index, block) in self.blocks[range].iter().enumerate() {
             let six = match (&block.modulation, &active) {
                 (Some(modulation), Some(active)) => Some(modulation.run(active)?),
                 (Some(_), None) => return Err(Error::Request("modulated blocks need a condition".to_owned())),
@@ -173,6 +209,52 @@ impl Vit {
             x = gated(&x, part(5)?, &block.fc2.run(&h)?)?;
         }
         Ok(x)
+    }
+}
+
+/// Pixels `[batch, channels, height, width]` as a row per patch, `[batch, patches, dim]`: `patch_embed.proj`.
+pub struct PatchEmbedding {
+    weight: Weight,
+    bias: Tensor<f32>,
+}
+
+impl PatchEmbedding {
+    /// Loads `NAME.weight` and `NAME.bias`; patches are as large as the kernel.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    pub fn load(loader: &Loader<'_>, name: &str) -> Result<Self> {
+        let at = loader.at(name);
+        let shape: Vec<_> = (0..4).map(|axis| at.length("weight", axis)).collect();
+        Ok(Self { weight: at.weight("weight", &shape)?, bias: at.vector("bias", &shape[..1])? })
+    }
+
+    /// Height and width of a patch.
+    #[must_use]
+    pub fn patch(&self) -> [usize; 2] {
+        [self.weight.shape()[2], self.weight.shape()[3]]
+    }
+
+    /// The rows of the patches, in raster order.
+    ///
+    /// # Errors
+    /// If the patches do not tile the picture or the device fails.
+    pub fn run<T: Float>(&self, pixels: &Tensor<T>) -> Result<Tensor<T>> {
+        let [height, width] = self.patch();
+        let &[batch, channels, rows, columns] = pixels.shape() else {
+            return Err(Error::Request(format!("pixels of shape {:?}", pixels.shape())));
+        };
+        if height == 0 || width == 0 || !rows.is_multiple_of(height) || !columns.is_multiple_of(width) {
+            return Err(Error::Request(format!("patches of {height} x {width} do not tile {rows} x {columns} pixels")));
+        }
+        // A patch is a row of a product: the kernel meets each pixel once.
+        let (down, across) = (rows / height, columns / width);
+        let x = pixels.contiguous()?.reshape(&[batch * channels, down, height, across * width])?;
+        let x = x.reshape(&[batch, channels, down, height, across, width])?.permute(&[0, 2, 4, 1, 3, 5])?;
+        let x = x.contiguous()?.reshape(&[batch, down * across, channels * height * width])?;
+        let dim = self.weight.shape()[0];
+        let flat = self.weight.reshape(&[dim, channels * height * width])?;
+        Ok(linear::linear(&x, &flat, Some(&self.bias))?)
     }
 }
 

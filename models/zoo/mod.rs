@@ -13,6 +13,7 @@ pub mod nar;
 pub mod par;
 pub mod randar;
 pub mod rar;
+pub mod semaim;
 pub mod var;
 
 use smalti::{Device, Float};

@@ -13,6 +13,7 @@ mod nar;
 mod par;
 mod randar;
 mod rar;
+mod semaim;
 mod var;
 
 use std::ops::ControlFlow;
@@ -42,6 +43,7 @@ pub(super) fn run<T: Float>(system: &str, dump: &Dump<'_>) -> Result<Vec<Compute
         "par" => par::run::<T>(dump),
         "randar" => randar::run::<T>(dump),
         "rar" => rar::run::<T>(dump),
+        "semaim" => semaim::run::<T>(dump),
         "var" => var::run::<T>(dump),
         other => Err(Error::Request(format!("{}: system \"{other}\" is not known here", dump.checkpoint.name()))),
     }
