@@ -26,7 +26,7 @@ fn check(device: c_int) -> Result<&'static Driver> {
 fn attribute(driver: &Driver, attribute: u32) -> u32 {
     let architecture = driver.machine.architecture();
     match attribute {
-        1 | 2 | 3 => 1024, // threads per block, block x and y
+        1..=3 => 1024, // threads per block, block x and y
         4 => 64,           // block z
         5 => i32::MAX as u32,
         6 | 7 => 65_535,

@@ -278,10 +278,10 @@ entries! {
         set_attribute(function, attribute, value)
     }
     fn cuFuncSetCacheConfig(function: Handle, _config: u32) {
-        kernel(&*driver()?.state(), function).map(|_| ())
+        kernel(&driver()?.state(), function).map(|_| ())
     }
     fn cuFuncSetSharedMemConfig(function: Handle, _config: u32) {
-        kernel(&*driver()?.state(), function).map(|_| ())
+        kernel(&driver()?.state(), function).map(|_| ())
     }
     fn cuFuncGetParamInfo(function: Handle, index: usize, offset: *mut usize, bytes: *mut usize) {
         let state = driver()?.state();

@@ -176,13 +176,13 @@ entries! {
         Ok(())
     }
     fn cuMemAlloc_v2(address: *mut u64, bytes: usize) {
-        let allocated = allocate(&mut *driver()?.state(), bytes)?;
+        let allocated = allocate(&mut driver()?.state(), bytes)?;
         put(address, allocated)
     }
     fn cuMemAllocPitch_v2(address: *mut u64, pitch: *mut usize, width_bytes: usize, height: usize, _element: u32) {
         let row_bytes = width_bytes.next_multiple_of(512);
         let bytes = row_bytes.checked_mul(height).ok_or(Code::INVALID_VALUE)?;
-        let allocated = allocate(&mut *driver()?.state(), bytes)?;
+        let allocated = allocate(&mut driver()?.state(), bytes)?;
         put(pitch, row_bytes)?;
         put(address, allocated)
     }
@@ -190,7 +190,7 @@ entries! {
         if address == 0 {
             return Ok(());
         }
-        free(&mut *driver()?.state(), address)
+        free(&mut driver()?.state(), address)
     }
     fn cuMemAllocAsync(address: *mut u64, bytes: usize, stream: Handle) { allocate_in_stream(address, bytes, stream) }
     fn cuMemAllocFromPoolAsync(address: *mut u64, bytes: usize, _pool: Handle, stream: Handle) {

@@ -201,7 +201,7 @@ entries! {
     fn cuStreamGetId(stream: Handle, id: *mut u64) { put(id, stream.addr() as u64) }
     fn cuStreamAttachMemAsync(_stream: Handle, _address: u64, _bytes: usize, _flags: u32) { Ok(()) }
     fn cuStreamIsCapturing(stream: Handle, status: *mut u32) {
-        let captures = matches!(target(&*driver()?.state(), stream)?, Target::Graph(_));
+        let captures = matches!(target(&driver()?.state(), stream)?, Target::Graph(_));
         put(status, u32::from(captures))
     }
     fn cuStreamGetCaptureInfo_v2(
