@@ -27,7 +27,7 @@ fn attribute(driver: &Driver, attribute: u32) -> u32 {
     let architecture = driver.machine.architecture();
     match attribute {
         1..=3 => 1024, // threads per block, block x and y
-        4 => 64,           // block z
+        4 => 64,       // block z
         5 => i32::MAX as u32,
         6 | 7 => 65_535,
         8 => 48 << 10, // shared memory per block unless asked for more
