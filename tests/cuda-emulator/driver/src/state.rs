@@ -20,7 +20,7 @@ pub const BUILT_IN_STREAMS: [usize; 3] = [0, 1, 2];
 
 pub struct Driver {
     pub machine: Machine,
-    /// The CUDA version that the driver is for, as 13000.
+    /// The CUDA version that the driver is for, as 13050.
     pub version: u32,
     state: Mutex<State>,
 }
@@ -146,7 +146,7 @@ pub fn start() -> Result {
         Code::NO_DEVICE
     })?;
     let version = match std::env::var("CUDA_EMULATOR_VERSION") {
-        Err(_) => 13_000,
+        Err(_) => 13_050,
         Ok(text) => parse_version(&text).ok_or_else(|| {
             eprintln!("cuda emulator: CUDA_EMULATOR_VERSION={text}: expected a version as 12.8");
             Code::NO_DEVICE
