@@ -88,7 +88,7 @@ impl<T: Float> Hmar<T> {
     /// Loads official names under `hmar.` and `vae.`, of whose tokenizer only the decoder is needed.
     ///
     /// # Errors
-    /// [`Error::Weights`] with every tensor that does not fit; [`Error::Op`] if the device has no room.
+    /// [`crate::Error::Weights`] with every tensor that does not fit; [`crate::Error::Op`] if the device has no room.
     pub fn load(checkpoint: &Checkpoint, device: &Device) -> Result<Self> {
         let config = checkpoint.config()?;
         let notes = Notes::default();

@@ -2,8 +2,8 @@
 //!
 //! | part      | here                                                                                    |
 //! |-----------|-----------------------------------------------------------------------------------------|
-//! | tokenizer | LlamaGen's ([`VqTokenizer`])                                                            |
-//! | backbone  | Llama blocks ([`Llama`])                                                                |
+//! | tokenizer | LlamaGen's ([`VqTokenizer`](crate::tokenizer::vq::VqTokenizer))                         |
+//! | backbone  | Llama blocks ([`Trunk`])                                                                |
 //! | order     | the first cell of every region in turn, then the next cell of all regions at once       |
 //! | mask      | causal; from the first group on, each group of `at_once` places sees itself whole       |
 //! | position  | RoPE over rows and columns, rearranged; condition and transition tokens' rows are 0     |
