@@ -52,12 +52,12 @@ impl Entry {
 pub struct Prepared {
     /// What it does, whatever the lengths.
     pub(super) mask: Mask,
-    #[cfg_attr(not(any(feature = "cpu", feature = "cuda", feature = "wgpu")), expect(dead_code))]
+    #[cfg_attr(not(any(feature = "cpu", feature = "cuda", feature = "wgpu")), allow(dead_code))]
     pub(super) lengths: Lengths,
-    #[cfg_attr(not(any(feature = "cpu", feature = "cuda", feature = "wgpu")), expect(dead_code))]
+    #[cfg_attr(not(any(feature = "cpu", feature = "cuda", feature = "wgpu")), allow(dead_code))]
     pub(super) compiled: Compiled,
     /// [`Compiled::words`] on the device it was prepared for, if that is a GPU.
-    #[cfg_attr(not(any(feature = "cuda", feature = "wgpu")), expect(dead_code))]
+    #[cfg_attr(not(feature = "wgpu"), allow(dead_code))]
     pub(super) words: Option<Tensor<u32>>,
 }
 
@@ -77,7 +77,7 @@ impl Plan<'_> {
     }
 
     /// [`Compiled::words`] on a GPU.
-    #[cfg_attr(not(any(feature = "cuda", feature = "wgpu")), expect(dead_code))]
+    #[cfg_attr(not(feature = "wgpu"), allow(dead_code))]
     pub(crate) fn words(&self, device: &Device) -> Result<Tensor<u32>> {
         if let Self::Before(Prepared { words: Some(words), .. }) = self
             && words.device().same(device)
@@ -205,7 +205,7 @@ impl Mask {
     }
 
     /// The mask for these lengths, which [`Mask::check`] has passed.
-    #[cfg_attr(not(any(feature = "cpu", feature = "cuda", feature = "wgpu")), expect(dead_code))]
+    #[cfg_attr(not(any(feature = "cpu", feature = "cuda", feature = "wgpu")), allow(dead_code))]
     pub(crate) fn plan(&self, op: &'static str, lengths: Lengths) -> Result<Plan<'_>> {
         match self {
             Self::Prepared(prepared) if prepared.lengths == lengths => Ok(Plan::Before(prepared)),

@@ -154,7 +154,7 @@ impl PageTable {
     }
 
     /// `[batch, most pages]` on a GPU.
-    #[cfg(any(feature = "cuda", feature = "wgpu"))]
+    #[cfg(feature = "wgpu")]
     fn on(&self, device: &Device) -> Result<Tensor<u32>> {
         let most = self.pages.iter().map(Vec::len).max().unwrap_or(0);
         let rows = self.pages.iter().flat_map(|own| own.iter().copied().chain(std::iter::repeat(0)).take(most));

@@ -74,6 +74,7 @@ pub fn rope_into<T: Float>(
 /// # Errors
 /// As [`rope_into`].
 pub fn rope_in_place<T: Float>(x: &mut Tensor<T>, table: &Table, start: usize, pairing: Pairing) -> Result<()> {
+    #[cfg_attr(not(any(feature = "cpu", feature = "cuda", feature = "wgpu")), allow(unused_variables))]
     let [cos, sin] = rows_of(x, table, start)?;
     match x.device().clone().handle() {
         #[cfg(feature = "cpu")]

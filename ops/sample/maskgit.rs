@@ -1,6 +1,7 @@
 //! MaskGIT: all masked places are drawn at once, and the least confident of them masked again.
 
 use super::{Filter, Places, Weights, check_draws, fractions, integer, logarithm, weigh};
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
 use crate::device::Handle;
 use crate::{Error, Float, Result, Tensor};
 

@@ -2,6 +2,7 @@
 
 use super::integer::{self, Plan, Row};
 use super::{Draws, Filter, Guidance, MAX_VOCABULARY, check_draws, check_logits, cpu_rows, fractions, logarithm};
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
 use crate::device::Handle;
 use crate::{Device, Error, Float, Result, Tensor, rng};
 
