@@ -145,6 +145,7 @@ impl<'a> Context<'a> {
         set(Special::Zero, 0);
         set(Special::One, 1);
         set(Special::WarpSize, 32);
+        set(Special::ReservedShared, 1 << 31);
         let mut set_lanes = |special: Special, value: &dyn Fn(u32) -> u32| {
             out[special as usize] = std::array::from_fn(|lane| u64::from(value(lane as u32)));
         };

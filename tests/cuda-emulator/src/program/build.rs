@@ -19,6 +19,8 @@ pub struct Parts {
     pub variables: Vec<Variable>,
     /// Addresses that code uses.
     pub symbols: Vec<Symbol>,
+    /// The code is not optimised.
+    pub debug: bool,
 }
 
 /// Where something in memory is.
@@ -43,7 +45,7 @@ enum Binding {
 
 /// Decodes `module`.
 pub fn build(module: &syntax::Module) -> Result<Parts, LoadError> {
-    let mut parts = Parts::default();
+    let mut parts = Parts { debug: module.debug, ..Parts::default() };
     let mut globals = HashMap::new();
     for variable in &module.variables {
         let index = declare(&mut parts, variable)?;

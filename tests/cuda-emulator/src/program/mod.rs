@@ -71,11 +71,13 @@ pub enum Special {
     /// A register that is always 1, as a cluster's size without clusters.
     One,
     WarpSize,
+    /// Where shared memory that the system keeps would begin. There is none here: it is out of bounds.
+    ReservedShared,
 }
 
 impl Special {
     /// How many there are.
-    pub const COUNT: usize = Self::WarpSize as usize + 1;
+    pub const COUNT: usize = Self::ReservedShared as usize + 1;
 
     /// The special register that PTX calls `name`.
     pub fn parse(name: &str) -> Option<Self> {
@@ -108,6 +110,11 @@ impl Special {
             "WARP_SZ" => Self::WarpSize,
             "%cluster_ctarank" | "%cluster_ctaid.x" | "%cluster_ctaid.y" | "%cluster_ctaid.z" => Self::Zero,
             "%cluster_nctarank" | "%cluster_nctaid.x" | "%cluster_nctaid.y" | "%cluster_nctaid.z" => Self::One,
+            "%reserved_smem_offset_begin"
+            | "%reserved_smem_offset_end"
+            | "%reserved_smem_offset_cap"
+            | "%reserved_smem_offset_0"
+            | "%reserved_smem_offset_1" => Self::ReservedShared,
             "%clusterid.x" => Self::CtaidX,
             "%clusterid.y" => Self::CtaidY,
             "%clusterid.z" => Self::CtaidZ,

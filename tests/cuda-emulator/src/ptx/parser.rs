@@ -128,7 +128,7 @@ impl Parser {
                     "target" => {
                         module.target = self.word()?;
                         while self.accept(',') {
-                            self.word()?;
+                            module.debug |= self.word()? == "debug";
                         }
                         return Ok(());
                     }

@@ -9,6 +9,8 @@ pub struct Module {
     pub version: (u32, u32),
     /// `.target`, its first name.
     pub target: String,
+    /// `.target sm_80, debug`: not optimised.
+    pub debug: bool,
     /// Variables at module scope.
     pub variables: Vec<Variable>,
     /// Kernels and device functions; a prototype has no body.
