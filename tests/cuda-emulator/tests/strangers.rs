@@ -476,7 +476,7 @@ fn numbers() {
                 v.leading_zeros() | v.count_ones() << 8 | first << 16,
                 u32::from_le_bytes([bytes[5], bytes[1], bytes[7], bytes[3]]),
                 ((u64::from(w) << 32 | u64::from(v)) << (at % 32) >> 32) as u32,
-                (u64::from(v) * u64::from(w) >> 32) as u32,
+                ((u64::from(v) * u64::from(w)) >> 32) as u32,
                 ((u64::from(v) + u64::from(w)) / 2) as u32,
                 (v & 0xffff).wrapping_add(w & 0xffff) & 0xffff | (v >> 16).wrapping_add(w >> 16) << 16,
                 v.abs_diff(w).wrapping_add(5) ^ (low24(v) * low24(w)) as u32,

@@ -67,6 +67,7 @@ pub fn build(module: &syntax::Module) -> Result<Parts, LoadError> {
             parts: &mut parts,
             entry: function.entry,
             registers: 0,
+            widths: Vec::new(),
             predicates: 0,
             constants: Vec::new(),
             constant_index: HashMap::new(),
@@ -155,6 +156,8 @@ pub(super) struct Scope<'a> {
     parts: &'a mut Parts,
     entry: bool,
     registers: u32,
+    /// Bits of each register.
+    widths: Vec<u32>,
     predicates: u32,
     constants: Vec<u64>,
     constant_index: HashMap<u64, u32>,
@@ -203,7 +206,14 @@ impl Scope<'_> {
             }
         }
         let instructions = flow::arrange(std::mem::take(&mut self.instructions));
-        let registers = written.max_registers.unwrap_or_else(|| flow::registers(&instructions).min(255));
+        let threads: u32 =
+            written.required_threads.or(written.max_threads).map_or(1, |extents| extents.iter().product());
+        // The assembler keeps to what the kernel says, and a thread can have no more than 255.
+        let most = written.max_registers.unwrap_or(255).min(65536 / threads.max(1)).min(255);
+        let registers = match written.max_registers {
+            Some(registers) => registers.min(most),
+            None => flow::registers(&instructions, &self.widths).min(most),
+        };
         Ok(Function {
             name: written.name.clone(),
             entry: self.entry,
@@ -307,6 +317,7 @@ impl Scope<'_> {
                     Binding::Predicate(Predicate(self.predicates - 1))
                 } else {
                     self.registers += 1;
+                    self.widths.push(element.bits());
                     Binding::Register(Register(self.registers - 1), element)
                 };
                 self.bind(&name, binding);

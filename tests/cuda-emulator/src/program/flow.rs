@@ -5,8 +5,10 @@
 //! block comes before those it leads to, but for the way back in a loop, and in which nothing that follows a loop
 //! comes before the loop's end. Compilers mostly write it so; [`arrange`] makes it certain.
 
-use super::{Instruction, Operation};
+use super::operands::Use;
+use super::{Instruction, Operation, Register};
 use crate::counts::Class;
+use std::collections::HashMap;
 
 /// Brings blocks into that order.
 pub fn arrange(mut instructions: Vec<Instruction>) -> Vec<Instruction> {
@@ -198,7 +200,122 @@ fn sorted(successors: &[Vec<usize>], block: usize) -> Vec<usize> {
     all
 }
 
-/// An estimate of the 32-bit registers that a thread needs.
-pub fn registers(_instructions: &[Instruction]) -> u32 {
-    32
+/// An estimate of the 32-bit registers that a thread needs: those whose values are needed later, where they are most.
+/// `widths` are the registers' sizes in bits.
+pub fn registers(instructions: &[Instruction], widths: &[u32]) -> u32 {
+    let words = widths.len().div_ceil(64);
+    // What is live before each instruction that something jumps to, found backwards until nothing changes.
+    let mut live_before: HashMap<u32, Vec<u64>> = HashMap::new();
+    for instruction in instructions {
+        for target in targets(&instruction.operation) {
+            live_before.insert(target, vec![0; words]);
+        }
+    }
+    loop {
+        let mut changed = false;
+        let mut most = 0;
+        let mut live = Live { bits: vec![0; words], registers: 0, widths };
+        for (at, instruction) in instructions.iter().enumerate().rev() {
+            if leaves(&instruction.operation) && instruction.guard.is_none() {
+                live.clear();
+            }
+            for target in targets(&instruction.operation) {
+                if let Some(bits) = live_before.get(&target) {
+                    live.join(bits);
+                }
+            }
+            // What is written takes a register, even if no one reads it.
+            let mut reads = Vec::new();
+            instruction.operation.registers(&mut |register| match register {
+                Use::Write(register) => {
+                    live.set(register, true);
+                    reads.push((register, false));
+                }
+                Use::Read(register) => reads.push((register, true)),
+            });
+            most = most.max(live.registers);
+            for (register, read) in reads {
+                if read || instruction.guard.is_none() {
+                    live.set(register, read);
+                }
+            }
+            most = most.max(live.registers);
+            if let Some(known) = live_before.get_mut(&(at as u32))
+                && *known != live.bits
+            {
+                known.clone_from(&live.bits);
+                changed = true;
+            }
+        }
+        if !changed {
+            // Addresses of parameters, the stack and the like take some more.
+            return most + 4;
+        }
+    }
+}
+
+/// Registers whose values are needed.
+struct Live<'a> {
+    bits: Vec<u64>,
+    /// How many registers of 32 bits they take.
+    registers: u32,
+    widths: &'a [u32],
+}
+
+impl Live<'_> {
+    fn set(&mut self, register: Register, live: bool) {
+        let (word, bit) = (register.0 as usize / 64, 1 << (register.0 % 64));
+        if (self.bits[word] & bit != 0) == live {
+            return;
+        }
+        self.bits[word] ^= bit;
+        let registers = self.widths[register.0 as usize].div_ceil(32);
+        self.registers = if live { self.registers + registers } else { self.registers - registers };
+    }
+
+    fn clear(&mut self) {
+        self.bits.fill(0);
+        self.registers = 0;
+    }
+
+    fn join(&mut self, other: &[u64]) {
+        for (word, bits) in other.iter().enumerate() {
+            let mut new = bits & !self.bits[word];
+            while new != 0 {
+                self.set(Register(64 * word as u32 + new.trailing_zeros()), true);
+                new &= new - 1;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::Module;
+
+    fn registers(body: &str) -> u32 {
+        let text = format!(
+            ".version 7.0\n.target sm_80\n.address_size 64\n.visible .entry k(.param .u64 p) {{
+            .reg .b64 a, b; .reg .b32 r<20>; .reg .pred more;
+            {body}
+            }}"
+        );
+        Module::parse(&text).unwrap_or_else(|error| panic!("{error}")).function("k").map_or(0, |k| k.registers())
+    }
+
+    #[test]
+    fn registers_are_counted_where_most_are_needed() {
+        let least = registers("ret;");
+        // Two at once, however many there are.
+        let chain = "mov.u32 r0, 1; add.u32 r1, r0, 1; add.u32 r2, r1, 1; add.u32 r3, r2, 1;";
+        assert_eq!(registers(chain) - least, 1);
+        // Eight loaded before the first is used, and their address of two registers.
+        let loads: String = (0..8).map(|at| format!("ld.global.u32 r{at}, [a+{}];", 4 * at)).collect();
+        let stores: String = (0..8).map(|at| format!("st.global.u32 [a+{}], r{at};", 4 * at)).collect();
+        assert_eq!(registers(&format!("ld.param.u64 a, [p]; {loads} {stores}")) - least, 10);
+        // What a loop needs again stays for the whole loop.
+        let held = "mov.u32 r0, 5; mov.u32 r1, 0; NEXT: add.u32 r1, r1, r0; mov.u32 r2, 1; add.u32 r3, r2, r2;
+            setp.lt.u32 more, r1, 100; @more bra NEXT;";
+        assert_eq!(registers(held) - least, 3);
+    }
 }

@@ -4,6 +4,7 @@
 pub mod build;
 pub mod decode;
 pub mod flow;
+pub mod operands;
 
 use crate::counts::Class;
 use crate::ptx::types::Type;

@@ -1,0 +1,137 @@
+//! Which registers an instruction reads and writes.
+
+use super::{Address, BarrierReduction, Base, Operation, Register, Source};
+
+/// A register that is read or written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// Its value is needed.
+    Read(Register),
+    /// It gets a new value.
+    Write(Register),
+}
+
+impl Operation {
+    /// Calls `visit` for each register, predicates left out.
+    pub fn registers(&self, visit: &mut dyn FnMut(Use)) {
+        let mut reads: Vec<Source> = Vec::new();
+        let mut writes: Vec<Register> = Vec::new();
+        let mut address = |at: &Address| {
+            if let Base::Source(source) = at.base {
+                reads.push(source);
+            }
+        };
+        match self {
+            Self::Unary { destination, source, .. }
+            | Self::ConvertAddress { destination, source, .. }
+            | Self::TransposeMatrix { destination, source } => {
+                reads.push(*source);
+                writes.push(*destination);
+            }
+            Self::Binary { destination, sources, .. }
+            | Self::Set { destination, sources, .. }
+            | Self::Select { destination, sources, .. } => {
+                reads.extend(sources);
+                writes.push(*destination);
+            }
+            Self::Ternary { destination, sources, .. } | Self::Carry { destination, sources, .. } => {
+                reads.extend(sources);
+                writes.push(*destination);
+            }
+            Self::InsertBits { destination, sources, .. } => {
+                reads.extend(sources);
+                writes.push(*destination);
+            }
+            Self::Setp { sources, .. } | Self::SetpPair { sources, .. } => reads.extend(sources),
+            Self::LogicPredicate { destination, sources, .. } => {
+                reads.extend(sources);
+                writes.extend(destination);
+            }
+            Self::Unpack { destinations, source, .. } => {
+                reads.push(*source);
+                writes.extend(destinations.iter().flatten());
+            }
+            Self::Pack { destination, sources, .. } => {
+                reads.extend(sources);
+                writes.push(*destination);
+            }
+            Self::FrameAddress { destination, .. }
+            | Self::Clock { destination, .. }
+            | Self::ActiveMask { destination } => writes.push(*destination),
+            Self::IsSpace { source, .. } => reads.push(*source),
+            Self::Load { address: at, destinations, .. } => {
+                address(at);
+                writes.extend(destinations.iter().flatten());
+            }
+            Self::Store { address: at, sources, .. } | Self::StoreMatrix { address: at, sources, .. } => {
+                address(at);
+                reads.extend(sources);
+            }
+            Self::Atomic { address: at, destination, operand, second, .. } => {
+                address(at);
+                reads.push(*operand);
+                reads.extend(second);
+                writes.extend(destination);
+            }
+            Self::CopyAsync { to, from, source_bytes, .. } => {
+                address(to);
+                address(from);
+                reads.extend(source_bytes);
+            }
+            Self::BranchTable { index, .. } => reads.push(*index),
+            Self::Barrier { barrier, threads, reduction, .. } => {
+                reads.push(*barrier);
+                reads.extend(threads);
+                if let Some((BarrierReduction::PopulationCount(destination), _)) = reduction {
+                    writes.push(*destination);
+                }
+            }
+            Self::WarpBarrier { mask } | Self::Vote { mask, .. } => reads.push(*mask),
+            Self::Shuffle { destination, sources, mask, .. } => {
+                reads.extend(sources);
+                reads.push(*mask);
+                writes.push(*destination);
+            }
+            Self::Ballot { destination, mask, .. } => {
+                reads.push(*mask);
+                writes.push(*destination);
+            }
+            Self::Match { destination, source, mask, .. } | Self::Reduce { destination, source, mask, .. } => {
+                reads.extend([*source, *mask]);
+                writes.push(*destination);
+            }
+            Self::Elect { destination, mask, .. } => {
+                reads.push(*mask);
+                writes.extend(destination);
+            }
+            Self::LoadMatrix { address: at, destinations, .. } => {
+                address(at);
+                writes.extend(destinations);
+            }
+            Self::Matrix(matrix) => {
+                reads.extend(matrix.a.iter().chain(&matrix.b).chain(&matrix.c));
+                writes.extend(&matrix.d);
+            }
+            Self::PredicateLogic { .. }
+            | Self::Nothing
+            | Self::CommitGroup
+            | Self::WaitGroup(_)
+            | Self::Fence
+            | Self::Branch { .. }
+            | Self::Jump { .. }
+            | Self::Call { .. }
+            | Self::CallBuiltin { .. }
+            | Self::Return
+            | Self::Exit
+            | Self::Trap => {}
+        }
+        for register in writes {
+            visit(Use::Write(register));
+        }
+        for source in reads {
+            if let Source::Register(register) = source {
+                visit(Use::Read(register));
+            }
+        }
+    }
+}
