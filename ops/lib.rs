@@ -26,6 +26,7 @@ mod element;
 pub mod elementwise;
 pub mod embedding;
 mod error;
+pub mod jacobi;
 pub mod kernels;
 mod layout;
 pub mod linear;

@@ -3,6 +3,7 @@
 use smalti::activation::{Activation, activation, swiglu};
 use smalti::attention::{self, Align, Along, Attention, Mask, Options, PageTable, ScalesKind};
 use smalti::conv::{Padding, conv2d};
+use smalti::jacobi::{self, Rule, VerifyDraws};
 use smalti::resize::{Mode, resize};
 use smalti::rope::{Extrapolation, Frequencies, NullRows, Pairing, Positions, Table, rope};
 use smalti::sample::maskgit::{Curve, MASKED, MaskGit, MaskGitDraws, maskgit_step};
@@ -140,6 +141,17 @@ pub(super) fn run<T: Float>(op: &str, dump: &Dump<'_>) -> Result<Vec<Computed>> 
             y(sample::guide(&dump.tensor::<T>("cond")?, &dump.tensor("uncond")?, dump.number("guidance")?, kind)?)
         }
         "cfg_schedule" => schedule(dump),
+        "sjd_verify" | "speculative_verify" | "mc_sjd_maximal" => verify(op, dump),
+        "mc_sjd_gumbel" => gumbel_coupling(dump),
+        "jacobi_greedy_verify" => {
+            let verified = jacobi::greedy_verify(&dump.tensor::<T>("logits")?, &dump.indices("draft")?)?;
+            Ok(vec![
+                Computed::integers("accepted", &verified.accepted)?,
+                Computed::integers("settled", &verified.settled)?,
+                Computed::integers("tokens", &verified.tokens)?,
+            ])
+        }
+        "jacobi_greedy_loop" => greedy_loop(dump),
         "attention" | "attention_decode" => attend::<T>(dump),
         "attention_merge" => attended(dump, &attention::merge(&dump.tensor::<T>("o")?, &dump.tensor("lse")?)?),
         "attention_paged" => paged::<T>(dump),
@@ -358,6 +370,101 @@ fn maskgit<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
         Computed::integers("mask_len", &done.counts)?,
         integers("mask", tokens.iter().map(|token| i64::from(*token == MASKED)).collect()),
         integers("tokens", tokens.iter().map(|token| i64::from(*token as i32)).collect()),
+    ])
+}
+
+/// The rows of a distribution per place.
+fn weights_of(dump: &Dump<'_>, input: &str) -> Result<Weights> {
+    let shares = dump.tensor::<f32>(input)?;
+    let vocabulary = shares.shape().last().copied().unwrap_or(0);
+    Ok(Weights::from_shares(&shares.reshape(&[shares.elements() / vocabulary.max(1), vocabulary])?)?)
+}
+
+fn verify(op: &str, dump: &Dump<'_>) -> Result<Vec<Computed>> {
+    let (old, new) = if op == "speculative_verify" { ("q", "p") } else { ("p_prev", "p_cur") };
+    let (batch, drafts) = (dump.count("batch")?, dump.count("draft")?);
+    let places = dump.shape(new)?.get(1).copied().unwrap_or(0);
+    // One number per place: 0 where the dump has none, repeated where it has one per sequence.
+    let given = |input: &str| -> Result<Vec<f32>> {
+        if !dump.has(input) {
+            return Ok(vec![0.0; batch * places]);
+        }
+        let values = dump.checkpoint.floats(&format!("in.{input}"))?;
+        let columns = values.len() / batch.max(1);
+        let at = |place: usize| (place % places, place / places);
+        Ok((0..batch * places)
+            .map(|place| match at(place) {
+                (_, sequence) if columns == 1 => values[sequence],
+                (column, sequence) => values.get(sequence * columns + column).copied().unwrap_or(0.0),
+            })
+            .collect())
+    };
+    let couple = if op == "mc_sjd_maximal" { given("u_residual")? } else { given("u_resample")? };
+    let draws = VerifyDraws::Given { fresh: given("u_draft")?, accept: given("u_accept")?, couple };
+    let rule = if op == "mc_sjd_maximal" { Rule::Coupled } else { Rule::Fresh };
+    let (p, q) = (weights_of(dump, old)?, weights_of(dump, new)?);
+    let verified = jacobi::verify(&p, &q, &dump.indices("draft")?, None, rule, &draws)?;
+    let accepted = Computed::integers("accepted", &verified.accepted)?;
+    // The row after the whole draft has nothing to accept.
+    let kept = Computed::integers(
+        if op == "mc_sjd_maximal" { "kept" } else { "accept" },
+        &verified.kept.narrow(1, 0, drafts)?,
+    )?;
+    // -1 stands for no token.
+    let next = verified.next.to_vec()?.iter().map(|token| i64::from(*token as i32)).collect();
+    let next =
+        |output: &str| Computed { output: output.to_owned(), shape: vec![batch], values: Values::Integers(next) };
+    let tokens = || Computed::integers("tokens", &verified.tokens);
+    Ok(match op {
+        "sjd_verify" => vec![kept, accepted, next("resampled"), tokens()?],
+        "speculative_verify" => vec![kept, accepted, next("next")],
+        _ => vec![kept, accepted, tokens()?],
+    })
+}
+
+fn gumbel_coupling(dump: &Dump<'_>) -> Result<Vec<Computed>> {
+    let noise = Draws::Uniform(dump.checkpoint.floats("in.uniform")?);
+    let shape = [dump.count("batch")?, dump.count("draft")?];
+    let draft = sample::race(&weights_of(dump, "p_prev")?, &noise)?.reshape(&shape)?;
+    let verified = jacobi::gumbel_verify(&weights_of(dump, "p_cur")?, &draft, &noise)?;
+    Ok(vec![
+        Computed::integers("draft", &draft)?,
+        Computed::integers("tokens", &verified.tokens)?,
+        Computed::integers("same", &verified.kept)?,
+    ])
+}
+
+fn greedy_loop(dump: &Dump<'_>) -> Result<Vec<Computed>> {
+    let (bigram, skip) = (weight::<f32>(dump, "bigram")?, weight::<f32>(dump, "skip")?);
+    let place = dump.tensor::<f32>("place")?;
+    let (length, first) = (dump.count("length")?, dump.count("first")? as u32);
+    let mut trace = Vec::new();
+    let forward = |tokens: &Tensor<u32>| -> Result<Tensor<f32>> {
+        let tokens = tokens.to_vec()?;
+        trace.extend(tokens.iter().map(|token| i64::from(*token)));
+        let before = |distance: usize| {
+            let ids = (0..length).map(|i| if i < distance { first } else { tokens[i - distance] }).collect();
+            Tensor::from_vec(dump.device, &[length], ids)
+        };
+        let one: Tensor<f32> = embedding::embedding(&bigram, &before(1)?)?;
+        let two = embedding::embedding(&skip, &before(2)?)?;
+        let logits = elementwise::add(&elementwise::add(&one, &two)?, &place)?;
+        let vocabulary = logits.elements() / length.max(1);
+        Ok(logits.reshape(&[1, length, vocabulary])?)
+    };
+    let start = dump.indices("start")?.reshape(&[1, length])?;
+    let done = jacobi::greedy_loop(&start, forward)?;
+    let tokens = done.tokens.to_vec()?;
+    trace.extend(tokens.iter().map(|token| i64::from(*token)));
+    let integers = |output: &str, shape: Vec<usize>, values: Vec<i64>| Computed {
+        output: output.to_owned(),
+        shape,
+        values: Values::Integers(values),
+    };
+    Ok(vec![
+        integers("tokens", vec![length], tokens.iter().map(|token| i64::from(*token)).collect()),
+        integers("trace", vec![done.iterations + 1, length], trace),
+        integers("iterations", vec![1], vec![done.iterations as i64]),
     ])
 }
 

@@ -304,7 +304,7 @@ pub fn filter<T: Float>(logits: &Tensor<T>, filter: &Filter) -> Result<Filtered>
 pub const MAX_VOCABULARY: usize = 1 << 18;
 
 /// Calls `each` with scratch for every row, on the CPU's threads where the device has them.
-fn cpu_rows<S: Default, R: Send>(
+pub(crate) fn cpu_rows<S: Default, R: Send>(
     device: &Device,
     rows: usize,
     elements: usize,

@@ -6,13 +6,12 @@ mod axial;
 mod common;
 mod conv;
 mod copy;
-#[cfg(feature = "cuda")]
 mod cuda;
 mod dumps;
 mod elementwise;
 mod embedding;
-#[cfg(feature = "wgpu")]
 mod foreign;
+mod jacobi;
 mod kernels;
 mod linear;
 mod norm;
