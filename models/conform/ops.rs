@@ -3,11 +3,13 @@
 use smalti::activation::{Activation, activation, swiglu};
 use smalti::attention::{self, Align, Along, Attention, Mask, Options, PageTable, ScalesKind};
 use smalti::conv::{Padding, conv2d};
+use smalti::diffusion::{self, Level, NoiseCurve, NoiseSchedule};
 use smalti::jacobi::{self, Rule, VerifyDraws};
 use smalti::resize::{Mode, resize};
 use smalti::rope::{Extrapolation, Frequencies, NullRows, Pairing, Positions, Table, rope};
 use smalti::sample::maskgit::{Curve, MASKED, MaskGit, MaskGitDraws, maskgit_step};
 use smalti::sample::{self, Draws, Filter, Guidance, Schedule, Weights};
+use smalti::scan::{self, LinearOptions, Scanned, SsdParameters};
 use smalti::{Dtype, Float, Tensor, Weight, bf16, copy, elementwise, embedding, f16, linear, norm, vq};
 
 use super::{Computed, Dump, Values, epsilon};
@@ -152,6 +154,65 @@ pub(super) fn run<T: Float>(op: &str, dump: &Dump<'_>) -> Result<Vec<Computed>> 
             ])
         }
         "jacobi_greedy_loop" => greedy_loop(dump),
+        "flow_euler" => {
+            let (x, velocity) = (dump.tensor::<T>("x")?, dump.tensor("velocity")?);
+            let uncond = if dump.has("velocity_uncond") { Some(dump.tensor("velocity_uncond")?) } else { None };
+            let guide = match &uncond {
+                Some(uncond) => Some((uncond, dump.number("guidance")?)),
+                None => None,
+            };
+            y(diffusion::flow_euler(&x, &velocity, guide, dump.number("t1")? - dump.number("t0")?)?)
+        }
+        "diffusion_schedule" => {
+            let schedule = noise_schedule(dump)?;
+            let floats = |output: &str, value: fn(&Level) -> f64| Computed {
+                output: output.to_owned(),
+                shape: vec![schedule.levels().len()],
+                values: Values::Floats(schedule.levels().iter().map(value).collect()),
+            };
+            Ok(vec![
+                Computed {
+                    output: "times".to_owned(),
+                    shape: vec![schedule.levels().len()],
+                    values: Values::Integers(schedule.levels().iter().map(|level| i64::from(level.time)).collect()),
+                },
+                floats("betas", |level| level.beta),
+                floats("alphas_bar", |level| level.alpha_bar),
+                floats("log_variance", |level| level.log_variance),
+            ])
+        }
+        "ddpm_step" | "ddim_step" => {
+            let schedule = noise_schedule(dump)?;
+            let level = schedule.levels().get(dump.count("index")?).ok_or_else(|| dump.missing("index"))?;
+            let (x, noise) = (dump.tensor::<T>("x")?, dump.tensor("noise")?);
+            if op == "ddim_step" {
+                let done = diffusion::ddim_step(&x, &dump.tensor("epsilon")?, &noise, level, dump.number("eta")?)?;
+                return Ok(vec![Computed::floats("x0", &done.x0)?, Computed::floats("y", &done.y)?]);
+            }
+            let temperature = dump.number("temperature")?;
+            let done = diffusion::ddpm_step(&x, &dump.tensor("model")?, &noise, level, temperature)?;
+            Ok(vec![
+                Computed::floats("x0", &done.x0)?,
+                Computed::floats("mean", &done.mean)?,
+                Computed::floats("log_variance", &done.log_variance)?,
+                Computed::floats("y", &done.y)?,
+            ])
+        }
+        "linear_attention" => {
+            let options = LinearOptions {
+                causal: dump.config.flag("causal").unwrap_or(false),
+                normalise: dump.config.flag("normalise").unwrap_or(false),
+                decay: optional(dump, "decay")?,
+            };
+            let (q, k, v) = (dump.tensor::<T>("q")?, dump.tensor("k")?, dump.tensor("v")?);
+            scanned(dump, &scan::linear_attention(&q, &k, &v, &options)?)
+        }
+        "ssd_scan" => {
+            let parameters = SsdParameters { a: dump.tensor("A")?, d: optional(dump, "D")? };
+            let (x, dt) = (dump.tensor::<T>("x")?, dump.tensor("dt")?);
+            let (b, c) = (dump.tensor("B")?, dump.tensor("C")?);
+            scanned(dump, &scan::ssd_scan(&x, &dt, &b, &c, &parameters, optional(dump, "h0")?.as_ref())?)
+        }
         "attention" | "attention_decode" => attend::<T>(dump),
         "attention_merge" => attended(dump, &attention::merge(&dump.tensor::<T>("o")?, &dump.tensor("lse")?)?),
         "attention_paged" => paged::<T>(dump),
@@ -371,6 +432,24 @@ fn maskgit<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
         integers("mask", tokens.iter().map(|token| i64::from(*token == MASKED)).collect()),
         integers("tokens", tokens.iter().map(|token| i64::from(*token as i32)).collect()),
     ])
+}
+
+fn noise_schedule(dump: &Dump<'_>) -> Result<NoiseSchedule> {
+    let curve = match dump.config.text("schedule") {
+        Some("cosine") => NoiseCurve::Cosine,
+        Some("linear") => NoiseCurve::Linear,
+        _ => return Err(unknown(dump, "schedule")),
+    };
+    Ok(NoiseSchedule::new(curve, dump.count("train_steps")?, dump.count("steps")?)?)
+}
+
+/// The state only where the dump has it.
+fn scanned<T: Float>(dump: &Dump<'_>, scanned: &Scanned<T>) -> Result<Vec<Computed>> {
+    let mut computed = vec![Computed::floats("y", &scanned.y)?];
+    if dump.checkpoint.shape("out.state").is_some() {
+        computed.push(Computed::floats("state", &scanned.state)?);
+    }
+    Ok(computed)
 }
 
 /// The rows of a distribution per place.

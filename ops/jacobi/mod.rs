@@ -8,7 +8,7 @@ pub mod reference;
 pub mod wgpu;
 
 use crate::device::Handle;
-use crate::sample::{self, Draws, Filter, Guide, Places, Weights};
+use crate::sample::{self, Draws, Filter, Guide, Places, Weights, check_shape};
 use crate::{Error, Float, Result, Tensor};
 
 /// What follows the first draft that is not kept.
@@ -208,13 +208,6 @@ impl Groups {
     pub fn tokens(&self) -> &Tensor<u32> {
         &self.tokens
     }
-}
-
-fn check_shape(op: &'static str, operand: &'static str, got: &[usize], expected: &[usize]) -> Result<()> {
-    if got != expected {
-        return Err(Error::shape(op, operand, got, format!("{expected:?}, as the other operands say")));
-    }
-    Ok(())
 }
 
 fn host(tensor: &Tensor<u32>) -> &[u32] {

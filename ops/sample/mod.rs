@@ -4,6 +4,7 @@
 //! integer weight by one subtraction, one multiplication and an integer exponential, and all sums and comparisons
 //! after that are exact. See [`integer`].
 
+mod certainty;
 #[cfg(feature = "cpu")]
 pub mod cpu;
 #[cfg(feature = "cuda")]
@@ -13,11 +14,14 @@ pub mod integer;
 pub mod logarithm;
 pub mod maskgit;
 pub mod reference;
+mod watermark;
 mod weights;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
 
+pub use certainty::{Certainty, certainty, soft_guidance};
 pub use guidance::{Guidance, Schedule, guide};
+pub use watermark::{Watermark, watermark};
 pub use weights::{Guide, Weights, draw, gumbel, race, sample_gumbel, weigh};
 
 use crate::device::Handle;
@@ -317,6 +321,13 @@ pub(crate) fn cpu_rows<S: Default, R: Send>(
     }
     let mut scratch = S::default();
     (0..rows).map(|row| each(&mut scratch, row)).collect()
+}
+
+pub(crate) fn check_shape(op: &'static str, operand: &'static str, got: &[usize], expected: &[usize]) -> Result<()> {
+    if got != expected {
+        return Err(Error::shape(op, operand, got, format!("{expected:?}, as the other operands say")));
+    }
+    Ok(())
 }
 
 fn check_logits<T: Float>(op: &'static str, operand: &'static str, logits: &Tensor<T>) -> Result<[usize; 2]> {

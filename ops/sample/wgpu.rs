@@ -1,10 +1,10 @@
 //! Launchers of the WGSL kernels.
 
-use super::Guidance;
-use super::integer::Plan;
+use super::integer::{Plan, fraction_of};
 use super::maskgit::{self, MaskGitStep};
+use super::{Certainty, Guidance, Watermark};
 use crate::Result;
-use crate::backend::wgpu::{Operand, Recorder, dense_offset, fold, params, to_u32};
+use crate::backend::wgpu::{Operand, Recorder, dense_offset, fold, output_offset, params, to_u32};
 
 params! {
     struct SampleParams {
@@ -429,6 +429,75 @@ pub fn remask(recorder: &mut Recorder<'_>, tokens: Operand<'_>, plan: maskgit::P
     };
     let buffers = [tokens.buffer, sampled.buffer, confidence.buffer, y.buffer, counts.buffer];
     recorder.dispatch("remask", &params, &buffers, fold(OP, batch)?)
+}
+
+params! {
+    struct WatermarkParams {
+        elements: u32,
+        vocabulary: u32,
+        x_offset: u32,
+        before_offset: u32,
+        y_offset: u32,
+        key_low: u32,
+        key_high: u32,
+        green: u32,
+        bias: f32,
+    }
+}
+
+/// [`super::watermark`] into `y`; all contiguous. `y` starts on an even element, since two elements of a half type share
+/// a word.
+///
+/// # Errors
+/// [`crate::Error::Shape`] if an operand is not contiguous.
+pub fn watermark(
+    recorder: &mut Recorder<'_>,
+    logits: Operand<'_>,
+    before: Operand<'_>,
+    watermark: &Watermark,
+    y: Operand<'_>,
+) -> Result<()> {
+    const OP: &str = "watermark";
+    let [_, vocabulary] = rows_of(OP, logits)?;
+    let elements = logits.layout.elements();
+    let params = WatermarkParams {
+        elements: to_u32(OP, "logits", elements)?,
+        vocabulary: to_u32(OP, "logits", vocabulary)?,
+        x_offset: dense_offset(OP, "logits", logits)?,
+        before_offset: dense_offset(OP, "before", before)?,
+        y_offset: output_offset(OP, y)?,
+        key_low: watermark.key as u32,
+        key_high: (watermark.key >> 32) as u32,
+        green: if watermark.green < 1.0 { fraction_of(watermark.green) } else { u32::MAX },
+        bias: watermark.bias,
+    };
+    let entry = format!("{OP}_{}", logits.dtype);
+    let workgroups = fold(OP, elements.div_ceil(2 * 64))?;
+    recorder.dispatch(&entry, &params, &[logits.buffer, before.buffer, y.buffer], workgroups)
+}
+
+params! {
+    struct CertaintyParams {
+        rows: u32,
+        vocabulary: u32,
+        weights_offset: u32,
+    }
+}
+
+/// [`super::certainty`] of contiguous weights.
+///
+/// # Errors
+/// [`crate::Error::Shape`] if the weights are not contiguous.
+pub fn certainty(recorder: &mut Recorder<'_>, weights: Operand<'_>, certainty: &Certainty) -> Result<()> {
+    const OP: &str = "certainty";
+    let [rows, vocabulary] = rows_of(OP, weights)?;
+    let params = CertaintyParams {
+        rows: to_u32(OP, "weights", rows)?,
+        vocabulary: to_u32(OP, "weights", vocabulary)?,
+        weights_offset: dense_offset(OP, "weights", weights)?,
+    };
+    let buffers = [weights.buffer, certainty.largest.operand().buffer, certainty.entropy.operand().buffer];
+    recorder.dispatch(OP, &params, &buffers, fold(OP, rows)?)
 }
 
 fn rows_of(op: &'static str, weights: Operand<'_>) -> Result<[usize; 2]> {

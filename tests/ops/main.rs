@@ -6,10 +6,13 @@ mod axial;
 mod common;
 mod conv;
 mod copy;
+#[cfg(feature = "cuda")]
 mod cuda;
+mod diffusion;
 mod dumps;
 mod elementwise;
 mod embedding;
+#[cfg(feature = "wgpu")]
 mod foreign;
 mod jacobi;
 mod kernels;
@@ -19,4 +22,5 @@ mod paged;
 mod resize;
 mod rope;
 mod sample;
+mod scan;
 mod vq;
