@@ -1,8 +1,9 @@
 //! Launchers of the PTX kernels.
 
-use super::MAX_VOCABULARY;
 use super::integer::Plan;
-use crate::backend::cuda::{Argument, Operand, Stream, blocks, dense, to_u32};
+use super::maskgit::{self, MaskGitStep};
+use super::{Guidance, MAX_VOCABULARY};
+use crate::backend::cuda::{Argument, Operand, Stream, blocks, dense, dense_or_absent, to_u32};
 use crate::{Error, Result};
 
 /// Threads of a block, which has one row.
@@ -21,13 +22,11 @@ pub fn sample(
 ) -> Result<()> {
     const OP: &str = "sample";
     let [rows, vocabulary] = shape(OP, logits)?;
-    for (operand, vector) in [("fractions", fractions), ("y", y)] {
-        if vector.shape() != [rows] {
-            return Err(Error::shape(OP, operand, vector.shape(), format!("[{rows}]: one per row of the logits")));
-        }
-    }
+    one_per_row(OP, "fractions", fractions, rows)?;
+    one_per_row(OP, "y", y, rows)?;
     let addresses = [dense(OP, "logits", logits)?, dense(OP, "fractions", fractions)?, dense(OP, "y", y)?];
-    launch(stream, OP, logits, &addresses, vocabulary, plan)
+    let arguments = [&addresses[..], &filtering(OP, vocabulary, plan)?].concat();
+    launch(stream, OP, &format!("sample_{}", logits.dtype), rows, &arguments)
 }
 
 /// [`super::filter`] into `probabilities` (f32) and `kept` (u32), `[rows, vocabulary]` like the logits; all contiguous.
@@ -42,15 +41,13 @@ pub fn filter(
     kept: Operand<'_>,
 ) -> Result<()> {
     const OP: &str = "filter";
-    let [_, vocabulary] = shape(OP, logits)?;
-    for (operand, output) in [("probabilities", probabilities), ("kept", kept)] {
-        if output.shape() != logits.shape() {
-            return Err(Error::shape(OP, operand, output.shape(), format!("{:?}, as the logits", logits.shape())));
-        }
-    }
+    let [rows, vocabulary] = shape(OP, logits)?;
+    same_shape(OP, "probabilities", probabilities, logits)?;
+    same_shape(OP, "kept", kept, logits)?;
     let addresses =
         [dense(OP, "logits", logits)?, dense(OP, "probabilities", probabilities)?, dense(OP, "kept", kept)?];
-    launch(stream, OP, logits, &addresses, vocabulary, plan)
+    let arguments = [&addresses[..], &filtering(OP, vocabulary, plan)?].concat();
+    launch(stream, OP, &format!("filter_{}", logits.dtype), rows, &arguments)
 }
 
 /// The fractions of [`super::Draws::Philox`] into `y` `[rows]` u32, one per row of `streams`: u32 `[rows, 2]`, the
@@ -76,6 +73,218 @@ pub fn fractions(stream: &Stream<'_>, seed: u64, streams: Operand<'_>, position:
     stream.launch(OP, [blocks(OP, rows, 128)?, 1, 1], [128, 1, 1], 0, &arguments)
 }
 
+/// [`super::weigh`] into `weights`, `[rows, vocabulary]` like the logits; all contiguous.
+///
+/// # Errors
+/// As [`sample`].
+pub fn weigh(
+    stream: &Stream<'_>,
+    cond: Operand<'_>,
+    guide: Option<(Operand<'_>, f32, Guidance)>,
+    plan: Plan,
+    weights: Operand<'_>,
+) -> Result<()> {
+    const OP: &str = "weigh";
+    let [rows, vocabulary] = shape(OP, cond)?;
+    let uncond = guide.map(|(uncond, ..)| uncond);
+    for (operand, other) in [("uncond", uncond), ("weights", Some(weights))] {
+        if let Some(other) = other {
+            same_shape(OP, operand, other, cond)?;
+        }
+    }
+    let (_, scale, kind) = guide.unwrap_or((cond, 0.0, Guidance::Scale));
+    let arguments = [
+        dense(OP, "logits", cond)?,
+        dense_or_absent(OP, "uncond", uncond)?,
+        dense(OP, "weights", weights)?,
+        Argument::U32(to_u32(OP, "logits", vocabulary)?),
+        Argument::U32(plan.top_k),
+        Argument::U32(plan.top_p),
+        Argument::U32(plan.least),
+        Argument::U32(plan.typical),
+        Argument::F32(plan.factor),
+        Argument::F32(scale),
+        Argument::U32(u32::from(kind == Guidance::Extra)),
+    ];
+    launch(stream, OP, &format!("weigh_{}", cond.dtype), rows, &arguments)
+}
+
+/// [`super::Weights::from_shares`] into `weights`, `[rows, vocabulary]` like the shares; both contiguous.
+///
+/// # Errors
+/// As [`sample`].
+pub fn weigh_shares(stream: &Stream<'_>, shares: Operand<'_>, weights: Operand<'_>) -> Result<()> {
+    const OP: &str = "weigh_shares";
+    let [rows, vocabulary] = shape(OP, shares)?;
+    same_shape(OP, "weights", weights, shares)?;
+    let arguments = [
+        dense(OP, "shares", shares)?,
+        dense(OP, "weights", weights)?,
+        Argument::U32(to_u32(OP, "shares", vocabulary)?),
+    ];
+    launch(stream, OP, OP, rows, &arguments)
+}
+
+/// What each weight is of its row's sum into `probabilities`, and whether there is any into `kept`; all contiguous.
+///
+/// # Errors
+/// As [`sample`].
+pub fn shares(stream: &Stream<'_>, weights: Operand<'_>, probabilities: Operand<'_>, kept: Operand<'_>) -> Result<()> {
+    const OP: &str = "shares";
+    let [rows, vocabulary] = shape(OP, weights)?;
+    same_shape(OP, "probabilities", probabilities, weights)?;
+    same_shape(OP, "kept", kept, weights)?;
+    let arguments = [
+        dense(OP, "weights", weights)?,
+        dense(OP, "probabilities", probabilities)?,
+        dense(OP, "kept", kept)?,
+        Argument::U32(to_u32(OP, "weights", vocabulary)?),
+    ];
+    launch(stream, OP, OP, rows, &arguments)
+}
+
+/// [`super::draw`] into `y` `[rows]`, with one fraction over 2^32 per row; all contiguous.
+///
+/// # Errors
+/// As [`sample`].
+pub fn draw(stream: &Stream<'_>, weights: Operand<'_>, fractions: Operand<'_>, y: Operand<'_>) -> Result<()> {
+    const OP: &str = "draw";
+    let [rows, vocabulary] = shape(OP, weights)?;
+    one_per_row(OP, "fractions", fractions, rows)?;
+    one_per_row(OP, "y", y, rows)?;
+    let arguments = [
+        dense(OP, "weights", weights)?,
+        dense(OP, "fractions", fractions)?,
+        dense(OP, "y", y)?,
+        Argument::U32(to_u32(OP, "weights", vocabulary)?),
+    ];
+    launch(stream, OP, OP, rows, &arguments)
+}
+
+/// [`super::race`] into `y` `[rows]`; all contiguous. `noise` is one fraction over 2^32 per token, or, with a seed and a
+/// position, the streams `[rows, 2]` of the words that are drawn.
+///
+/// # Errors
+/// As [`sample`].
+pub fn race(
+    stream: &Stream<'_>,
+    weights: Operand<'_>,
+    noise: Operand<'_>,
+    drawn: Option<(u64, u32)>,
+    y: Operand<'_>,
+) -> Result<()> {
+    const OP: &str = "race";
+    let [rows, vocabulary] = shape(OP, weights)?;
+    let expected = [rows, if drawn.is_some() { 2 } else { vocabulary }];
+    if noise.shape() != expected {
+        return Err(Error::shape(OP, "noise", noise.shape(), format!("{expected:?}")));
+    }
+    one_per_row(OP, "y", y, rows)?;
+    let (seed, position) = drawn.unwrap_or_default();
+    let arguments = [
+        dense(OP, "weights", weights)?,
+        dense(OP, "noise", noise)?,
+        dense(OP, "y", y)?,
+        Argument::U32(to_u32(OP, "weights", vocabulary)?),
+        Argument::U32(u32::from(drawn.is_some())),
+        Argument::U64(seed),
+        Argument::U32(position),
+    ];
+    launch(stream, OP, OP, rows, &arguments)
+}
+
+/// Three random words per place into `y` `[3, batch, places]`, from the stream (the lower word first) and the start of
+/// each sequence, `[batch, 3]`; both contiguous.
+///
+/// # Errors
+/// As [`sample`].
+pub fn words(stream: &Stream<'_>, sequences: Operand<'_>, seed: u64, round: u32, y: Operand<'_>) -> Result<()> {
+    const OP: &str = "words";
+    let &[3, batch, places] = y.shape() else {
+        return Err(Error::shape(OP, "y", y.shape(), "[3, batch, places]"));
+    };
+    if sequences.shape() != [batch, 3] {
+        return Err(Error::shape(OP, "sequences", sequences.shape(), format!("[{batch}, 3]")));
+    }
+    to_u32(OP, "y", batch * places)?;
+    let arguments = [
+        dense(OP, "sequences", sequences)?,
+        dense(OP, "y", y)?,
+        Argument::U32(to_u32(OP, "y", batch)?),
+        Argument::U32(to_u32(OP, "y", places)?),
+        Argument::U64(seed),
+        Argument::U32(round),
+    ];
+    stream.launch(OP, [blocks(OP, batch * places, 128)?, 1, 1], [128, 1, 1], 0, &arguments)
+}
+
+/// The tokens of all places and the confidence of the masked ones, of [`maskgit::maskgit_step`]. `noise` comes with
+/// whether it is Gumbel noise in units of 2^-24, or else random words; `factor` is in units of 2^-24; all contiguous.
+///
+/// # Errors
+/// [`Error::Shape`] if an operand is not contiguous.
+pub fn confidence(
+    stream: &Stream<'_>,
+    weights: Operand<'_>,
+    tokens: Operand<'_>,
+    drawn: Operand<'_>,
+    (noise, given): (Operand<'_>, bool),
+    factor: u32,
+    [sampled, y]: [Operand<'_>; 2],
+) -> Result<()> {
+    const OP: &str = "confidence";
+    let [rows, vocabulary] = shape(OP, weights)?;
+    let arguments = [
+        dense(OP, "weights", weights)?,
+        dense(OP, "tokens", tokens)?,
+        dense(OP, "drawn", drawn)?,
+        dense(OP, "noise", noise)?,
+        dense(OP, "sampled", sampled)?,
+        dense(OP, "y", y)?,
+        Argument::U32(to_u32(OP, "weights", vocabulary)?),
+        Argument::U32(factor),
+        Argument::U32(u32::from(given)),
+    ];
+    launch(stream, OP, OP, rows, &arguments)
+}
+
+/// The tokens after a step, and how many places of each sequence are masked again, of [`maskgit::maskgit_step`]; all
+/// contiguous.
+///
+/// # Errors
+/// As [`confidence`].
+pub fn remask(stream: &Stream<'_>, tokens: Operand<'_>, plan: maskgit::Plan, step: &MaskGitStep) -> Result<()> {
+    const OP: &str = "remask";
+    let &[batch, places] = tokens.shape() else {
+        return Err(Error::shape(OP, "tokens", tokens.shape(), "[batch, places]"));
+    };
+    let arguments = [
+        dense(OP, "tokens", tokens)?,
+        dense(OP, "sampled", step.sampled.cuda_operand())?,
+        dense(OP, "confidence", step.confidence.cuda_operand())?,
+        dense(OP, "y", step.tokens.cuda_operand())?,
+        dense(OP, "counts", step.counts.cuda_operand())?,
+        Argument::U32(to_u32(OP, "tokens", places)?),
+        Argument::U32(plan.most),
+        Argument::U32(u32::from(plan.last)),
+    ];
+    launch(stream, OP, OP, batch, &arguments)
+}
+
+fn same_shape(op: &'static str, name: &'static str, operand: Operand<'_>, logits: Operand<'_>) -> Result<()> {
+    match operand.shape() == logits.shape() {
+        true => Ok(()),
+        false => Err(Error::shape(op, name, operand.shape(), format!("{:?}, as the rows have", logits.shape()))),
+    }
+}
+
+fn one_per_row(op: &'static str, name: &'static str, operand: Operand<'_>, rows: usize) -> Result<()> {
+    match operand.shape() == [rows] {
+        true => Ok(()),
+        false => Err(Error::shape(op, name, operand.shape(), format!("[{rows}]: one per row"))),
+    }
+}
+
 fn shape(op: &'static str, logits: Operand<'_>) -> Result<[usize; 2]> {
     match *logits.shape() {
         [rows, vocabulary] if (1..=MAX_VOCABULARY).contains(&vocabulary) => Ok([rows, vocabulary]),
@@ -86,22 +295,18 @@ fn shape(op: &'static str, logits: Operand<'_>) -> Result<[usize; 2]> {
     }
 }
 
-fn launch(
-    stream: &Stream<'_>,
-    op: &'static str,
-    logits: Operand<'_>,
-    addresses: &[Argument<'_>],
-    vocabulary: usize,
-    plan: Plan,
-) -> Result<()> {
-    let values = [
+/// The numbers that `sample` and `filter` take after their operands.
+fn filtering(op: &'static str, vocabulary: usize, plan: Plan) -> Result<[Argument<'static>; 5]> {
+    Ok([
         Argument::U32(to_u32(op, "logits", vocabulary)?),
         Argument::U32(plan.top_k),
         Argument::U32(plan.top_p),
         Argument::U32(plan.least),
         Argument::F32(plan.factor),
-    ];
-    let grid = blocks(op, logits.layout.elements() / vocabulary, 1)?;
-    let entry = format!("{op}_{}", logits.dtype);
-    stream.launch(&entry, [grid, 1, 1], [THREADS, 1, 1], 0, &[addresses, &values].concat())
+    ])
+}
+
+/// A block per row.
+fn launch(stream: &Stream<'_>, op: &'static str, entry: &str, rows: usize, arguments: &[Argument<'_>]) -> Result<()> {
+    stream.launch(entry, [blocks(op, rows, 1)?, 1, 1], [THREADS, 1, 1], 0, arguments)
 }

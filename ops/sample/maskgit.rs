@@ -77,6 +77,19 @@ pub struct MaskGitStep {
     pub counts: Tensor<u32>,
 }
 
+impl MaskGitStep {
+    /// For kernels to fill.
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
+    fn empty(device: &crate::Device, shape: [usize; 2]) -> Result<Self> {
+        Ok(Self {
+            tokens: Tensor::empty(device, &shape)?,
+            sampled: Tensor::empty(device, &shape)?,
+            confidence: Tensor::empty(device, &shape)?,
+            counts: Tensor::empty(device, &shape[..1])?,
+        })
+    }
+}
+
 /// Draws a token for each masked place, then masks the least confident again, among equals the lower place.
 ///
 /// | operand  | shape                         | element        | layout |
@@ -147,15 +160,27 @@ pub fn maskgit_step<T: Float>(
     let shape = [batch, places];
     match device.handle() {
         #[cfg(feature = "cuda")]
-        Handle::Cuda(cuda) => Err(cuda.no_kernel(OP)),
+        Handle::Cuda(cuda) => {
+            let step = MaskGitStep::empty(device, shape)?;
+            let drawn: Tensor<u32> = Tensor::empty(device, &[rows])?;
+            let stream = cuda.stream();
+            let weights = weights.tensor().cuda_operand();
+            super::cuda::draw(&stream, weights, draws.cuda_operand(), drawn.cuda_operand())?;
+            super::cuda::confidence(
+                &stream,
+                weights,
+                tokens.cuda_operand(),
+                drawn.cuda_operand(),
+                (noise.cuda_operand(), given),
+                plan.factor,
+                [step.sampled.cuda_operand(), step.confidence.cuda_operand()],
+            )?;
+            super::cuda::remask(&stream, tokens.cuda_operand(), plan, &step)?;
+            Ok(step)
+        }
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => {
-            let step = MaskGitStep {
-                tokens: Tensor::empty(device, &shape)?,
-                sampled: Tensor::empty(device, &shape)?,
-                confidence: Tensor::empty(device, &shape)?,
-                counts: Tensor::empty(device, &[batch])?,
-            };
+            let step = MaskGitStep::empty(device, shape)?;
             let drawn: Tensor<u32> = Tensor::empty(device, &[rows])?;
             gpu.record(|recorder| {
                 let weights = weights.tensor().operand();

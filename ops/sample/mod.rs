@@ -139,11 +139,21 @@ impl Places {
         check_draws(op, self.streams.len(), batch, "a stream per sequence")?;
         check_draws(op, self.starts.len(), batch, "a start per sequence")?;
         let shape = [3, batch, places];
+        #[cfg(any(feature = "cuda", feature = "wgpu"))]
+        let sequences = || {
+            let each = |(stream, start): (&u64, &u32)| [*stream as u32, (*stream >> 32) as u32, *start];
+            Tensor::from_vec(device, &[batch, 3], self.streams.iter().zip(&self.starts).flat_map(each).collect())
+        };
+        #[cfg(feature = "cuda")]
+        if let Handle::Cuda(cuda) = device.handle() {
+            let (sequences, y) = (sequences()?, Tensor::empty(device, &shape)?);
+            let (from, to) = (sequences.cuda_operand(), y.cuda_operand());
+            cuda::words(&cuda.stream(), from, self.seed, self.round, to)?;
+            return Ok(y);
+        }
         #[cfg(feature = "wgpu")]
         if let Handle::Wgpu(gpu) = device.handle() {
-            let each = |(stream, start): (&u64, &u32)| [*stream as u32, (*stream >> 32) as u32, *start];
-            let sequences = self.streams.iter().zip(&self.starts).flat_map(each).collect();
-            let sequences = Tensor::from_vec(device, &[batch, 3], sequences)?;
+            let sequences = sequences()?;
             let y = Tensor::empty(device, &shape)?;
             gpu.record(|recorder| wgpu::words(recorder, sequences.operand(), self.seed, self.round, y.operand()))?;
             return Ok(y);
@@ -215,7 +225,7 @@ pub fn sample<T: Float>(logits: &Tensor<T>, filter: &Filter, draws: &Draws) -> R
         #[cfg(feature = "cuda")]
         Handle::Cuda(cuda) => {
             if plan.typical > 0 {
-                return Err(cuda.no_kernel("weigh"));
+                return draw(&weigh(&logits, None, filter)?, draws);
             }
             let y = Tensor::empty(logits.device(), &[rows])?;
             cuda::sample(&cuda.stream(), logits.cuda_operand(), plan, fractions.cuda_operand(), y.cuda_operand())?;
@@ -274,11 +284,13 @@ pub fn filter<T: Float>(logits: &Tensor<T>, filter: &Filter) -> Result<Filtered>
         Handle::Cuda(cuda) => {
             let (probabilities, kept) = (Tensor::empty(device, &shape)?, Tensor::empty(device, &shape)?);
             let plan = integer::Plan::new(filter);
+            let (to, also_to) = (probabilities.cuda_operand(), kept.cuda_operand());
             if plan.typical > 0 {
-                return Err(cuda.no_kernel("weigh"));
+                let weights = weigh(&logits, None, filter)?;
+                cuda::shares(&cuda.stream(), weights.tensor().cuda_operand(), to, also_to)?;
+            } else {
+                cuda::filter(&cuda.stream(), logits.cuda_operand(), plan, to, also_to)?;
             }
-            let outputs = (probabilities.cuda_operand(), kept.cuda_operand());
-            cuda::filter(&cuda.stream(), logits.cuda_operand(), plan, outputs.0, outputs.1)?;
             return Ok(Filtered { probabilities, kept });
         }
         #[cfg(feature = "wgpu")]

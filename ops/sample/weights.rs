@@ -31,7 +31,11 @@ impl Weights {
         let shares = shares.contiguous()?;
         match shares.device().handle() {
             #[cfg(feature = "cuda")]
-            Handle::Cuda(cuda) => Err(cuda.no_kernel(OP)),
+            Handle::Cuda(cuda) => {
+                let weights = Tensor::empty(shares.device(), shares.shape())?;
+                super::cuda::weigh_shares(&cuda.stream(), shares.cuda_operand(), weights.cuda_operand())?;
+                Ok(Self(weights))
+            }
             #[cfg(feature = "wgpu")]
             Handle::Wgpu(gpu) => {
                 let weights = Tensor::empty(shares.device(), shares.shape())?;
@@ -157,7 +161,12 @@ pub fn weigh<T: Float>(logits: &Tensor<T>, guide: Option<Guide<'_, T>>, filter: 
     let guide = guide.zip(uncond.as_ref()).map(|(guide, uncond)| (uncond, guide.scale, guide.kind));
     match logits.device().handle() {
         #[cfg(feature = "cuda")]
-        Handle::Cuda(cuda) => Err(cuda.no_kernel(OP)),
+        Handle::Cuda(cuda) => {
+            let weights = Tensor::empty(logits.device(), logits.shape())?;
+            let guide = guide.map(|(uncond, scale, kind)| (uncond.cuda_operand(), scale, kind));
+            super::cuda::weigh(&cuda.stream(), logits.cuda_operand(), guide, plan, weights.cuda_operand())?;
+            Ok(Weights(weights))
+        }
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => {
             let weights = Tensor::empty(logits.device(), logits.shape())?;
@@ -207,7 +216,12 @@ pub fn draw(weights: &Weights, draws: &Draws) -> Result<Tensor<u32>> {
     let fractions = draws.fractions(OP, device, rows)?;
     match device.handle() {
         #[cfg(feature = "cuda")]
-        Handle::Cuda(cuda) => Err(cuda.no_kernel(OP)),
+        Handle::Cuda(cuda) => {
+            let y = Tensor::empty(device, &[rows])?;
+            let fractions = fractions.cuda_operand();
+            super::cuda::draw(&cuda.stream(), weights.0.cuda_operand(), fractions, y.cuda_operand())?;
+            Ok(y)
+        }
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => {
             let y = Tensor::empty(device, &[rows])?;
@@ -249,15 +263,16 @@ pub fn race(weights: &Weights, noise: &Draws) -> Result<Tensor<u32>> {
     };
     match device.handle() {
         #[cfg(feature = "cuda")]
-        Handle::Cuda(cuda) => Err(cuda.no_kernel(OP)),
+        Handle::Cuda(cuda) => {
+            let (noise, drawn) = noise_of(noise, device, [rows, vocabulary], given)?;
+            let y = Tensor::empty(device, &[rows])?;
+            let (from, to) = (noise.cuda_operand(), y.cuda_operand());
+            super::cuda::race(&cuda.stream(), weights.0.cuda_operand(), from, drawn, to)?;
+            Ok(y)
+        }
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => {
-            let (noise, drawn) = match noise {
-                Draws::Philox { seed, streams, position } => {
-                    (Tensor::from_vec(device, &[rows, 2], super::words(streams))?, Some((*seed, *position)))
-                }
-                Draws::Uniform(_) => (Tensor::from_vec(device, &[rows, vocabulary], given)?, None),
-            };
+            let (noise, drawn) = noise_of(noise, device, [rows, vocabulary], given)?;
             let y = Tensor::empty(device, &[rows])?;
             gpu.record(|recorder| {
                 super::wgpu::race(recorder, weights.0.operand(), noise.operand(), drawn, y.operand())
@@ -274,6 +289,26 @@ pub fn race(weights: &Weights, noise: &Draws) -> Result<Tensor<u32>> {
             Tensor::from_vec(device, &[rows], found(OP, drawn)?)
         }
     }
+}
+
+/// Of noise that a kernel draws; none if it is given.
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+type SeedAndPosition = Option<(u64, u32)>;
+
+/// What the kernels of [`race`] read: the given fractions, or the streams with a seed and a position.
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+fn noise_of(
+    noise: &Draws,
+    device: &Device,
+    [rows, vocabulary]: [usize; 2],
+    given: Vec<u32>,
+) -> Result<(Tensor<u32>, SeedAndPosition)> {
+    Ok(match noise {
+        Draws::Philox { seed, streams, position } => {
+            (Tensor::from_vec(device, &[rows, 2], super::words(streams))?, Some((*seed, *position)))
+        }
+        Draws::Uniform(_) => (Tensor::from_vec(device, &[rows, vocabulary], given)?, None),
+    })
 }
 
 /// The word of each token, in index order.
