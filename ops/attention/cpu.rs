@@ -1,29 +1,26 @@
-//! Online softmax over tiles of keys, a few queries at a time, spread over threads by head and block of queries.
+//! Online softmax over tiles of keys, six queries at a time, spread over threads by head and block of queries.
+//!
+//! A tile's keys are packed by channel and its values by key, for all queries of a block, so that scores and sums of
+//! values are the same small product: numbers of a query, each spread over a vector, times rows of the packed tile. A
+//! tile is visited for the queries that see some of it, and no further than the last key that one of them sees.
+//!
+//! Tiles start on multiples of their length whatever the mask, each sum takes its terms one by one, and a hidden key
+//! has a weight of 0: so a row's result follows from the row alone.
 
 use rayon::prelude::*;
 
-use super::{BLOCK, Compiled, Entry, Lengths, Scoring, TILE};
+use super::tile::{Arithmetic, GROUP, Pairs, Single, product};
+use super::{BLOCK, Compiled, Entry, Lengths, MAX_HEAD_DIM, Scoring, TILE};
 use crate::backend::cpu::{Cpu, vectorised};
-use crate::{Float, View, ViewMut};
+use crate::backend::simd::{self, Kernel, LANES, Simd};
+use crate::{Element, Float, Layout, View, ViewMut, bf16};
 
-/// Queries that share one conversion of a tile's keys and values. Tiles start on multiples of [`TILE`], whatever the
-/// mask, so that the order of a row's sums follows from the row alone.
-const ROWS: usize = BLOCK;
-/// Partial sums of a dot product.
-const LANES: usize = 16;
-/// Channels of the output that are summed at a time, in registers.
-const CHANNELS: usize = 32;
+/// Queries that share a packed tile, at most.
+const ROWS: usize = 192;
 /// Multiplications below which another thread is not worth waking.
 const WORTH_A_THREAD: usize = 1 << 16;
 
-/// A block of queries of one head, with what it writes.
-struct Task<'a, T> {
-    batch: usize,
-    head: usize,
-    first: usize,
-    y: &'a mut [T],
-    lse: &'a mut [f32],
-}
+const LOG2_E: f32 = std::f32::consts::LOG2_E;
 
 /// [`super::attention`] over operands whose last axis is dense; `bias` is broadcast, `y` and `lse` are contiguous.
 pub fn attention<T: Float>(
@@ -37,25 +34,86 @@ pub fn attention<T: Float>(
     mut y: ViewMut<'_, T>,
     mut lse: ViewMut<'_, f32>,
 ) {
-    let &[batch, heads, q_len, head_dim] = q.shape() else { unreachable!("the op checked it") };
-    let &[_, kv_heads, k_len, _] = k.shape() else { unreachable!("the op checked it") };
     let (y, lse) = (y.as_mut_slice().expect("contiguous"), lse.as_mut_slice().expect("contiguous"));
+    let lengths = Lengths { batch: q.shape()[0], q_len: q.shape()[2], k_len: k.shape()[2] };
+    let row_len = q.shape()[3];
+    let mut sums = Vec::new();
+    let wide_y = match T::as_f32_mut(y) {
+        Some(y) => y,
+        None => {
+            sums.resize(lse.len() * row_len, 0.0);
+            &mut sums
+        }
+    };
+    let pairs = [q, k, v].map(|x| T::as_bf16(x.data).map(|data| View { data, layout: x.layout }));
+    let single = [q, k, v].map(|x| T::as_f32(x.data).map(|data| View { data, layout: x.layout }));
+    match (pairs, single) {
+        ([Some(q), Some(k), Some(v)], _) => {
+            of_bf16(cpu, &Inputs { q, k, v, scoring, bias, mask, lengths }, wide_y, lse);
+        }
+        (_, [Some(q), Some(k), Some(v)]) => {
+            of_f32(cpu, &Inputs { q, k, v, scoring, bias, mask, lengths }, wide_y, lse);
+        }
+        _ => {
+            let wide = [q, k, v].map(widened);
+            let [q, k, v] = wide.each_ref().map(|(data, layout)| View { data, layout });
+            of_f32(cpu, &Inputs { q, k, v, scoring, bias, mask, lengths }, wide_y, lse);
+        }
+    }
+    if !sums.is_empty() {
+        cpu.rows(y, row_len, |row, y| T::narrow(&sums[row * row_len..][..row_len], y));
+    }
+}
+
+/// Not generic, so that the kernels are compiled once and with this crate.
+fn of_f32(cpu: &Cpu, inputs: &Inputs<'_, f32>, y: &mut [f32], lse: &mut [f32]) {
+    spread::<Single>(cpu, inputs, y, lse);
+}
+
+/// As [`of_f32`].
+fn of_bf16(cpu: &Cpu, inputs: &Inputs<'_, bf16>, y: &mut [f32], lse: &mut [f32]) {
+    spread::<Pairs>(cpu, inputs, y, lse);
+}
+
+/// A contiguous copy in f32.
+fn widened<T: Float>(x: View<'_, T>) -> (Vec<f32>, Layout) {
+    let layout = Layout::contiguous(x.shape()).expect("the shape of a tensor");
+    let mut wide = vec![0.0; layout.elements()];
+    let &[_, heads, rows, head_dim] = x.shape() else { unreachable!("the op checked it") };
+    for (index, wide) in wide.chunks_mut(head_dim).enumerate() {
+        T::widen(row(x, index / rows / heads, index / rows % heads, index % rows), wide);
+    }
+    (wide, layout)
+}
+
+/// Spreads the blocks of queries over the threads.
+fn spread<A: Arithmetic>(cpu: &Cpu, inputs: &Inputs<'_, A::Element>, y: &mut [f32], lse: &mut [f32]) {
+    let &[batch, heads, q_len, head_dim] = inputs.q.shape() else { unreachable!("the op checked it") };
     if lse.is_empty() {
         return;
     }
-    let lengths = Lengths { batch, q_len, k_len };
+    let rows = q_len.div_ceil(q_len.div_ceil(ROWS)).next_multiple_of(GROUP);
     let head_tasks = |(index, (y, lse)): (usize, (_, _))| {
-        let (y, lse): (&mut [T], &mut [f32]) = (y, lse);
-        let blocks = y.chunks_mut(ROWS * head_dim).zip(lse.chunks_mut(ROWS)).enumerate();
+        let (y, lse): (&mut [f32], &mut [f32]) = (y, lse);
+        let blocks = y.chunks_mut(rows * head_dim).zip(lse.chunks_mut(rows)).enumerate();
         let task =
-            move |(block, (y, lse))| Task { batch: index / heads, head: index % heads, first: block * ROWS, y, lse };
+            move |(block, (y, lse))| Rows { batch: index / heads, head: index % heads, first: block * rows, y, lse };
         blocks.map(task)
     };
     let head_outputs = y.chunks_mut(q_len * head_dim).zip(lse.chunks_mut(q_len));
     let tasks: Vec<_> = head_outputs.enumerate().flat_map(head_tasks).collect();
-    let inputs = Inputs { q, k, v, group: heads / kv_heads, scoring, bias, mask, lengths };
-    let run = |task: Task<'_, T>| block(task, &inputs);
-    if cpu.threads() == 1 || batch * heads * q_len * k_len * head_dim < WORTH_A_THREAD {
+    let run = |Rows { batch, head, first, y, lse }: Rows<'_>| {
+        let rows = Rows { batch, head, first, y: &mut *y, lse: &mut *lse };
+        simd::dispatch(Attend::<A> { inputs, rows, one_by_one: false });
+        // A value that is not finite spoils rows that do not see it, since 0 times it is NaN: look at these again.
+        for (row, y) in y.chunks_mut(head_dim).enumerate() {
+            if !y.iter().all(|y| y.is_finite()) {
+                let rows = Rows { batch, head, first: first + row, y, lse: &mut lse[row..=row] };
+                simd::dispatch(Attend::<A> { inputs, rows, one_by_one: true });
+            }
+        }
+    };
+    if cpu.threads() == 1 || batch * heads * q_len * inputs.lengths.k_len * head_dim < WORTH_A_THREAD {
         tasks.into_iter().for_each(run);
     } else {
         cpu.run(|| tasks.into_par_iter().for_each(run));
@@ -67,186 +125,402 @@ struct Inputs<'a, T> {
     q: View<'a, T>,
     k: View<'a, T>,
     v: View<'a, T>,
-    /// Query heads that share a head of keys.
-    group: usize,
     scoring: Scoring,
     bias: Option<View<'a, f32>>,
     mask: &'a Compiled,
     lengths: Lengths,
 }
 
-/// Rows of one head as f32: borrowed, or converted into `wide`. Returns the distance between rows too.
-fn rows_as_f32<'a, T: Float>(
-    x: View<'a, T>,
-    [batch, head]: [usize; 2],
+/// Queries of one head, and their results.
+struct Rows<'a> {
+    batch: usize,
+    head: usize,
     first: usize,
-    count: usize,
-    wide: &'a mut [f32],
-) -> (&'a [f32], usize) {
-    let (head_dim, strides) = (x.shape()[3], x.layout.strides());
-    let start = x.layout.offset() + batch * strides[0] + head * strides[1] + first * strides[2];
-    if let Some(x) = T::as_f32(x.data) {
-        return (&x[start..start + (count - 1) * strides[2] + head_dim], strides[2]);
-    }
-    for (row, wide) in wide.chunks_exact_mut(head_dim).take(count).enumerate() {
-        T::widen(&x.data[start + row * strides[2]..][..head_dim], wide);
-    }
-    (wide, head_dim)
+    y: &'a mut [f32],
+    lse: &'a mut [f32],
 }
 
-/// One row's running softmax.
-#[derive(Clone, Copy)]
-struct Running {
-    largest: f32,
-    sum: f32,
+/// The attention of some rows.
+struct Attend<'a, A: Arithmetic> {
+    inputs: &'a Inputs<'a, A::Element>,
+    rows: Rows<'a>,
+    /// For a single row: leave out the values of keys whose weight is 0.
+    one_by_one: bool,
 }
 
-fn block<T: Float>(task: Task<'_, T>, inputs: &Inputs<'_, T>) {
-    let Inputs { q, k, v, group, bias, mask, lengths, .. } = *inputs;
-    let head_dim = q.shape()[3];
-    let count = task.lse.len();
-    let query_head = [task.batch, task.head];
-    let key_head = [task.batch, task.head / group];
-    let converted = |rows: usize| if T::as_f32(&[]).is_some() { Vec::new() } else { vec![0.0; rows * head_dim] };
-    let (mut q_wide, mut k_wide, mut v_wide) = (converted(ROWS), converted(TILE), converted(TILE));
-    let (q, q_stride) = rows_as_f32(q, query_head, task.first, count, &mut q_wide);
-    let ranges: Vec<_> = (0..count).map(|row| mask.range(lengths, task.batch, task.first + row)).collect();
-    let seen = ranges.iter().filter(|[start, end]| start < end);
-    let start = seen.clone().map(|range| range[0]).min().unwrap_or(0) / TILE * TILE;
-    let end = seen.map(|range| range[1]).max().unwrap_or(0);
+/// Six queries with their running softmax.
+struct Group<S: Simd, A: Arithmetic> {
+    q: [[A::Scalar; MAX_HEAD_DIM]; GROUP],
+    /// Binary logarithms: of the largest weight so far, and of what it was before the last tile.
+    largest: [f32; GROUP],
+    sum: [S::F32s; GROUP],
+}
 
-    let mut mixed = vec![0.0; count * head_dim];
-    let mut running = [Running { largest: f32::NEG_INFINITY, sum: 0.0 }; ROWS];
-    let consecutive = (start..end).step_by(TILE).map(|tile| Entry { tile: (tile / TILE) as u32, bits: Entry::FULL });
-    let visited = match mask.block(lengths, task.batch, task.first / BLOCK) {
-        Some(entries) => entries.to_vec(),
-        None => consecutive.collect(),
-    };
-    for entry in visited {
-        let tile = entry.tile as usize * TILE;
-        let tile_end = (tile + TILE).min(end);
-        let (k, k_stride) = rows_as_f32(k, key_head, tile, tile_end - tile, &mut k_wide);
-        let (v, v_stride) = rows_as_f32(v, key_head, tile, tile_end - tile, &mut v_wide);
-        for row in 0..count {
-            let from = ranges[row][0].max(tile);
-            let to = ranges[row][1].min(tile_end);
-            if from >= to {
-                continue;
+impl<S: Simd, A: Arithmetic> Clone for Group<S, A> {
+    fn clone(&self) -> Self {
+        Self { q: self.q, largest: self.largest, sum: self.sum }
+    }
+}
+
+impl<S: Simd, A: Arithmetic> Group<S, A> {
+    #[inline(always)]
+    fn new(simd: S) -> Self {
+        Self {
+            q: [[A::Scalar::default(); MAX_HEAD_DIM]; GROUP],
+            largest: [f32::NEG_INFINITY; GROUP],
+            sum: [simd.splat(0.0); GROUP],
+        }
+    }
+}
+
+/// What rows see, tile by tile.
+struct Visible<'a> {
+    mask: &'a Compiled,
+    first: usize,
+    /// Of each row.
+    ranges: Vec<[usize; 2]>,
+    /// The entries that are left of each of the mask's blocks, if it has tiles.
+    entries: Vec<&'a [Entry]>,
+    /// A bit for each row and key of the tile.
+    words: Vec<u64>,
+    /// The tiles that any row may see.
+    start: usize,
+    end: usize,
+}
+
+impl<'a> Visible<'a> {
+    fn new(mask: &'a Compiled, lengths: Lengths, batch: usize, first: usize, count: usize) -> Self {
+        let ranges: Vec<_> = (first..first + count).map(|query| mask.range(lengths, batch, query)).collect();
+        let blocks = first / BLOCK..(first + count).div_ceil(BLOCK);
+        let seen = ranges.iter().filter(|[start, end]| start < end);
+        Self {
+            mask,
+            first,
+            entries: blocks.filter_map(|block| mask.block(lengths, batch, block)).collect(),
+            words: vec![0; count],
+            start: seen.clone().map(|range| range[0]).min().unwrap_or(0) / TILE * TILE,
+            end: seen.map(|range| range[1]).max().unwrap_or(0),
+            ranges,
+        }
+    }
+
+    /// Goes on to a later tile, and returns how many of its keys matter.
+    fn move_to(&mut self, tile: usize) -> usize {
+        for entries in &mut self.entries {
+            while let [entry, rest @ ..] = entries
+                && (entry.tile as usize) < tile / TILE
+            {
+                *entries = rest;
             }
-            let query = task.first + row;
-            let seen = match mask.word(entry, query) {
-                u64::MAX => u64::MAX,
-                word => word >> (from - tile),
+        }
+        let first_block = self.first / BLOCK;
+        for (index, (range, word)) in self.ranges.iter().zip(&mut self.words).enumerate() {
+            let query = self.first + index;
+            let within = match self.entries.get(query / BLOCK - first_block) {
+                None => u64::MAX,
+                Some([entry, ..]) if entry.tile as usize == tile / TILE => self.mask.word(*entry, query),
+                Some(_) => 0,
             };
-            if seen == 0 {
+            let [from, to] = range.map(|key| key.clamp(tile, tile + TILE) - tile);
+            *word = within & ones(to) & !ones(from);
+        }
+        last_key(&self.words)
+    }
+}
+
+/// The lowest bits, as many as these.
+fn ones(count: usize) -> u64 {
+    if count < TILE { (1 << count) - 1 } else { u64::MAX }
+}
+
+/// One more than the last key that any row sees.
+fn last_key(words: &[u64]) -> usize {
+    TILE - words.iter().fold(0, |all, word| all | word).leading_zeros() as usize
+}
+
+/// One row of one head.
+fn row<'a, T: Element>(x: View<'a, T>, batch: usize, head: usize, row: usize) -> &'a [T] {
+    let strides = x.layout.strides();
+    let at = x.layout.offset() + batch * strides[0] + head * strides[1] + row * strides[2];
+    &x.data[at..][..x.shape()[3]]
+}
+
+impl<A: Arithmetic> Kernel for Attend<'_, A> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { inputs, rows, one_by_one } = self;
+        let Inputs { q, k, v, mask, lengths, .. } = *inputs;
+        let Rows { batch, head, first, y, lse } = rows;
+        let (count, head_dim) = (lse.len(), q.shape()[3]);
+        let key_head = head / (q.shape()[1] / k.shape()[1]);
+
+        let mut groups = vec![Group::<S, A>::new(simd); count.div_ceil(GROUP)];
+        for index in 0..count {
+            A::scalars(row(q, batch, head, first + index), &mut groups[index / GROUP].q[index % GROUP]);
+        }
+        let mut visible = Visible::new(mask, lengths, batch, first, count);
+
+        // The results so far, each row padded to whole vectors.
+        let vectors = head_dim.div_ceil(LANES);
+        let mut mixed = vec![[0.0; LANES]; groups.len() * GROUP * vectors];
+        let depth = head_dim.div_ceil(A::INPUTS);
+        let mut keys = vec![[A::Step::default(); 4]; depth.next_multiple_of(LANES)];
+        let mut values = vec![[A::Step::default(); 4]; vectors.div_ceil(4) * TILE / A::INPUTS];
+        let mut scores = [[0.0; TILE]; GROUP];
+        let mut weights = [[A::Scalar::default(); TILE]; GROUP];
+        for tile in (visible.start..visible.end).step_by(TILE) {
+            let tile_keys = visible.move_to(tile);
+            if tile_keys == 0 {
                 continue;
             }
-            let hides = mask.given.as_ref().map(|given| {
-                let given = given.host();
-                let at = given.layout.index(&[task.batch, query, from]);
-                (&given.data[at..], given.layout.strides()[2])
-            });
-            let bias = bias.map(|bias| {
-                let at = bias.layout.index(&[task.batch, task.head, query, from]);
-                (&bias.data[at..], bias.layout.strides()[3])
-            });
-            vectorised(
-                #[inline(always)]
-                || {
-                    let q = &q[row * q_stride..][..head_dim];
-                    let mixed = &mut mixed[row * head_dim..][..head_dim];
-                    let (k, v) = (&k[(from - tile) * k_stride..], &v[(from - tile) * v_stride..]);
-                    let mut scores = [0.0; TILE];
-                    let scores = &mut scores[..to - from];
-                    score(q, k, k_stride, inputs.scoring, bias, hides, seen, scores);
-                    accumulate(scores, v, v_stride, &mut running[row], mixed);
-                },
-            );
+            let tile_rows = |x| -> [&[A::Element]; TILE] {
+                std::array::from_fn(|key| row(x, batch, key_head, tile + key.min(tile_keys - 1)))
+            };
+            let (key_rows, value_rows) = (tile_rows(k), tile_rows(v));
+            pack_keys::<S, A>(simd, &key_rows[..tile_keys.next_multiple_of(LANES)], &mut keys);
+            if !one_by_one {
+                pack_values::<A>(head_dim, |key| (key < tile_keys).then_some(value_rows[key]), &mut values);
+            }
+            for (index, (group, words)) in groups.iter_mut().zip(visible.words.chunks(GROUP)).enumerate() {
+                let used = last_key(words);
+                if used == 0 {
+                    continue;
+                }
+                let group_rows = words.len();
+                let keys = &keys[..depth];
+                if group_rows == 1 {
+                    scores_of::<S, A, 1>(simd, &group.q, keys, used.div_ceil(LANES), &mut scores);
+                } else {
+                    scores_of::<S, A, GROUP>(simd, &group.q, keys, used.div_ceil(LANES), &mut scores);
+                }
+                let at = [batch, head, first + index * GROUP, tile];
+                let shrink = weigh(simd, inputs, at, group, words, used.div_ceil(LANES), &mut scores);
+                for (scores, weights) in scores.iter().zip(&mut weights).take(group_rows) {
+                    A::weights(simd, scores, weights);
+                }
+                if one_by_one {
+                    let seen = |key: usize| (key < used && scores[0][key] != 0.0).then_some(value_rows[key]);
+                    pack_values::<A>(head_dim, seen, &mut values);
+                }
+                let mixed = &mut mixed[index * GROUP * vectors..][..GROUP * vectors];
+                for (chunk, values) in values.chunks(TILE / A::INPUTS).enumerate() {
+                    let values = &values[..used.div_ceil(A::INPUTS)];
+                    let chunk = [4 * chunk, vectors.min(4 * chunk + 4)];
+                    if group_rows == 1 {
+                        mix::<S, A, 1>(simd, &weights, values, shrink, mixed, vectors, chunk);
+                    } else {
+                        mix::<S, A, GROUP>(simd, &weights, values, shrink, mixed, vectors, chunk);
+                    }
+                }
+            }
+        }
+
+        let outputs = y.chunks_exact_mut(head_dim).zip(lse);
+        for (index, ((y, lse), mixed)) in outputs.zip(mixed.chunks(vectors)).enumerate() {
+            let group = &groups[index / GROUP];
+            let mut lanes = [0.0; LANES];
+            simd.store(group.sum[index % GROUP], &mut lanes);
+            let sum = fold(lanes);
+            let scale = if sum == 0.0 { 0.0 } else { 1.0 / sum };
+            y.iter_mut().zip(mixed.as_flattened()).for_each(|(y, mixed)| *y = mixed * scale);
+            // ln(0) is what a row that sees nothing has.
+            let largest = group.largest[index % GROUP];
+            *lse = base(largest) * std::f32::consts::LN_2 + sum.ln();
         }
     }
-
-    for (row, mixed) in mixed.chunks_exact_mut(head_dim).enumerate() {
-        let Running { largest, sum } = running[row];
-        let scale = if sum == 0.0 { 0.0 } else { 1.0 / sum };
-        mixed.iter_mut().for_each(|y| *y *= scale);
-        // ln(0) is what a row that sees nothing has.
-        let base = if largest == f32::NEG_INFINITY { 0.0 } else { largest };
-        task.lse[row] = base + sum.ln();
-    }
-    T::narrow(&mixed, task.y);
 }
 
-/// Scores of consecutive keys; `-inf` for those that a given mask hides or whose bit is 0.
+/// Packs a tile's keys, whole vectors of them: channel after channel, the keys side by side.
 #[inline(always)]
-fn score(
-    q: &[f32],
-    k: &[f32],
-    k_stride: usize,
-    scoring: Scoring,
-    bias: Option<(&[f32], usize)>,
-    given: Option<(&[u8], usize)>,
-    seen: u64,
-    scores: &mut [f32],
+fn pack_keys<S: Simd, A: Arithmetic>(simd: S, rows: &[&[A::Element]], keys: &mut [[A::Step; 4]]) {
+    for (vector, rows) in rows.as_chunks::<LANES>().0.iter().enumerate() {
+        for (part, keys) in keys.chunks_mut(LANES).enumerate() {
+            let start = part * LANES * A::INPUTS;
+            let mut block = [[0u32; LANES]; LANES];
+            for (row, block) in rows.iter().zip(&mut block) {
+                let channels = start.min(row.len())..(start + LANES * A::INPUTS).min(row.len());
+                A::scalars(&row[channels], bytemuck::cast_slice_mut(block));
+            }
+            simd.transpose(&mut block);
+            for (keys, block) in keys.iter_mut().zip(&block) {
+                keys[vector] = bytemuck::cast(*block);
+            }
+        }
+    }
+}
+
+/// Packs a tile's values: chunk after chunk of four vectors of channels, in each the keys one after the other. Keys
+/// without a value get zeros.
+#[inline(always)]
+fn pack_values<'a, A: Arithmetic>(
+    head_dim: usize,
+    value: impl Fn(usize) -> Option<&'a [A::Element]>,
+    values: &mut [[A::Step; 4]],
 ) {
-    for (key, score) in scores.iter_mut().enumerate() {
-        *score = dot(q, &k[key * k_stride..][..q.len()]) * scoring.scale;
-    }
-    if let Some(cap) = scoring.softcap {
-        for score in &mut *scores {
-            // tanh(x) = 1 - 2 / (exp(2 x) + 1)
-            *score = cap * (1.0 - 2.0 / (exp(2.0 * *score / cap) + 1.0));
-        }
-    }
-    if let Some((bias, stride)) = bias {
-        scores.iter_mut().enumerate().for_each(|(key, score)| *score += bias[key * stride]);
-    }
-    if let Some((given, stride)) = given {
-        for (key, score) in scores.iter_mut().enumerate() {
-            if given[key * stride] == 0 {
-                *score = f32::NEG_INFINITY;
-            }
-        }
-    }
-    if seen != u64::MAX {
-        for (key, score) in scores.iter_mut().enumerate() {
-            if seen >> key & 1 == 0 {
-                *score = f32::NEG_INFINITY;
-            }
+    for key in 0..TILE / A::INPUTS {
+        for vector in 0..head_dim.div_ceil(LANES) {
+            let to = &mut values[vector / 4 * (TILE / A::INPUTS) + key][vector % 4];
+            A::values(|input| value(key * A::INPUTS + input), vector * LANES, to);
         }
     }
 }
 
-/// Adds consecutive keys with these scores to a row; the scores become weights.
+/// Products of queries and packed keys.
 #[inline(always)]
-fn accumulate(scores: &mut [f32], v: &[f32], v_stride: usize, running: &mut Running, mixed: &mut [f32]) {
-    let largest = scores.iter().fold(running.largest, |most, score| if *score > most { *score } else { most });
-    // Of nothing but -inf, every weight must be 0 rather than NaN.
-    let base = if largest == f32::NEG_INFINITY { 0.0 } else { largest };
-    let shrink = exp(running.largest - base);
-    scores.iter_mut().for_each(|score| *score = exp(*score - base));
-    let sum = sum_of(scores);
-    *running = Running { largest, sum: running.sum * shrink + sum };
+fn scores_of<S: Simd, A: Arithmetic, const ROWS: usize>(
+    simd: S,
+    q: &[[A::Scalar; MAX_HEAD_DIM]; GROUP],
+    keys: &[[A::Step; 4]],
+    vectors: usize,
+    scores: &mut [[f32; TILE]; GROUP],
+) {
+    match vectors {
+        ..=2 => scores_in::<S, A, ROWS, 2>(simd, q, keys, scores),
+        _ => scores_in::<S, A, ROWS, 4>(simd, q, keys, scores),
+    }
+}
 
-    let head_dim = mixed.len();
-    for first in (0..head_dim).step_by(CHANNELS) {
-        let mut sums = [0.0; CHANNELS];
-        if first + CHANNELS <= head_dim {
-            for (key, weight) in scores.iter().enumerate() {
-                let v = &v[key * v_stride + first..][..CHANNELS];
-                // A hidden key adds nothing, even if its value is NaN.
-                if *weight != 0.0 {
-                    sums.iter_mut().zip(v).for_each(|(sum, v)| *sum += weight * v);
-                }
+#[inline(always)]
+fn scores_in<S: Simd, A: Arithmetic, const ROWS: usize, const VECTORS: usize>(
+    simd: S,
+    q: &[[A::Scalar; MAX_HEAD_DIM]; GROUP],
+    keys: &[[A::Step; 4]],
+    scores: &mut [[f32; TILE]; GROUP],
+) {
+    let mut sums = [[simd.splat(0.0); VECTORS]; ROWS];
+    product::<S, A, MAX_HEAD_DIM, ROWS, VECTORS>(simd, q, keys, &mut sums);
+    for (sums, scores) in sums.iter().zip(scores) {
+        for (sum, scores) in sums.iter().zip(scores.as_chunks_mut().0) {
+            simd.store(*sum, scores);
+        }
+    }
+}
+
+/// Turns scores into weights relative to the largest score so far, updates the running softmax, and returns what the
+/// results so far shrink by. `at` is batch entry, head, first query and first key; a bit of a row's word is 1 if it sees
+/// that key.
+#[inline(always)]
+fn weigh<S: Simd, A: Arithmetic>(
+    simd: S,
+    inputs: &Inputs<'_, A::Element>,
+    [batch, head, first, tile]: [usize; 4],
+    group: &mut Group<S, A>,
+    words: &[u64],
+    vectors: usize,
+    scores: &mut [[f32; TILE]; GROUP],
+) -> [f32; GROUP] {
+    let Scoring { scale, softcap, .. } = inputs.scoring;
+    let factor = simd.splat(if softcap.is_some() { scale } else { scale * LOG2_E });
+    let mut change = [0.0; LANES];
+    for (index, (scores, word)) in scores.iter_mut().zip(words).enumerate() {
+        let keys = last_key(&[*word]);
+        let (seen, hidden) = scores.as_chunks_mut::<LANES>().0.split_at_mut(vectors);
+        for scores in &mut *seen {
+            simd.store(simd.mul(simd.load(scores), factor), scores);
+        }
+        hidden.fill([0.0; LANES]);
+        let seen = seen.as_flattened_mut();
+        if let Some(cap) = softcap {
+            for scores in seen.as_chunks_mut().0 {
+                cap_scores(simd, cap, scores);
             }
-        } else {
-            for (key, weight) in scores.iter().enumerate() {
-                let v = &v[key * v_stride + first..][..head_dim - first];
-                if *weight != 0.0 {
-                    sums.iter_mut().zip(v).for_each(|(sum, v)| *sum += weight * v);
+        }
+        if let Some(bias) = inputs.bias {
+            let start = bias.layout.index(&[batch, head, first + index, tile]);
+            let stride = bias.layout.strides()[3];
+            for (key, score) in seen.iter_mut().enumerate().take(keys) {
+                *score += bias.data[start + key * stride] * LOG2_E;
+            }
+        }
+        if let Some(given) = &inputs.mask.given {
+            let given = given.host();
+            let start = given.layout.index(&[batch, first + index, tile]);
+            let stride = given.layout.strides()[2];
+            for (key, score) in seen.iter_mut().enumerate().take(keys) {
+                if given.data[start + key * stride] == 0 {
+                    *score = f32::NEG_INFINITY;
                 }
             }
         }
-        mixed[first..].iter_mut().zip(&sums).for_each(|(mixed, sum)| *mixed = *mixed * shrink + sum);
+        if !word << (TILE - vectors * LANES) != 0 {
+            for (key, score) in seen.iter_mut().enumerate() {
+                *score = if word >> key & 1 == 1 { *score } else { f32::NEG_INFINITY };
+            }
+        }
+        let mut largest = simd.splat(group.largest[index]);
+        for scores in seen.as_chunks().0 {
+            largest = simd.max(largest, simd.load(scores));
+        }
+        let largest = simd.largest(largest);
+        change[index] = group.largest[index] - base(largest);
+        group.largest[index] = largest;
+    }
+    let mut shrink = [0.0; LANES];
+    simd.store(simd.exp2(simd.load(&change)), &mut shrink);
+    for (index, scores) in scores.iter_mut().enumerate().take(words.len()) {
+        let base = simd.splat(-base(group.largest[index]));
+        let mut sum = simd.mul(group.sum[index], simd.splat(shrink[index]));
+        for scores in &mut scores.as_chunks_mut().0[..vectors] {
+            let weight = simd.exp2(simd.add(simd.load(scores), base));
+            sum = simd.add(sum, weight);
+            simd.store(weight, scores);
+        }
+        group.sum[index] = sum;
+    }
+    std::array::from_fn(|row| shrink[row])
+}
+
+/// What weights are relative to: of nothing but `-inf`, each must be 0 rather than NaN.
+fn base(largest: f32) -> f32 {
+    if largest == f32::NEG_INFINITY { 0.0 } else { largest }
+}
+
+/// Scores as `cap tanh(score / cap)`, times the binary logarithm of e.
+#[inline(always)]
+fn cap_scores<S: Simd>(simd: S, cap: f32, scores: &mut [f32; LANES]) {
+    // tanh(x) = 1 - 2 / (exp(2 x) + 1), which is 1 long before the power is as large as can be.
+    let factor = 2.0 * LOG2_E / cap;
+    let powers = scores.map(|score| if score * factor > 100.0 { 100.0 } else { score * factor });
+    simd.store(simd.exp2(simd.load(&powers)), scores);
+    *scores = scores.map(|power| cap * LOG2_E * (1.0 - 2.0 / (power + 1.0)));
+}
+
+/// Adds weighted values to the vectors `chunk` of the results so far, which shrink first.
+#[inline(always)]
+fn mix<S: Simd, A: Arithmetic, const ROWS: usize>(
+    simd: S,
+    weights: &[[A::Scalar; TILE]; GROUP],
+    values: &[[A::Step; 4]],
+    shrink: [f32; GROUP],
+    mixed: &mut [[f32; LANES]],
+    row_vectors: usize,
+    chunk: [usize; 2],
+) {
+    let rows = mixed.chunks_mut(row_vectors).map(|mixed| &mut mixed[chunk[0]..chunk[1]]);
+    match chunk[1] - chunk[0] {
+        ..=2 => mix_in::<S, A, ROWS, 2>(simd, weights, values, shrink, rows),
+        _ => mix_in::<S, A, ROWS, 4>(simd, weights, values, shrink, rows),
+    }
+}
+
+#[inline(always)]
+fn mix_in<'a, S: Simd, A: Arithmetic, const ROWS: usize, const VECTORS: usize>(
+    simd: S,
+    weights: &[[A::Scalar; TILE]; GROUP],
+    values: &[[A::Step; 4]],
+    shrink: [f32; GROUP],
+    rows: impl Iterator<Item = &'a mut [[f32; LANES]]>,
+) {
+    let mut sums = [[simd.splat(0.0); VECTORS]; ROWS];
+    product::<S, A, TILE, ROWS, VECTORS>(simd, weights, values, &mut sums);
+    // Of a last vector that is not there, the sums are dropped.
+    for ((sums, mixed), shrink) in sums.iter().zip(rows).zip(shrink) {
+        let shrink = simd.splat(shrink);
+        for (sum, mixed) in sums.iter().zip(mixed) {
+            simd.store(simd.mul_add(simd.load(mixed), shrink, *sum), mixed);
+        }
     }
 }
 
@@ -265,15 +539,6 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
 }
 
 #[inline(always)]
-fn sum_of(x: &[f32]) -> f32 {
-    let mut sums = [0.0; LANES];
-    for chunk in x.chunks(LANES) {
-        sums.iter_mut().zip(chunk).for_each(|(sum, x)| *sum += x);
-    }
-    fold(sums)
-}
-
-#[inline(always)]
 fn fold(mut sums: [f32; LANES]) -> f32 {
     let mut half = LANES / 2;
     while half > 0 {
@@ -283,29 +548,6 @@ fn fold(mut sums: [f32; LANES]) -> f32 {
         half /= 2;
     }
     sums[0]
-}
-
-/// e to the power of `x`, to 2 units in the last place; 0 below -87, and the largest power kept above 88.
-#[inline(always)]
-fn exp(x: f32) -> f32 {
-    const LOG2_E: f32 = std::f32::consts::LOG2_E;
-    // ln 2 in two parts: multiples of the first are exact.
-    const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
-    // 1.5 * 2^23: adding it rounds to an integer, which its lowest bits then hold.
-    const ROUND: f32 = 12_582_912.0;
-    let clamped = if x > 88.0 { 88.0 } else { x };
-    let clamped = if clamped < -87.0 { -87.0 } else { clamped };
-    let rounded = clamped * LOG2_E + ROUND;
-    let power = rounded - ROUND;
-    let rest = clamped - power * LN_2[0] - power * LN_2[1];
-    let mut series = 1.987_569_1e-4;
-    for term in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
-        series = series * rest + term;
-    }
-    let fraction = series * rest * rest + rest + 1.0;
-    // Of a NaN the bits are of no account: `fraction` is NaN.
-    let scale = f32::from_bits(rounded.to_bits().wrapping_add(127) << 23);
-    if x < -87.0 { 0.0 } else { fraction * scale }
 }
 
 /// [`super::merge`] over contiguous operands.

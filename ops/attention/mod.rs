@@ -11,6 +11,8 @@ mod mask;
 mod merge;
 mod paged;
 pub mod reference;
+#[cfg(feature = "cpu")]
+mod tile;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
 
@@ -125,7 +127,8 @@ impl Scoring {
 /// | `y`      | as `q`                              | as `q`         | contiguous                              |
 /// | `lse`    | `[batch, heads, q_len]`             | f32            | contiguous                              |
 ///
-/// Scores, exponentials and sums are in f32. A row that sees nothing, or only keys whose bias is `-inf`, gives zeros
+/// Scores, exponentials and sums are in f32; in bf16 a device may round the weights to bf16 before it multiplies them with
+/// the values. A row that sees nothing, or only keys whose bias is `-inf`, gives zeros
 /// and an lse of `-inf`. A NaN in `q`, or in a key or value that a row sees, makes that row NaN (a value only if its
 /// weight is not 0) and no row that does not see it. On one device a row's result does not depend on the number of queries, heads or batch entries.
 ///

@@ -21,7 +21,6 @@ pub(crate) trait Kernel {
 
 /// A set of instructions; its value is the proof that the processor has them. Each lane is computed alone, and
 /// [`Simd::mul_add`] rounds once on every set that has such an instruction.
-#[expect(dead_code, reason = "attention is to use the rest")]
 pub(crate) trait Simd: Copy + Send + Sync {
     /// 16 floats.
     type F32s: Copy;
@@ -43,11 +42,21 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn mul_add(self, a: Self::F32s, b: Self::F32s, c: Self::F32s) -> Self::F32s;
     /// The larger; `b` if one is NaN.
     fn max(self, a: Self::F32s, b: Self::F32s) -> Self::F32s;
+    /// The largest lane; if one is NaN, any.
+    fn largest(self, a: Self::F32s) -> f32;
     /// 2 to the power of each `x`, to about 1e-7 of it; 0 below -160 or earlier, for `x` up to 127. NaN stays.
     fn exp2(self, x: Self::F32s) -> Self::F32s;
     /// The sum of the lanes of each of four vectors, in an order that is the same for all four.
     fn sums(self, vectors: [Self::F32s; 4]) -> [f32; 4];
 
+    /// Exchanges rows and columns.
+    fn transpose(self, block: &mut [[u32; LANES]; LANES]) {
+        let rows = *block;
+        *block = std::array::from_fn(|column| rows.map(|row| row[column]));
+    }
+
+    /// Rounds to nearest, ties to even; subnormal values may become 0.
+    fn narrow_bf16(self, value: Self::F32s) -> [bf16; LANES];
     fn splat_pair(self, pair: u32) -> Self::Pairs;
     fn load_pairs(self, from: &[bf16; 2 * LANES]) -> Self::Pairs;
     /// Adds to each lane of `sums` the products of both halves of its pairs. Subnormal operands and sums may count
@@ -130,6 +139,17 @@ pub(crate) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
 /// largest relative error is 1.1e-7. The constant is 1.
 const EXP2: [f32; 5] = [1.326_472_6e-3, 9.671_513e-3, 5.550_733_6e-2, 2.402_224_2e-1, 6.931_470_4e-1];
 
+/// Rounds to nearest, ties to even, without a branch.
+#[inline(always)]
+fn narrow(value: f32) -> bf16 {
+    let bits = value.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+    // A NaN whose bits are only in the lower half would round to an infinity.
+    let quiet = bits >> 16 | 0x40;
+    #[expect(clippy::cast_possible_truncation, reason = "the upper half, shifted down")]
+    bf16::from_bits(if value.is_nan() { quiet } else { rounded } as u16)
+}
+
 /// Plain loops over arrays, for any processor.
 #[derive(Clone, Copy)]
 pub(crate) struct Portable;
@@ -185,6 +205,10 @@ impl Simd for Portable {
         lanes(|lane| if a[lane] > b[lane] { a[lane] } else { b[lane] })
     }
     #[inline(always)]
+    fn largest(self, a: Self::F32s) -> f32 {
+        a.into_iter().fold(f32::NEG_INFINITY, |most, a| if most > a { most } else { a })
+    }
+    #[inline(always)]
     fn exp2(self, x: Self::F32s) -> Self::F32s {
         // 1.5 * 2^23: adding it rounds to an integer, which its lowest bits then hold.
         const ROUND: f32 = 12_582_912.0;
@@ -207,6 +231,10 @@ impl Simd for Portable {
             }
             lanes[0]
         })
+    }
+    #[inline(always)]
+    fn narrow_bf16(self, value: Self::F32s) -> [bf16; LANES] {
+        value.map(narrow)
     }
     #[inline(always)]
     fn splat_pair(self, pair: u32) -> Self::Pairs {
@@ -304,6 +332,10 @@ mod x86 {
             unsafe { _mm512_max_ps(a, b) }
         }
         #[inline(always)]
+        fn largest(self, a: __m512) -> f32 {
+            unsafe { _mm512_reduce_max_ps(a) }
+        }
+        #[inline(always)]
         fn exp2(self, x: __m512) -> __m512 {
             unsafe {
                 let x = _mm512_max_ps(_mm512_set1_ps(-160.0), x);
@@ -328,6 +360,55 @@ mod x86 {
                 let mut to = [0.0; 4];
                 _mm_storeu_ps(to.as_mut_ptr(), sums);
                 to
+            }
+        }
+        #[inline(always)]
+        fn transpose(self, block: &mut [[u32; LANES]; LANES]) {
+            unsafe {
+                let rows = block.each_ref().map(|row| _mm512_loadu_si512(row.as_ptr().cast()));
+                // Within each quarter: pairs of rows, then fours.
+                let mut pairs = rows;
+                for two in 0..8 {
+                    pairs[2 * two] = _mm512_unpacklo_epi32(rows[2 * two], rows[2 * two + 1]);
+                    pairs[2 * two + 1] = _mm512_unpackhi_epi32(rows[2 * two], rows[2 * two + 1]);
+                }
+                // Quarter `q` of `fours[4 * f + c]` holds column `4 * q + c` of rows `4 * f` to `4 * f + 3`.
+                let mut fours = pairs;
+                for four in 0..4 {
+                    for half in 0..2 {
+                        let (a, b) = (pairs[4 * four + half], pairs[4 * four + 2 + half]);
+                        fours[4 * four + 2 * half] = _mm512_unpacklo_epi64(a, b);
+                        fours[4 * four + 2 * half + 1] = _mm512_unpackhi_epi64(a, b);
+                    }
+                }
+                // Then the quarters themselves.
+                for column in 0..4 {
+                    let [a, b, c, d] = [0, 1, 2, 3].map(|four| fours[4 * four + column]);
+                    let even = [_mm512_shuffle_i32x4::<0x88>(a, b), _mm512_shuffle_i32x4::<0x88>(c, d)];
+                    let odd = [_mm512_shuffle_i32x4::<0xdd>(a, b), _mm512_shuffle_i32x4::<0xdd>(c, d)];
+                    let columns = [
+                        _mm512_shuffle_i32x4::<0x88>(even[0], even[1]),
+                        _mm512_shuffle_i32x4::<0x88>(odd[0], odd[1]),
+                        _mm512_shuffle_i32x4::<0xdd>(even[0], even[1]),
+                        _mm512_shuffle_i32x4::<0xdd>(odd[0], odd[1]),
+                    ];
+                    for (quarter, value) in columns.into_iter().enumerate() {
+                        _mm512_storeu_si512(block[4 * quarter + column].as_mut_ptr().cast(), value);
+                    }
+                }
+            }
+        }
+        #[inline(always)]
+        fn narrow_bf16(self, value: __m512) -> [bf16; LANES] {
+            unsafe {
+                if BF16 {
+                    // Both are 32 bytes of any content.
+                    std::mem::transmute::<__m256bh, [bf16; LANES]>(_mm512_cvtneps_pbh(value))
+                } else {
+                    let mut lanes = [0.0; LANES];
+                    self.store(value, &mut lanes);
+                    lanes.map(super::narrow)
+                }
             }
         }
         #[inline(always)]
@@ -420,6 +501,15 @@ mod x86 {
             unsafe { [_mm256_max_ps(a[0], b[0]), _mm256_max_ps(a[1], b[1])] }
         }
         #[inline(always)]
+        fn largest(self, a: [__m256; 2]) -> f32 {
+            unsafe {
+                let four = _mm256_max_ps(a[0], a[1]);
+                let four = _mm_max_ps(_mm256_castps256_ps128(four), _mm256_extractf128_ps::<1>(four));
+                let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+                _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps::<1>(two, two)))
+            }
+        }
+        #[inline(always)]
         fn exp2(self, x: [__m256; 2]) -> [__m256; 2] {
             x.map(|x| unsafe {
                 let x = _mm256_max_ps(_mm256_set1_ps(-127.0), x);
@@ -446,6 +536,12 @@ mod x86 {
                 _mm_storeu_ps(to.as_mut_ptr(), sums);
                 to
             }
+        }
+        #[inline(always)]
+        fn narrow_bf16(self, value: [__m256; 2]) -> [bf16; LANES] {
+            let mut lanes = [0.0; LANES];
+            self.store(value, &mut lanes);
+            lanes.map(super::narrow)
         }
         #[inline(always)]
         fn splat_pair(self, pair: u32) -> [__m256i; 2] {

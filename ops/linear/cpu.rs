@@ -8,12 +8,14 @@
 //! One or two rows read the weight as it is stored and wait for memory alone. More rows share a copy of some outputs,
 //! packed (and widened) so that a tile reads neighbouring addresses.
 
+use std::ops::Range;
+
 use bytemuck::Zeroable;
 use rayon::prelude::*;
 
 use super::tile::{self, Arithmetic, Pairs, STREAM_OUTPUTS, Single, Stored, TILE_OUTPUTS, TILE_ROWS};
 use crate::backend::cpu::Cpu;
-use crate::backend::simd::{self, Kernel, Simd};
+use crate::backend::simd::{self, Kernel, LANES, Simd};
 use crate::{Float, View, ViewMut, Weight, bf16, f16};
 
 /// Products below which another thread costs more than it saves.
@@ -98,71 +100,79 @@ struct Size {
     outputs: usize,
 }
 
+/// Rows of `x` as the arithmetic takes them.
+#[derive(Clone, Copy)]
+enum Operand<'a> {
+    F32(&'a [f32]),
+    Bf16(&'a [bf16]),
+}
+
 fn product<T: Float>(cpu: &Cpu, size: Size, x: &[T], matrix: Matrix<'_>, bias: Option<&[f32]>, y: &mut [T]) {
     if y.is_empty() {
         return;
     }
-    if let (Some(x), Matrix::Bf16(weight)) = (T::as_bf16(x), matrix) {
-        return spread::<Pairs, _, _, T>(cpu, size, x, weight, matrix, bias, y);
-    }
     let mut wide = Vec::new();
-    let x = as_f32(x, &mut wide);
-    match matrix {
-        Matrix::F32(weight) => spread::<Single, _, _, T>(cpu, size, x, weight, matrix, bias, y),
-        Matrix::F16(weight) => spread::<Single, _, _, T>(cpu, size, x, weight, matrix, bias, y),
-        Matrix::Bf16(weight) => spread::<Single, _, _, T>(cpu, size, x, weight, matrix, bias, y),
-        Matrix::Int8 { values, .. } => spread::<Single, _, _, T>(cpu, size, x, values, matrix, bias, y),
+    let x = match (T::as_bf16(x), matrix) {
+        (Some(x), Matrix::Bf16(_)) => Operand::Bf16(x),
+        _ => Operand::F32(as_f32(x, &mut wide)),
+    };
+    if let Some(y) = T::as_f32_mut(y) {
+        return sums_of(cpu, size, x, matrix, bias, y);
+    }
+    let mut sums = vec![0.0; y.len()];
+    sums_of(cpu, size, x, matrix, bias, &mut sums);
+    cpu.rows(y, size.outputs, |row, y| T::narrow(&sums[row * size.outputs..][..size.outputs], y));
+}
+
+/// Not generic, so that the kernels are compiled once and with this crate.
+fn sums_of(cpu: &Cpu, size: Size, x: Operand<'_>, matrix: Matrix<'_>, bias: Option<&[f32]>, y: &mut [f32]) {
+    match (x, matrix) {
+        (Operand::Bf16(x), Matrix::Bf16(weight)) => spread::<Pairs, _, _>(cpu, size, x, weight, matrix, bias, y),
+        (Operand::Bf16(_), _) => unreachable!("a bf16 operand meets a bf16 matrix alone"),
+        (Operand::F32(x), Matrix::F32(weight)) => spread::<Single, _, _>(cpu, size, x, weight, matrix, bias, y),
+        (Operand::F32(x), Matrix::F16(weight)) => spread::<Single, _, _>(cpu, size, x, weight, matrix, bias, y),
+        (Operand::F32(x), Matrix::Bf16(weight)) => spread::<Single, _, _>(cpu, size, x, weight, matrix, bias, y),
+        (Operand::F32(x), Matrix::Int8 { values, .. }) => {
+            spread::<Single, _, _>(cpu, size, x, values, matrix, bias, y);
+        }
     }
 }
 
 /// Spreads a product over the threads.
-fn spread<A: Arithmetic, X: Stored<A>, W: Stored<A>, T: Float>(
+fn spread<A: Arithmetic, X: Stored<A>, W: Stored<A>>(
     cpu: &Cpu,
     size: Size,
     x: &[X],
     weight: &[W],
     matrix: Matrix<'_>,
     bias: Option<&[f32]>,
-    y: &mut [T],
+    y: &mut [f32],
 ) {
     let Size { rows, inputs, outputs } = size;
     let threads = if rows * outputs * inputs.max(1) < WORTH_A_THREAD { 1 } else { cpu.threads() };
     let steps = inputs.div_ceil(tile::step::<A, X>());
     let mut packed: Vec<A::Step> = vec![A::Step::zeroed(); rows * steps];
     if inputs > 0 {
-        let tiles = (x, packed.as_mut_slice());
-        let pack = |(x, to): (&[X], &mut [A::Step])| simd::dispatch(Pack::<A, X> { x, inputs, to });
+        let pack = |(x, to): (&[X], &mut [A::Step])| pack_rows::<A, X>(x, inputs, steps, to);
         if threads == 1 || rows <= TILE_ROWS {
-            tiles.0.chunks(TILE_ROWS * inputs).zip(tiles.1.chunks_mut(TILE_ROWS * steps)).for_each(pack);
+            x.chunks(TILE_ROWS * inputs).zip(packed.chunks_mut(TILE_ROWS * steps)).for_each(pack);
         } else {
-            let chunks = |tiles: (&'_ [X], &'_ mut [A::Step])| {
-                tiles.0.par_chunks(TILE_ROWS * inputs).zip(tiles.1.par_chunks_mut(TILE_ROWS * steps)).for_each(pack);
-            };
-            cpu.run(|| chunks(tiles));
+            let to = packed.par_chunks_mut(TILE_ROWS * steps);
+            cpu.run(|| x.par_chunks(TILE_ROWS * inputs).zip(to).for_each(pack));
         }
     }
-    let block = |x: &[A::Step], weight: &[W], sums: &mut [f32]| match inputs {
-        0 => sums.fill(0.0),
-        _ => simd::dispatch(Block { x, weight, inputs, steps, sums }),
+    let block = |x: &[A::Step], weight: &[W], sums: &mut [f32]| match x.len().checked_div(steps) {
+        None => sums.fill(0.0),
+        Some(1 | 2) => simd::dispatch(Stream { x, weight, inputs, steps, sums }),
+        Some(_) => tiles(x, weight, inputs, steps, sums),
     };
     if rows >= MANY_ROWS * threads {
         // A task takes some rows through all outputs; all threads have as many tasks.
         let tasks = rows.div_ceil(threads * ROWS_PER_TASK) * threads;
         let rows_per_task = rows.div_ceil(tasks).next_multiple_of(TILE_ROWS);
-        let task = |(task, y): (usize, &mut [T])| {
-            let x = &packed[task * rows_per_task * steps..][..y.len() / outputs * steps];
-            let all_outputs = |sums: &mut [f32]| {
-                block(x, weight, sums);
-                finish(matrix, bias, 0, outputs, sums);
-            };
-            match T::as_f32_mut(y) {
-                Some(sums) => all_outputs(sums),
-                None => {
-                    let mut sums = vec![0.0; y.len()];
-                    all_outputs(&mut sums);
-                    T::narrow(&sums, y);
-                }
-            }
+        let task = |(task, y): (usize, &mut [f32])| {
+            block(&packed[task * rows_per_task * steps..][..y.len() / outputs * steps], weight, y);
+            finish(matrix, bias, 0, outputs, y);
         };
         if threads == 1 {
             y.chunks_mut(rows_per_task * outputs).enumerate().for_each(task);
@@ -188,7 +198,7 @@ fn spread<A: Arithmetic, X: Stored<A>, W: Stored<A>, T: Float>(
     for (task, sums) in sums.chunks(outputs_per_task * rows).enumerate() {
         let count = sums.len() / rows;
         for (row, sums) in sums.chunks(count).enumerate() {
-            T::narrow(sums, &mut y[row * outputs + task * outputs_per_task..][..count]);
+            y[row * outputs + task * outputs_per_task..][..count].copy_from_slice(sums);
         }
     }
 }
@@ -205,10 +215,63 @@ fn finish(matrix: Matrix<'_>, bias: Option<&[f32]>, first: usize, count: usize, 
     }
 }
 
-/// Packs the rows of one tile.
+/// The rows of the next tile, of those that are left.
+fn tile_rows(left: usize) -> usize {
+    match left {
+        TILE_ROWS.. => TILE_ROWS,
+        4.. => 4,
+        2.. => 2,
+        _ => 1,
+    }
+}
+
+/// Packs rows of `x`, tile after tile.
+fn pack_rows<A: Arithmetic, X: Stored<A>>(x: &[X], inputs: usize, steps: usize, to: &mut [A::Step]) {
+    let count = x.len() / inputs;
+    let mut row = 0;
+    while row < count {
+        let rows = tile_rows(count - row);
+        let (from, to) = (&x[row * inputs..][..rows * inputs], &mut to[row * steps..][..rows * steps]);
+        simd::dispatch(Pack { from, stride: inputs, taken: inputs, rows, to });
+        row += rows;
+    }
+}
+
+/// Many rows of `x`, packed, times some outputs: `sums` is `[rows, outputs]`.
+fn tiles<A: Arithmetic, W: Stored<A>>(x: &[A::Step], weight: &[W], inputs: usize, steps: usize, sums: &mut [f32]) {
+    let (rows, outputs) = (x.len() / steps, weight.len() / inputs);
+    // What a single tile of rows reads once need not be kept.
+    let block = if rows <= TILE_ROWS { TILE_OUTPUTS } else { BLOCK_OUTPUTS };
+    let mut packed = vec![A::Step::zeroed(); block * PART_STEPS.min(steps)];
+    let mut partial = vec![[[0.0; LANES]; TILE_OUTPUTS]; rows * block / TILE_OUTPUTS];
+    for first in (0..outputs).step_by(block) {
+        let count = block.min(outputs - first);
+        for part in (0..steps).step_by(PART_STEPS) {
+            let part_steps = PART_STEPS.min(steps - part);
+            let start = part * tile::step::<A, W>();
+            let taken = (part_steps * tile::step::<A, W>()).min(inputs - start);
+            let from = &weight[first * inputs..][..count * inputs][start..];
+            let to = &mut packed[..count.next_multiple_of(TILE_OUTPUTS) * part_steps];
+            simd::dispatch(Pack { from, stride: inputs, taken, rows: TILE_OUTPUTS, to });
+            simd::dispatch(Part::<A> {
+                x,
+                weight: to,
+                steps,
+                range: part..part + part_steps,
+                outputs: [first, first + count, outputs],
+                partial: &mut partial,
+                sums,
+            });
+        }
+    }
+}
+
+/// Packs rows, as many to a tile as `rows`.
 struct Pack<'a, A: Arithmetic, X> {
-    x: &'a [X],
-    inputs: usize,
+    from: &'a [X],
+    stride: usize,
+    taken: usize,
+    rows: usize,
     to: &'a mut [A::Step],
 }
 
@@ -217,12 +280,16 @@ impl<A: Arithmetic, X: Stored<A>> Kernel for Pack<'_, A, X> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        tile::pack(simd, self.x, self.inputs, self.inputs, self.x.len() / self.inputs, self.to);
+        let Self { from, stride, taken, rows, to } = self;
+        let steps = taken.div_ceil(tile::step::<A, X>());
+        for (from, to) in from.chunks(rows * stride).zip(to.chunks_mut(rows * steps)) {
+            tile::pack(simd, from, stride, taken, rows, to);
+        }
     }
 }
 
-/// Some rows of `x`, packed in tiles, times some outputs: `sums` is `[rows, outputs]`.
-struct Block<'a, A: Arithmetic, W> {
+/// One or two rows of `x`, packed, times some outputs, read once as they are stored: `sums` is `[rows, outputs]`.
+struct Stream<'a, A: Arithmetic, W> {
     x: &'a [A::Step],
     weight: &'a [W],
     inputs: usize,
@@ -231,23 +298,21 @@ struct Block<'a, A: Arithmetic, W> {
     sums: &'a mut [f32],
 }
 
-impl<A: Arithmetic, W: Stored<A>> Kernel for Block<'_, A, W> {
+impl<A: Arithmetic, W: Stored<A>> Kernel for Stream<'_, A, W> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         match self.x.len() / self.steps {
-            1 => self.stream::<S, 1>(simd),
-            2 => self.stream::<S, 2>(simd),
-            _ => self.tiles(simd),
+            1 => self.rows::<S, 1>(simd),
+            _ => self.rows::<S, 2>(simd),
         }
     }
 }
 
-impl<A: Arithmetic, W: Stored<A>> Block<'_, A, W> {
-    /// A few rows: the weight is read once, as it is stored.
+impl<A: Arithmetic, W: Stored<A>> Stream<'_, A, W> {
     #[inline(always)]
-    fn stream<S: Simd, const ROWS: usize>(self, simd: S) {
+    fn rows<S: Simd, const ROWS: usize>(self, simd: S) {
         let Self { x, weight, inputs, sums, .. } = self;
         let outputs = weight.len() / inputs;
         // The last tile ends with the last output: what it shares with the one before is computed twice, alike. With
@@ -265,88 +330,71 @@ impl<A: Arithmetic, W: Stored<A>> Block<'_, A, W> {
             }
         }
     }
+}
+
+/// All rows times some steps of some outputs, packed in tiles.
+struct Part<'a, A: Arithmetic> {
+    x: &'a [A::Step],
+    weight: &'a [A::Step],
+    /// Of a row, and which of them these are.
+    steps: usize,
+    range: Range<usize>,
+    /// The first of these, one past the last, and how many there are in all.
+    outputs: [usize; 3],
+    /// Sums of the steps before, by row tile, output tile and row.
+    partial: &'a mut [[[f32; LANES]; TILE_OUTPUTS]],
+    sums: &'a mut [f32],
+}
+
+impl<A: Arithmetic> Kernel for Part<'_, A> {
+    type Output = ();
 
     #[inline(always)]
-    fn tiles<S: Simd>(self, simd: S) {
-        let Self { x, weight, inputs, steps, sums } = self;
-        let (rows, outputs) = (x.len() / steps, weight.len() / inputs);
-        // What a single tile of rows reads once need not be kept.
-        let block = if rows <= TILE_ROWS { TILE_OUTPUTS } else { BLOCK_OUTPUTS };
-        let mut packed: Vec<A::Step> = vec![A::Step::zeroed(); block * PART_STEPS.min(steps)];
-        let mut partial = vec![simd.splat(0.0); rows * block];
-        for first in (0..outputs).step_by(block) {
-            let count = block.min(outputs - first);
-            for part in (0..steps).step_by(PART_STEPS) {
-                let part_steps = PART_STEPS.min(steps - part);
-                let start = part * tile::step::<A, W>();
-                let taken = (part_steps * tile::step::<A, W>()).min(inputs - start);
-                let tile_len = TILE_OUTPUTS * part_steps;
-                for (tile, packed) in packed.chunks_mut(tile_len).enumerate().take(count.div_ceil(TILE_OUTPUTS)) {
-                    let output = first + tile * TILE_OUTPUTS;
-                    let weight = &weight[output * inputs..(output + TILE_OUTPUTS).min(outputs) * inputs];
-                    tile::pack(simd, &weight[start..], inputs, taken, TILE_OUTPUTS, packed);
-                }
-                let part = Part {
-                    weight: &packed[..count.next_multiple_of(TILE_OUTPUTS) * part_steps],
-                    tile_len,
-                    is_first: part == 0,
-                    is_last: part + part_steps == steps,
-                    first,
-                    outputs,
-                };
-                for row in (0..rows).step_by(TILE_ROWS) {
-                    let tile_rows = TILE_ROWS.min(rows - row);
-                    let x = &x[row * steps + start / tile::step::<A, W>() * tile_rows..][..part_steps * tile_rows];
-                    let partial = &mut partial[row * block..][..tile_rows * block];
-                    let sums = &mut sums[row * outputs..];
-                    match tile_rows {
-                        6 => part.rows::<S, A, 6>(simd, x, partial, sums),
-                        5 => part.rows::<S, A, 5>(simd, x, partial, sums),
-                        4 => part.rows::<S, A, 4>(simd, x, partial, sums),
-                        3 => part.rows::<S, A, 3>(simd, x, partial, sums),
-                        2 => part.rows::<S, A, 2>(simd, x, partial, sums),
-                        _ => part.rows::<S, A, 1>(simd, x, partial, sums),
-                    }
-                }
+    fn run<S: Simd>(mut self, simd: S) {
+        let count = self.x.len() / self.steps;
+        let mut row = 0;
+        while row < count {
+            match tile_rows(count - row) {
+                TILE_ROWS => self.rows::<S, TILE_ROWS>(simd, row),
+                4 => self.rows::<S, 4>(simd, row),
+                2 => self.rows::<S, 2>(simd, row),
+                _ => self.rows::<S, 1>(simd, row),
             }
+            row += tile_rows(count - row);
         }
     }
 }
 
-/// Some steps of some outputs, packed in tiles.
-struct Part<'a, Step> {
-    weight: &'a [Step],
-    tile_len: usize,
-    is_first: bool,
-    is_last: bool,
-    /// The first output, and how many there are in all.
-    first: usize,
-    outputs: usize,
-}
-
-impl<Step> Part<'_, Step> {
-    /// A tile of rows through these outputs, from and to the partial sums or at last to `sums`.
+impl<A: Arithmetic> Part<'_, A> {
+    /// A tile of rows, to the partial sums or at last to `sums`.
     #[inline(always)]
-    fn rows<S: Simd, A: Arithmetic<Step = Step>, const ROWS: usize>(
-        &self,
-        simd: S,
-        x: &[Step],
-        partial: &mut [S::F32s],
-        sums: &mut [f32],
-    ) {
-        let (partial, _) = partial.as_chunks_mut::<TILE_OUTPUTS>();
-        let (partial, _) = partial.as_chunks_mut::<ROWS>();
-        for (tile, (weight, partial)) in self.weight.chunks(self.tile_len).zip(partial).enumerate() {
-            let before = if self.is_first { [[simd.splat(0.0); TILE_OUTPUTS]; ROWS] } else { *partial };
-            let after = tile::tile::<S, A, ROWS>(simd, x, weight, before);
-            if !self.is_last {
-                *partial = after;
+    fn rows<S: Simd, const ROWS: usize>(&mut self, simd: S, row: usize) {
+        let [first, end, outputs] = self.outputs;
+        let x = &self.x[row * self.steps + self.range.start * ROWS..][..self.range.len() * ROWS];
+        let tiles = (end - first).div_ceil(TILE_OUTPUTS);
+        let (partial, _) = self.partial[row * tiles..][..ROWS * tiles].as_chunks_mut::<ROWS>();
+        for (tile, (weight, partial)) in self.weight.chunks(TILE_OUTPUTS * self.range.len()).zip(partial).enumerate() {
+            let mut sums = [[simd.splat(0.0); TILE_OUTPUTS]; ROWS];
+            if self.range.start > 0 {
+                for (sums, partial) in sums.iter_mut().zip(&*partial) {
+                    for (sum, partial) in sums.iter_mut().zip(partial) {
+                        *sum = simd.load(partial);
+                    }
+                }
+            }
+            let sums = tile::tile::<S, A, ROWS>(simd, x, weight, sums);
+            if self.range.end < self.steps {
+                for (sums, partial) in sums.iter().zip(partial) {
+                    for (sum, partial) in sums.iter().zip(partial) {
+                        simd.store(*sum, partial);
+                    }
+                }
                 continue;
             }
-            let output = self.first + tile * TILE_OUTPUTS;
-            let kept = TILE_OUTPUTS.min(self.outputs - output);
-            for (row, after) in after.into_iter().enumerate() {
-                sums[row * self.outputs + output..][..kept].copy_from_slice(&simd.sums(after)[..kept]);
+            let output = first + tile * TILE_OUTPUTS;
+            let kept = TILE_OUTPUTS.min(end - output);
+            for (next, sums) in sums.into_iter().enumerate() {
+                self.sums[(row + next) * outputs + output..][..kept].copy_from_slice(&simd.sums(sums)[..kept]);
             }
         }
     }
