@@ -40,6 +40,8 @@ pub(super) struct Execution<'a, 'b> {
     pub registers: usize,
     pub predicates: usize,
     pub function: &'a Function,
+    /// The function's constants.
+    pub constants: &'a [Lanes],
     /// The allocation that was accessed last.
     pub last: Option<&'a Allocation>,
 }
@@ -59,12 +61,10 @@ pub(super) fn lanes(mask: u32) -> impl Iterator<Item = usize> {
 
 /// Runs `warp` until it stops, for at most `turn` instructions.
 pub(super) fn run(context: &Context<'_>, block: &mut Block, warp: &mut Warp, turn: u64) -> Result<Stop, Fault> {
-    let mut function = &context.program.functions[context.function];
-    if let Some(frame) = warp.frames.last() {
-        function = &context.program.functions[frame.function as usize];
-    }
-    let (registers, predicates) = (0, 0);
-    let mut execution = Execution { context, block, warp, registers, predicates, function, last: None };
+    // The innermost frame's parts are found when it begins to run.
+    let function = context.kernel();
+    let (constants, last) = (context.constants[context.function].as_slice(), None);
+    let mut execution = Execution { context, block, warp, registers: 0, predicates: 0, function, constants, last };
     let result = execution.run(turn);
     result.map_err(|problem| {
         let thread = problem.lane.map(|lane| context.thread(execution.warp.index * 32 + lane as u32));
@@ -91,7 +91,9 @@ impl<'a> Execution<'a, '_> {
             };
             self.registers = frame.registers;
             self.predicates = frame.predicates;
-            self.function = &self.context.program.functions[frame.function as usize];
+            let context = self.context;
+            self.function = &context.program.functions[frame.function as usize];
+            self.constants = &context.constants[frame.function as usize];
             let code = self.function.instructions.as_slice();
             let mask = path.mask;
             let mut pc = path.pc as usize;
@@ -186,14 +188,10 @@ impl<'a> Execution<'a, '_> {
     pub fn source(&self, source: Source) -> &Lanes {
         match source {
             Source::Register(register) => &self.warp.registers[self.registers + register.0 as usize],
-            Source::Constant(index) => &self.context.constants[self.function_index()][index as usize],
+            Source::Constant(index) => &self.constants[index as usize],
             Source::Special(special) => &self.warp.specials[special as usize],
             Source::Symbol(symbol) => &self.context.symbols[symbol as usize],
         }
-    }
-
-    fn function_index(&self) -> usize {
-        self.warp.frames.last().map_or(self.context.function, |frame| frame.function as usize)
     }
 
     #[inline]
@@ -461,10 +459,6 @@ impl<'a> Execution<'a, '_> {
             Operation::BranchTable { index, targets } => {
                 let index = *self.source(*index);
                 self.move_path(pc + 1, mask & !active);
-                if mask == active {
-                    // Nothing stays behind, so nothing was put back.
-                    debug_assert!(self.warp.frames.last().is_some());
-                }
                 let mut parts = 0;
                 for (value, target) in targets.iter().enumerate() {
                     let mut chosen = 0;

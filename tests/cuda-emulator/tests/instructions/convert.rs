@@ -42,9 +42,13 @@ fn integers_to_integers() {
                     };
                     let body = format!("cvt.{to_sign}{to}.{from_sign}{from} d, a;");
                     check(&body, &[source], target, &values, |t| fill(value(t[0], from, from_signed)));
+                    // Only where the result may not fit is there anything to saturate.
+                    let ((least, most), (from_least, from_most)) = (range(to, to_signed), range(from, from_signed));
+                    if least <= from_least && from_most <= most {
+                        continue;
+                    }
                     let body = format!("cvt.sat.{to_sign}{to}.{from_sign}{from} d, a;");
                     check(&body, &[source], target, &values, |t| {
-                        let (least, most) = range(to, to_signed);
                         fill(value(t[0], from, from_signed).clamp(least, most))
                     });
                 }
@@ -57,6 +61,9 @@ fn integers_to_integers() {
 fn integers_to_floats() {
     for (kind, format) in [("f16", F16), ("bf16", BF16), ("f32", F32), ("f64", F64)] {
         for from in [8, 16, 32, 64] {
+            if (kind, from) == ("bf16", 8) {
+                continue;
+            }
             let values = [integers(from)];
             for (sign, is_signed) in [('s', true), ('u', false)] {
                 for (name, mode) in MODES {
@@ -75,6 +82,9 @@ fn floats_to_integers_saturate() {
     for (kind, format) in [("f16", F16), ("bf16", BF16), ("f32", F32), ("f64", F64)] {
         let values = [floats(format)];
         for to in [8, 16, 32, 64] {
+            if (kind, to) == ("bf16", 8) {
+                continue;
+            }
             for (sign, is_signed) in [('s', true), ('u', false)] {
                 for (name, round) in INTEGRAL {
                     let body = format!("cvt.{name}.{sign}{to}.{kind} d, a;");

@@ -1,6 +1,7 @@
 //! Runs one piece of PTX over many operands.
 
 use cuda_emulator::{Architecture, Launch, Machine, Module};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Operands per thread that an instruction under test sees in registers `a`, `b`, `c` and `e`.
 pub const NAMES: [&str; 4] = ["a", "b", "c", "e"];
@@ -32,7 +33,7 @@ pub fn apply(body: &str, widths: &[u32], width: u32, operands: &[Vec<u64>]) -> V
     }
     let bytes = width / 8;
     let text = format!(
-        ".version 8.0
+        ".version 8.2
         .target sm_90a
         .address_size 64
         .visible .entry test({parameters}.param .u64 results, .param .u32 count)
@@ -61,6 +62,7 @@ pub fn apply(body: &str, widths: &[u32], width: u32, operands: &[Vec<u64>]) -> V
     let module = Module::parse(&text).unwrap_or_else(|error| panic!("{body}: {error}"));
     let machine = machine();
     let mut bytes_of_parameters = Vec::new();
+    let mut kept = Vec::new();
     for (values, operand_width) in operands.iter().zip(widths) {
         assert_eq!(values.len(), count);
         let bytes: Vec<u8> =
@@ -68,6 +70,7 @@ pub fn apply(body: &str, widths: &[u32], width: u32, operands: &[Vec<u64>]) -> V
         let address = machine.allocate(bytes.len() as u64).expect("room for the operands");
         machine.write(address, &bytes).expect("an allocation of this size");
         bytes_of_parameters.extend(address.to_le_bytes());
+        kept.push(bytes);
     }
     let results = machine.allocate(count as u64 * u64::from(bytes)).expect("room for the results");
     bytes_of_parameters.extend(results.to_le_bytes());
@@ -82,6 +85,7 @@ pub fn apply(body: &str, widths: &[u32], width: u32, operands: &[Vec<u64>]) -> V
     machine.launch(&module, kernel, launch).unwrap_or_else(|fault| panic!("{body}: {fault}"));
     let mut out = vec![0; count * bytes as usize];
     machine.read(results, &mut out).expect("an allocation of this size");
+    record(body, &text, &kept, &out, count);
     out.chunks_exact(bytes as usize)
         .map(|chunk| {
             let mut value = [0; 8];
@@ -89,6 +93,21 @@ pub fn apply(body: &str, widths: &[u32], width: u32, operands: &[Vec<u64>]) -> V
             u64::from_le_bytes(value)
         })
         .collect()
+}
+
+/// With `CUDA_EMULATOR_RECORD` set to a folder, keeps there what was run and what came out, for `compare.py` to run on
+/// a GPU: the PTX, a line that describes the rest, and the operands and results as they lie in memory.
+fn record(body: &str, text: &str, operands: &[Vec<u8>], results: &[u8], count: usize) {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let Some(folder) = std::env::var_os("CUDA_EMULATOR_RECORD") else { return };
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let folder = std::path::Path::new(&folder);
+    let sizes: Vec<usize> = operands.iter().map(Vec::len).collect();
+    let about = serde_json::json!({ "body": body, "count": count, "operands": sizes, "results": results.len() });
+    let data = [operands.concat(), results.to_vec()].concat();
+    for (extension, bytes) in [("ptx", text.as_bytes()), ("json", about.to_string().as_bytes()), ("bin", &data)] {
+        std::fs::write(folder.join(format!("{number:05}.{extension}")), bytes).expect("a folder that can be written");
+    }
 }
 
 /// Compares what `body` leaves in `d` with `expected` for every tuple of operands.

@@ -45,6 +45,17 @@ pub(super) fn decode(scope: &mut Scope<'_>, written: &Instruction, parts: &mut P
         let compute = binary(move |upper, lower| narrow(upper) << 16 | narrow(lower));
         return Ok(Operation::Binary { destination: scope.register(destination)?, sources, compute });
     }
+    // What the assembler refuses: bf16 has no way to and from bytes, and nothing saturates that cannot overflow.
+    let bytes_and_bf16 = [(from, to), (to, from)].iter().any(|(a, b)| a.bits() == 8 && *b == Type::BF16);
+    let integers = format_of(from).is_none() && format_of(to).is_none();
+    let fits = match (from.is_signed(), to.is_signed()) {
+        (false, true) => to.bits() > from.bits(),
+        (true, false) => false,
+        _ => to.bits() >= from.bits(),
+    };
+    if bytes_and_bf16 || m.saturate && integers && fits {
+        return unsupported(written);
+    }
     let [destination, a] = operands(written)?;
     let source = scope.source(a, from)?;
     let (destination, register) = scope.typed_register(destination)?;
