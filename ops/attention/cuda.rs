@@ -4,6 +4,9 @@ use super::{MAX_HEAD_DIM, Scoring};
 use crate::backend::cuda::{Argument, Operand, Stream, aligned, blocks, dense, dense_or_absent, rows_launch, to_u32};
 use crate::{Dtype, Error, Result};
 
+/// Threads of a block where each has an element.
+const BLOCK: u32 = 256;
+
 /// Which keys the queries see, apart from a given mask.
 #[derive(Debug, Clone, Copy)]
 pub enum Ranges<'a> {
@@ -136,6 +139,72 @@ fn rows(operand: &'static str, tensor: Operand<'_>) -> Result<[u32; 3]> {
         return Err(Error::shape("attention", operand, tensor.layout.strides(), "a stride of 1 in the last axis"));
     }
     strides(operand, tensor)
+}
+
+/// [`super::merge`] into `y` and `merged`, over contiguous operands.
+///
+/// # Errors
+/// [`Error::Shape`] if an operand is not contiguous.
+pub fn merge(
+    stream: &Stream<'_>,
+    parts: Operand<'_>,
+    lse: Operand<'_>,
+    y: Operand<'_>,
+    merged: Operand<'_>,
+) -> Result<()> {
+    const OP: &str = "attention_merge";
+    let &[count, .., head_dim] = parts.shape() else {
+        return Err(Error::shape(OP, "parts", parts.shape(), "[parts, batch, heads, q_len, head_dim]"));
+    };
+    let elements = y.layout.elements();
+    let arguments = [
+        dense(OP, "parts", parts)?,
+        dense(OP, "lse", lse)?,
+        dense(OP, "y", y)?,
+        dense(OP, "merged", merged)?,
+        Argument::U32(to_u32(OP, "y", elements)?),
+        Argument::U32(to_u32(OP, "y", elements / head_dim.max(1))?),
+        Argument::U32(to_u32(OP, "parts", head_dim)?),
+        Argument::U32(to_u32(OP, "parts", count)?),
+    ];
+    let grid = blocks(OP, elements, BLOCK as usize)?;
+    stream.launch(&format!("merge_{}", y.dtype), [grid, 1, 1], [BLOCK, 1, 1], 0, &arguments)
+}
+
+/// Gathers the keys or values of [`super::paged`]: `x` `[pages, page_size, kv_heads, head_dim]`, whose last axis is
+/// dense, into `y` `[batch, kv_heads, most, head_dim]` by `pages` `[batch, ..]` and `lengths` `[batch]`.
+///
+/// # Errors
+/// [`Error::Shape`] if a layout is none of these; [`Error::Value`] if a stride does not fit 32 bits.
+pub fn gather_pages(
+    stream: &Stream<'_>,
+    x: Operand<'_>,
+    pages: Operand<'_>,
+    lengths: Operand<'_>,
+    y: Operand<'_>,
+) -> Result<()> {
+    const OP: &str = "attention_paged";
+    let (&[_, page_size, ..], &[_, kv_heads, most, head_dim]) = (x.shape(), y.shape()) else {
+        return Err(Error::shape(OP, "k", x.shape(), "[pages, page_size, kv_heads, head_dim]"));
+    };
+    let elements = y.layout.elements();
+    let strides = rows("k", x)?;
+    let arguments = [
+        Argument::Address(x.address()),
+        dense(OP, "pages", pages)?,
+        dense(OP, "lengths", lengths)?,
+        dense(OP, "y", y)?,
+        Argument::Words(&strides),
+        Argument::U32(to_u32(OP, "pages", *pages.shape().last().unwrap_or(&0))?),
+        Argument::U32(to_u32(OP, "k", page_size)?),
+        Argument::U32(to_u32(OP, "k", kv_heads)?),
+        Argument::U32(to_u32(OP, "k", most)?),
+        Argument::U32(to_u32(OP, "k", head_dim)?),
+        Argument::U32(to_u32(OP, "k", elements)?),
+    ];
+    let grid = blocks(OP, elements, BLOCK as usize)?;
+    let entry = format!("gather_pages_b{}", 8 * x.dtype.bytes());
+    stream.launch(&entry, [grid, 1, 1], [BLOCK, 1, 1], 0, &arguments)
 }
 
 /// [`super::l2_normalise`] into `y`, over contiguous operands. `y` may be `x` itself.

@@ -2,6 +2,8 @@
 
 #[cfg(feature = "cpu")]
 use super::cpu;
+#[cfg(feature = "cuda")]
+use super::cuda;
 #[cfg(feature = "wgpu")]
 use super::wgpu;
 use super::{Attention, reference};
@@ -45,7 +47,10 @@ pub fn merge<T: Float>(parts: &Tensor<T>, lse: &Tensor<f32>) -> Result<Attention
         #[cfg(feature = "cpu")]
         Handle::Cpu(_) => cpu::merge(parts.host(), lse.host(), y.host_mut(), merged.host_mut()),
         #[cfg(feature = "cuda")]
-        Handle::Cuda(cuda) => return Err(cuda.no_kernel(OP)),
+        Handle::Cuda(device) => {
+            let (y, merged) = (y.cuda_operand(), merged.cuda_operand());
+            cuda::merge(&device.stream(), parts.cuda_operand(), lse.cuda_operand(), y, merged)?;
+        }
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => {
             gpu.record(|recorder| wgpu::merge(recorder, parts.operand(), lse.operand(), y.operand(), merged.operand()))?

@@ -2,9 +2,13 @@
 
 #[cfg(feature = "cpu")]
 use super::cpu;
+#[cfg(feature = "cuda")]
+use super::cuda;
 #[cfg(feature = "wgpu")]
 use super::wgpu;
 use super::{Align, Attention, Compiled, Lengths, MAX_HEAD_DIM, Mask, Options, Scoring, dense_rows, reference};
+#[cfg(feature = "cuda")]
+use crate::backend::cuda::to_u32;
 use crate::device::Handle;
 use crate::{Device, Error, Float, Result, Tensor, copy};
 
@@ -32,7 +36,8 @@ pub struct PageTable {
 /// | `lse`     | `[batch, heads, q_len]`                     | f32            | contiguous                             |
 ///
 /// The mask is [`Mask::Full`] or [`Mask::Causal`] with [`Align::BottomRight`], each with the length of the batch entry:
-/// query `i` sees all its keys, or those up to `i + length - q_len`. On the host the pages in use are gathered first.
+/// query `i` sees all its keys, or those up to `i + length - q_len`. On the host and on CUDA the pages in use are
+/// gathered first.
 ///
 /// # Errors
 /// [`Error::Shape`] if shapes do not fit, or the table has not an entry per batch entry; [`Error::Value`] if a page does
@@ -102,7 +107,22 @@ pub fn paged<T: Float>(
             cpu::attention(cpu, q.host(), k.host(), v.host(), scoring, None, &mask, y.host_mut(), lse.host_mut());
         }
         #[cfg(feature = "cuda")]
-        Handle::Cuda(cuda) => return Err(cuda.no_kernel(OP)),
+        Handle::Cuda(gpu) => {
+            let stream = gpu.stream();
+            let (pages, lengths_of) = (table.on(device)?, table.lengths_on(device)?);
+            let gather = |x: &Tensor<T>| {
+                let dense = Tensor::<T>::empty(device, &[batch, kv_heads, most, head_dim])?;
+                let (x, y) = (x.cuda_operand(), dense.cuda_operand());
+                cuda::gather_pages(&stream, x, pages.cuda_operand(), lengths_of.cuda_operand(), y)?;
+                Ok(dense)
+            };
+            let (k, v) = (gather(&k)?, gather(&v)?);
+            let ranges = Tensor::<u32>::from_vec(device, &[batch, q_len, 2], mask.ranges.concat())?;
+            let visible = cuda::Ranges::Each(ranges.cuda_operand());
+            let (k, v) = (k.cuda_operand(), v.cuda_operand());
+            let (y, lse) = (y.cuda_operand(), Some(lse.cuda_operand()));
+            cuda::attention(&stream, q.cuda_operand(), k, v, scoring, None, visible, None, y, lse)?;
+        }
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(_) => {
             let words = mask.words();
@@ -153,8 +173,15 @@ impl PageTable {
         Tensor::from_vec(x.device(), &[self.lengths.len(), kv_heads, most, head_dim], dense)
     }
 
+    /// `[batch]` on a GPU.
+    #[cfg(feature = "cuda")]
+    fn lengths_on(&self, device: &Device) -> Result<Tensor<u32>> {
+        let lengths = self.lengths.iter().map(|length| to_u32(OP, "length", *length)).collect::<Result<_>>()?;
+        Tensor::from_vec(device, &[self.lengths.len()], lengths)
+    }
+
     /// `[batch, most pages]` on a GPU.
-    #[cfg(feature = "wgpu")]
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
     fn on(&self, device: &Device) -> Result<Tensor<u32>> {
         let most = self.pages.iter().map(Vec::len).max().unwrap_or(0);
         let rows = self.pages.iter().flat_map(|own| own.iter().copied().chain(std::iter::repeat(0)).take(most));
