@@ -4,6 +4,7 @@ pub mod backbone;
 pub mod conform;
 pub mod decode;
 mod generator;
+pub mod head;
 pub mod order;
 pub mod tokenizer;
 pub mod weights;

@@ -121,6 +121,25 @@ impl Sampler<'_> {
     }
 }
 
+/// Gives as many standard normal numbers as rows times channels, row by row.
+pub type Normals<'a> = dyn FnMut(usize, usize) -> Result<Vec<f64>> + 'a;
+
+/// Normal numbers for cells (picture of the batch, cell), each its own: `[cells, channels]`. `round` tells one call
+/// from another.
+#[must_use]
+pub fn normals_of_places(sampler: &Sampler<'_>, cells: &[(usize, usize)], channels: usize, round: usize) -> Vec<f64> {
+    let unit = |bits: u64| ((bits >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
+    let normal = |picture: usize, cell: usize, channel: usize| {
+        let index = ((round * sampler.places + cell) * channels + channel) * 2;
+        let [radius, angle] = [index, index + 1].map(|index| unit(sampler.word(Some(picture), index)));
+        // Box and Muller.
+        (-2.0 * radius.ln()).sqrt() * (std::f64::consts::TAU * angle).cos()
+    };
+    let each =
+        |(picture, cell): &(usize, usize)| (0..channels).map(|channel| normal(*picture, *cell, channel)).collect();
+    cells.iter().flat_map(|place: &(usize, usize)| -> Vec<f64> { each(place) }).collect()
+}
+
 /// The last word of the counters that orders are drawn with; draws of tokens have 0 there.
 const ORDER: u32 = 1;
 

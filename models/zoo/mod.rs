@@ -1,6 +1,7 @@
 //! A file per system: its paper, its upstream code, and the parts it combines.
 
 pub mod arpg;
+pub mod axial;
 pub mod codes;
 pub mod dar_diffusion;
 pub mod flexvar;
@@ -8,6 +9,7 @@ pub mod hmar;
 pub mod larp;
 pub mod llamagen;
 pub mod lpd;
+pub mod mar;
 pub mod maskgil;
 pub mod nar;
 pub mod par;
@@ -41,6 +43,7 @@ pub fn load<T: Float>(checkpoint: &Checkpoint, device: &Device) -> Result<Box<dy
         Some("larp") => Ok(Box::new(InDtype::<T, _>::new(larp::Larp::load(checkpoint, device)?))),
         Some("llamagen") => Ok(Box::new(llamagen::LlamaGen::<T>::load(checkpoint, device)?)),
         Some("lpd") => Ok(Box::new(InDtype::<T, _>::new(lpd::Lpd::load(checkpoint, device)?))),
+        Some("mar") => Ok(Box::new(mar::MarIn::<T>::new(mar::Mar::load(checkpoint, device)?))),
         Some("maskgil") => Ok(Box::new(InDtype::<T, _>::new(maskgil::MaskGil::load(checkpoint, device)?))),
         Some("nar") => Ok(Box::new(InDtype::<T, _>::new(nar::Nar::load(checkpoint, device)?))),
         Some("par") => Ok(Box::new(InDtype::<T, _>::new(par::Par::load(checkpoint, device)?))),

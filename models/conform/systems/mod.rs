@@ -1,6 +1,7 @@
 //! Whole models: each system's inputs, run as its dump was.
 
 mod arpg;
+mod axial;
 mod cascade;
 mod dar_diffusion;
 mod flexvar;
@@ -8,6 +9,7 @@ mod hmar;
 mod larp;
 mod llamagen;
 mod lpd;
+mod mar;
 mod maskgil;
 mod nar;
 mod par;
@@ -30,6 +32,7 @@ use crate::{Error, Result, Sampling};
 /// Repeats a model dump.
 pub(super) fn run<T: Float>(system: &str, dump: &Dump<'_>) -> Result<Vec<Computed>> {
     match system {
+        "axial" => axial::run::<T>(dump),
         "arpg" => arpg::run::<T>(dump),
         "cascade" => cascade::run(dump),
         "dar_diffusion" => dar_diffusion::run::<T>(dump),
@@ -38,6 +41,7 @@ pub(super) fn run<T: Float>(system: &str, dump: &Dump<'_>) -> Result<Vec<Compute
         "larp" => larp::run::<T>(dump),
         "llamagen" => llamagen::run::<T>(dump),
         "lpd" => lpd::run::<T>(dump),
+        "mar" => mar::run::<T>(dump),
         "maskgil" => maskgil::run::<T>(dump),
         "nar" => nar::run::<T>(dump),
         "par" => par::run::<T>(dump),

@@ -1,0 +1,3 @@
+//! What a position's output means, where it is more than a softmax over codes.
+
+pub mod diffusion;
