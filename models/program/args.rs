@@ -32,6 +32,8 @@ pub enum Command {
     Generate(Generate),
     /// List the devices that ops can run on, and why a backend is absent
     Devices(Devices),
+    /// List the systems: papers, parts, what runs of each
+    Models(Models),
     /// List the classes that a model draws
     Classes(Classes),
     /// Compare every output of dumps from PyTorch with this implementation
@@ -101,6 +103,14 @@ pub struct Generate {
     #[arg(long, default_value = "smalti.png")]
     pub out: PathBuf,
     /// Report as one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `smalti models`.
+#[derive(clap::Args, Debug)]
+pub struct Models {
+    /// Print JSON
     #[arg(long)]
     pub json: bool,
 }

@@ -5,6 +5,7 @@ mod classes;
 mod conform;
 mod devices;
 mod generate;
+mod models;
 mod picture;
 
 use std::process::ExitCode;
@@ -56,6 +57,10 @@ pub fn main() -> ExitCode {
         Command::Generate(options) => generate::run(&options),
         Command::Devices(options) => {
             devices::run(&options);
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Models(options) => {
+            models::run(&options);
             Ok(ExitCode::SUCCESS)
         }
         Command::Classes(options) => classes::run(&options),

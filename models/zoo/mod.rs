@@ -16,9 +16,12 @@ pub mod par;
 pub mod randar;
 pub mod rar;
 pub mod semaim;
+mod systems;
 pub mod var;
 
 use smalti::{Device, Float};
+
+pub use self::systems::{Runs, SYSTEMS, System};
 
 use self::codes::InDtype;
 use crate::weights::Checkpoint;

@@ -165,3 +165,14 @@ fn an_unknown_op_or_system_is_a_request_that_names_it() {
         }
     }
 }
+
+#[test]
+fn the_table_of_systems_names_those_that_dumps_are_of() {
+    let systems = smalti_models::zoo::SYSTEMS;
+    assert!(systems.is_sorted_by_key(|system| system.name), "in the order of their names");
+    for path in dumps("models") {
+        let dump = smalti_models::weights::Checkpoint::open(&path).expect("agreement is another test's");
+        let name = dump.metadata("system").expect("a dump of a model");
+        assert!(systems.iter().any(|system| system.name == name), "{}: {name}", path.display());
+    }
+}

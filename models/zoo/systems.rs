@@ -1,0 +1,183 @@
+//! The systems in one table: what each is made of, and what it does here.
+
+/// What runs of a system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Runs {
+    /// `smalti generate` draws pictures with it, given its weights.
+    Pictures,
+    /// It draws tokens; its tokenizer is not here yet.
+    Tokens,
+    /// `smalti conform` alone runs it: there is nothing to draw.
+    Conform,
+}
+
+impl Runs {
+    /// A word for tables.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pictures => "pictures",
+            Self::Tokens => "tokens",
+            Self::Conform => "conform",
+        }
+    }
+}
+
+/// One system.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct System {
+    /// As in a dump's metadata.
+    pub name: &'static str,
+    /// Where it is described.
+    pub paper: &'static str,
+    /// What it is made of, as its module's documentation has it in full.
+    pub parts: &'static str,
+    /// What it is asked with: classes, captions, frames before.
+    pub condition: &'static str,
+    /// What of it runs here.
+    pub runs: Runs,
+    /// Forward passes of the backbone for one picture of `n` places, as its authors sample.
+    pub passes: &'static str,
+}
+
+/// Every system, in the order of their names.
+pub const SYSTEMS: &[System] = &[
+    System {
+        name: "arpg",
+        paper: "arXiv:2503.10568",
+        parts: "VQ, Llama, position queries on a shared cache, random order, arccos groups",
+        condition: "class",
+        runs: Runs::Pictures,
+        passes: "64 of n = 256",
+    },
+    System {
+        name: "axial",
+        paper: "arXiv:1912.12180",
+        parts: "pixels, row and column attention, raster within a plane",
+        condition: "none",
+        runs: Runs::Conform,
+        passes: "n per plane",
+    },
+    System {
+        name: "cascade",
+        paper: "arXiv:2006.01112",
+        parts: "n-grams pruned by max-marginals; a decoder without a network of its own",
+        condition: "none",
+        runs: Runs::Conform,
+        passes: "one per order",
+    },
+    System {
+        name: "dar_diffusion",
+        paper: "arXiv:2505.23660",
+        parts: "1-D codes of a flow, Llama, sequential, rising guidance",
+        condition: "class",
+        runs: Runs::Tokens,
+        passes: "256 of n = 256",
+    },
+    System {
+        name: "flexvar",
+        paper: "arXiv:2502.20313",
+        parts: "VQ at every scale, AdaLN, scale by scale without residuals",
+        condition: "class",
+        runs: Runs::Pictures,
+        passes: "one per scale, 10",
+    },
+    System {
+        name: "hmar",
+        paper: "arXiv:2506.04421",
+        parts: "multi-scale VQ, AdaLN, a scale sees itself, masked steps in small scales",
+        condition: "class",
+        runs: Runs::Pictures,
+        passes: "14 of 10 scales",
+    },
+    System {
+        name: "larp",
+        paper: "arXiv:2410.21264",
+        parts: "video codes of learned queries, Llama, sequential",
+        condition: "class or frames",
+        runs: Runs::Tokens,
+        passes: "1024 of n = 1024",
+    },
+    System {
+        name: "llamagen",
+        paper: "arXiv:2406.06525",
+        parts: "VQ, Llama, raster, causal, sequential",
+        condition: "class or caption features",
+        runs: Runs::Pictures,
+        passes: "256 of n = 256",
+    },
+    System {
+        name: "lpd",
+        paper: "arXiv:2507.01957",
+        parts: "VQ, ViT, position queries, locality-aware groups",
+        condition: "class",
+        runs: Runs::Pictures,
+        passes: "20 of n = 256",
+    },
+    System {
+        name: "mar",
+        paper: "arXiv:2406.11838",
+        parts: "KL autoencoder, ViT encoder and decoder, random order, diffusion head",
+        condition: "class",
+        runs: Runs::Pictures,
+        passes: "64 of n = 256",
+    },
+    System {
+        name: "maskgil",
+        paper: "arXiv:2507.13032",
+        parts: "VQ, Llama without the causal mask, MaskGIT's decoder",
+        condition: "class",
+        runs: Runs::Pictures,
+        passes: "12 of n = 256",
+    },
+    System {
+        name: "nar",
+        paper: "arXiv:2503.10696",
+        parts: "VQ or video codes, Llama, planes of neighbours, a head per axis",
+        condition: "class",
+        runs: Runs::Pictures,
+        passes: "31 of n = 256",
+    },
+    System {
+        name: "par",
+        paper: "arXiv:2412.15119",
+        parts: "VQ, Llama, regions in parallel, transition tokens",
+        condition: "class",
+        runs: Runs::Pictures,
+        passes: "147 of n = 576 in 4 regions",
+    },
+    System {
+        name: "randar",
+        paper: "arXiv:2412.01827",
+        parts: "VQ, Llama, random order, instruction tokens, cosine groups, the doubled grid",
+        condition: "class",
+        runs: Runs::Pictures,
+        passes: "88 of n = 256",
+    },
+    System {
+        name: "rar",
+        paper: "arXiv:2411.00776",
+        parts: "MaskGIT-VQGAN, ViT modulated by class and step, raster, target-aware positions",
+        condition: "class",
+        runs: Runs::Pictures,
+        passes: "256 of n = 256",
+    },
+    System {
+        name: "semaim",
+        paper: "arXiv:2312.10103",
+        parts: "patches, ViT, two streams, orders led by attention",
+        condition: "none",
+        runs: Runs::Conform,
+        passes: "1",
+    },
+    System {
+        name: "var",
+        paper: "arXiv:2404.02905",
+        parts: "multi-scale VQ, AdaLN, block-causal over scales, scale by scale",
+        condition: "class",
+        runs: Runs::Pictures,
+        passes: "one per scale, 10",
+    },
+];
