@@ -42,6 +42,12 @@ impl LayerNorm {
 pub struct Linear(Weight, Tensor<f32>);
 
 impl Linear {
+    /// A layer of this weight (`[outputs, inputs]`) and bias (`[outputs]`).
+    #[must_use]
+    pub fn new(weight: Weight, bias: Tensor<f32>) -> Self {
+        Self(weight, bias)
+    }
+
     /// Loads `NAME.weight` and `NAME.bias`, `shape` being outputs, inputs.
     ///
     /// # Errors

@@ -13,6 +13,7 @@ pub mod mar;
 pub mod maskgil;
 pub mod nar;
 pub mod par;
+pub mod parseq;
 pub mod randar;
 pub mod rar;
 pub mod semaim;

@@ -149,6 +149,14 @@ pub const SYSTEMS: &[System] = &[
         passes: "147 of n = 576 in 4 regions",
     },
     System {
+        name: "parseq",
+        paper: "arXiv:2207.06966",
+        parts: "patches, ViT, two streams over permutations, cloze refinement",
+        condition: "pictures of words",
+        runs: Runs::Conform,
+        passes: "one per character, or 1",
+    },
+    System {
         name: "randar",
         paper: "arXiv:2412.01827",
         parts: "VQ, Llama, random order, instruction tokens, cosine groups, the doubled grid",

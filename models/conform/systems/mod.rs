@@ -13,6 +13,7 @@ mod mar;
 mod maskgil;
 mod nar;
 mod par;
+mod parseq;
 mod randar;
 mod rar;
 mod semaim;
@@ -45,6 +46,7 @@ pub(super) fn run<T: Float>(system: &str, dump: &Dump<'_>) -> Result<Vec<Compute
         "maskgil" => maskgil::run::<T>(dump),
         "nar" => nar::run::<T>(dump),
         "par" => par::run::<T>(dump),
+        "parseq" => parseq::run::<T>(dump),
         "randar" => randar::run::<T>(dump),
         "rar" => rar::run::<T>(dump),
         "semaim" => semaim::run::<T>(dump),
@@ -100,6 +102,12 @@ impl Logits {
             (shape, raster)
         };
         Self(self.0.into_iter().map(reordered).collect())
+    }
+
+    /// All steps, each whole, one after the other.
+    fn one_after_the_other(self, output: &str) -> Computed {
+        let values: Vec<_> = self.0.into_iter().flat_map(|(_, step)| step).collect();
+        Computed { output: output.to_owned(), shape: vec![values.len()], values: Values::Floats(values) }
     }
 
     fn computed(self, output: &str) -> Computed {
