@@ -243,12 +243,12 @@ impl Axial {
         self.head.run(&self.norm.run(&x, self.eps)?)
     }
 
-    /// Draws pictures: per plane the levels `[batch, rows, columns]`, and the logits they were drawn from. `noise`
-    /// (`[batch, rows, columns, planes, levels]`) is added to the logits before the largest is taken; none is greedy.
+    /// Draws pictures. `noise` (`[batch, rows, columns, planes, levels]`) is added to the logits before the largest is
+    /// taken; none is greedy.
     ///
     /// # Errors
     /// If shapes do not fit or the device fails.
-    pub fn generate<T: Float>(&self, batch: usize, noise: Option<&[f32]>) -> Result<(Vec<Vec<u32>>, Vec<Vec<f64>>)> {
+    pub fn generate<T: Float>(&self, batch: usize, noise: Option<&[f32]>) -> Result<Planes> {
         let [rows, columns] = self.size;
         let cells = rows * columns;
         let (mut planes, mut all_logits) = (Vec::new(), Vec::new());
@@ -290,8 +290,16 @@ impl Axial {
             planes.push(levels);
             all_logits.push(plane_logits);
         }
-        Ok((planes, all_logits))
+        Ok(Planes { levels: planes, logits: all_logits })
     }
+}
+
+/// Pictures plane by plane.
+pub struct Planes {
+    /// Per plane `[batch, rows, columns]`.
+    pub levels: Vec<Vec<u32>>,
+    /// What they were drawn from, per plane `[batch, rows, columns, levels]`.
+    pub logits: Vec<Vec<f64>>,
 }
 
 /// `x` moved on by one cell along an axis, zeros coming in.

@@ -199,7 +199,7 @@ fn greedy_jacobi_is_greedy_decoding() {
         let forward = |tokens: &Tensor<u32>| -> Result<Tensor<f32>, Error> {
             passes += 1;
             let tokens = tokens.to_vec()?;
-            let before = |at: usize| if at % length == 0 { 0 } else { tokens[at - 1] };
+            let before = |at: usize| if at.is_multiple_of(length) { 0 } else { tokens[at - 1] };
             let logits: Vec<_> = (0..2 * length).flat_map(|at| row(at % length, before(at)).to_vec()).collect();
             Ok(tensor(device, &[2, length, vocabulary], &logits))
         };

@@ -5,7 +5,7 @@ use smalti::{Float, Tensor};
 use super::weights;
 use crate::Result;
 use crate::conform::{Computed, Dump, Values};
-use crate::zoo::axial::Axial;
+use crate::zoo::axial::{Axial, Planes};
 
 pub(super) fn run<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
     let model = Axial::load(&weights(dump)?, dump.device)?;
@@ -37,7 +37,7 @@ pub(super) fn run<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
         vec![floats("condition", conditions), floats("outer", contexts), floats("logits", interleaved(&logits, cells))];
     let gumbel = dump.checkpoint.floats("in.gumbel")?;
     for (name, noise) in [("greedy", None), ("sampled", Some(&gumbel[..]))] {
-        let (planes, logits) = model.generate::<T>(batch, noise)?;
+        let Planes { levels: planes, logits } = model.generate::<T>(batch, noise)?;
         computed.push(floats(&format!("{name}_logits"), interleaved(&logits, cells)));
         let tokens: Vec<_> = interleaved(&planes, cells).iter().map(|token| *token as usize).collect();
         computed.push(Computed::counts(&format!("{name}_tokens"), &tokens).shaped(dump));
