@@ -10,10 +10,10 @@ use smalti::rope::{Extrapolation, Frequencies, NullRows, Pairing, Positions, Tab
 use smalti::sample::maskgit::{Curve, MASKED, MaskGit, MaskGitDraws, maskgit_step};
 use smalti::sample::{self, Draws, Filter, Guidance, Schedule, Weights};
 use smalti::scan::{self, LinearOptions, Scanned, SsdParameters};
-use smalti::{Dtype, Float, Tensor, Weight, bf16, copy, elementwise, embedding, f16, linear, norm, vq};
+use smalti::vq::{self, DigitOrder, Metric, Scalar, Scales};
+use smalti::{Dtype, Float, Tensor, Weight, bf16, copy, elementwise, embedding, f16, linear, norm};
 
 use super::{Computed, Dump, Values, epsilon};
-use crate::tokenizer::multi_scale::ScaleQuantiser;
 use crate::{Error, Result};
 
 /// Twice the naive error, and a floor: 1e-5 of the largest output in f32, one unit in its last place in a half type.
@@ -98,6 +98,11 @@ pub(super) fn run<T: Float>(op: &str, dump: &Dump<'_>) -> Result<Vec<Computed>> 
             y(embedding::embedding(&table, &dump.indices("indices")?)?)
         }
         "vq_nearest_l2" | "vq_nearest_cosine" => nearest::<T>(op, dump),
+        "vq_grouped" => grouped::<T>(dump),
+        "vq_residual" => residual::<T>(dump),
+        "vq_lfq" => lfq::<T>(dump),
+        "vq_bsq" => bsq::<T>(dump),
+        "vq_fsq" => fsq::<T>(dump),
         "vq_scales_quantise" => scales_quantise(dump),
         "vq_scales_dequantise" => scales_dequantise(dump),
         "sample_filter" => {
@@ -278,33 +283,86 @@ fn nearest<T: Float>(op: &str, dump: &Dump<'_>) -> Result<Vec<Computed>> {
     let mut x = dump.tensor::<T>("x")?;
     let grid = dump.config.text("layout") == Some("BCHW");
     if grid {
-        x = x.permute(&[0, 2, 3, 1])?.contiguous()?;
+        x = x.permute(&[0, 2, 3, 1])?;
     }
     let codebook = weight::<T>(dump, "codebook")?;
-    let dim = codebook.shape()[1];
-    let l2 = op == "vq_nearest_l2";
-    let indices = if l2 { vq::nearest_l2(&x, &codebook)? } else { vq::nearest_cosine(&x, &codebook)? };
-    let codes: Tensor<T> = embedding::embedding(&codebook, &indices)?;
-    let (wide, wide_codes) = (copy::convert::<T, f32>(&x)?, copy::convert::<T, f32>(&codes)?);
-    let ones: Weight = Tensor::from_vec(dump.device, &[1, dim], vec![1.0f32; dim])?.into();
-    let (name, measured) = if l2 {
-        let difference = elementwise::scale_add(&wide, 1.0, &wide_codes, -1.0)?;
-        ("distance", linear::linear(&elementwise::mul(&difference, &difference)?, &ones, None)?)
-    } else {
-        let (a, b) = (attention::l2_normalise(&wide)?, attention::l2_normalise(&wide_codes)?);
-        ("cosine", linear::linear(&elementwise::mul(&a, &b)?, &ones, None)?)
+    let (metric, name) = match op {
+        "vq_nearest_l2" => (Metric::L2, "distance"),
+        _ => (Metric::Cosine, "cosine"),
     };
+    let found = vq::nearest(&x, &codebook, metric, 1)?;
+    let indices = found.indices.reshape(&x.shape()[..x.shape().len() - 1])?;
     // The cosine's code comes back at length 1, whatever its length in the codebook.
-    let codes = if l2 { codes } else { copy::convert(&attention::l2_normalise(&wide_codes)?)? };
+    let codes: Tensor<T> = vq::lookup(&codebook, &indices, metric == Metric::Cosine)?;
     let y = if grid { codes.permute(&[0, 3, 1, 2])?.contiguous()? } else { codes };
     Ok(vec![
         Computed::integers("indices", &indices)?,
         Computed::floats("y", &y)?,
-        Computed::floats(name, &measured)?.shaped(dump),
+        Computed::floats(name, &found.distances)?.shaped(dump),
     ])
 }
 
-fn scale_quantiser(dump: &Dump<'_>) -> Result<ScaleQuantiser> {
+fn grouped<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
+    let found = vq::grouped(&dump.tensor::<T>("x")?, &weight::<T>(dump, "codebooks")?)?;
+    Ok(vec![
+        Computed::integers("indices", &found.indices)?,
+        Computed::floats("y", &found.y)?,
+        Computed::floats("distance", &found.distances)?,
+    ])
+}
+
+fn residual<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
+    let found = vq::residual(&dump.tensor::<T>("x")?, &weight::<T>(dump, "codebooks")?, dump.count("stages")?)?;
+    Ok(vec![
+        Computed::integers("indices", &found.indices)?,
+        Computed::floats("y", &found.y)?,
+        Computed::floats("distance", &found.distances)?,
+    ])
+}
+
+fn digit_order(dump: &Dump<'_>) -> Result<DigitOrder> {
+    match dump.config.text("bit_order") {
+        Some("msb_first") => Ok(DigitOrder::HighFirst),
+        Some("lsb_first") => Ok(DigitOrder::LowFirst),
+        _ => Err(unknown(dump, "bit_order")),
+    }
+}
+
+/// What every lattice gives: codes, index and, under a name of the dump's, digits less `middle` of each channel.
+fn scalar<T: Float>(dump: &Dump<'_>, got: &Scalar<T>, digits: &str, middle: &[u32]) -> Result<Vec<Computed>> {
+    let mut levels = Computed::integers(digits, &got.digits)?;
+    if let Values::Integers(values) = &mut levels.values {
+        values.iter_mut().zip(middle.iter().cycle()).for_each(|(value, middle)| *value -= i64::from(*middle));
+    }
+    let indices = got.indices.as_ref();
+    let indices = indices.ok_or_else(|| Error::Request(format!("{}: too many codes", dump.checkpoint.name())))?;
+    Ok(vec![Computed::integers("indices", indices)?, Computed::floats("y", &got.y)?, levels])
+}
+
+fn lfq<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
+    scalar(dump, &vq::lfq(&dump.tensor::<T>("x")?, digit_order(dump)?)?, "bits", &[0])
+}
+
+fn bsq<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
+    let got = vq::bsq(&dump.tensor::<T>("x")?, digit_order(dump)?)?;
+    let mut computed = scalar(dump, &got.quantised, "bits", &[0])?;
+    computed.push(Computed::floats("u", &got.unit)?);
+    computed.push(Computed::floats("distance", &got.distances)?);
+    Ok(computed)
+}
+
+fn fsq<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
+    let levels = dump.config.counts("levels").ok_or_else(|| dump.missing("levels"))?;
+    let levels: Option<Vec<u32>> = levels.iter().map(|levels| u32::try_from(*levels).ok()).collect();
+    let levels = levels.ok_or_else(|| unknown(dump, "levels"))?;
+    let got = vq::fsq(&dump.tensor::<T>("x")?, &levels, dump.number("eps")?)?;
+    let middle: Vec<u32> = levels.iter().map(|levels| levels / 2).collect();
+    let mut computed = scalar(dump, &got.quantised, "levels", &middle)?;
+    computed.push(Computed::floats("bounded", &got.bounded)?);
+    Ok(computed)
+}
+
+fn scale_quantiser(dump: &Dump<'_>) -> Result<Scales> {
     let phi = dump.tensor::<f32>("phi_w")?;
     let bias = dump.tensor::<f32>("phi_b")?;
     let phi = (0..phi.shape()[0]).map(|index| {
@@ -317,7 +375,7 @@ fn scale_quantiser(dump: &Dump<'_>) -> Result<ScaleQuantiser> {
     if phi_of_scale.len() != patch_nums.len() || phi_of_scale.iter().any(|index| *index >= phi.len()) {
         return Err(Error::Weights(format!("{}: \"in.phi_of_scale\" does not fit", dump.checkpoint.name())));
     }
-    Ok(ScaleQuantiser {
+    Ok(Scales {
         codebook: dump.tensor::<f32>("codebook")?.into(),
         cosine: dump.config.flag("cosine").unwrap_or(false),
         phi,
@@ -328,7 +386,7 @@ fn scale_quantiser(dump: &Dump<'_>) -> Result<ScaleQuantiser> {
 }
 
 /// `y` and `next_inputs` of tokens per scale.
-fn scales_outputs(quantiser: &ScaleQuantiser, scales: &[Tensor<u32>]) -> Result<Vec<Computed>> {
+fn scales_outputs(quantiser: &Scales, scales: &[Tensor<u32>]) -> Result<Vec<Computed>> {
     let mut next = Vec::new();
     let mut sum: Option<Tensor<f32>> = None;
     for (scale, tokens) in scales.iter().enumerate() {
@@ -358,7 +416,7 @@ fn scales_outputs(quantiser: &ScaleQuantiser, scales: &[Tensor<u32>]) -> Result<
 
 fn scales_quantise(dump: &Dump<'_>) -> Result<Vec<Computed>> {
     let quantiser = scale_quantiser(dump)?;
-    let scales = quantiser.tokens(&dump.tensor::<f32>("f")?)?;
+    let scales = quantiser.quantise(&dump.tensor::<f32>("f")?)?;
     let batch = scales.first().map_or(0, |tokens| tokens.shape()[0]);
     let per_scale = scales.iter().map(Tensor::to_vec).collect::<smalti::Result<Vec<_>>>()?;
     let mut indices = Vec::new();

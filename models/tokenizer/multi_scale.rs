@@ -3,9 +3,8 @@
 //! Source: Tian et al. 2024, arXiv:2404.02905, section 3.2 and algorithms 1 and 2; names from VAR's `vqvae.py` and
 //! `quant.py`.
 
-use smalti::conv::{self, Padding};
-use smalti::resize::{self, Mode};
-use smalti::{Float, Tensor, Weight, elementwise, embedding, vq};
+use smalti::vq::Scales;
+use smalti::{Float, Tensor};
 
 use super::autoencoder::{Conv, Decoder, Encoder, Names};
 use crate::weights::{Loader, Notes};
@@ -15,25 +14,9 @@ use crate::{Error, Result};
 pub struct MultiScaleTokenizer {
     /// With the convolution after it; absent where a checkpoint can only draw.
     encoder: Option<(Encoder, Conv)>,
-    quantiser: ScaleQuantiser,
+    quantiser: Scales,
     post_quant_conv: Conv,
     decoder: Decoder,
-}
-
-/// Residual quantization over growing grids.
-pub struct ScaleQuantiser {
-    /// `[codes, channels]`, shared by the scales.
-    pub codebook: Weight,
-    /// Whether the nearest code is that of largest cosine instead of smallest distance.
-    pub cosine: bool,
-    /// The smoothing convolutions: 3x3 kernels with their biases.
-    pub phi: Vec<(Weight, Tensor<f32>)>,
-    /// How much of a scale passes through its convolution; the rest passes as it is.
-    pub phi_ratio: f32,
-    /// Which convolution follows each scale.
-    pub phi_of_scale: Vec<usize>,
-    /// The side of each scale's grid; the last one is the latents' own.
-    pub patch_nums: Vec<usize>,
 }
 
 impl MultiScaleTokenizer {
@@ -75,7 +58,7 @@ impl MultiScaleTokenizer {
         let post_quant_conv = Conv::load_from(loader, "post_quant_conv", channels, None, 3)?;
         Ok(Self {
             encoder,
-            quantiser: ScaleQuantiser { codebook, cosine: false, phi, phi_ratio, phi_of_scale, patch_nums },
+            quantiser: Scales { codebook, cosine: false, phi, phi_ratio, phi_of_scale, patch_nums },
             decoder: Decoder::load(&loader.at("decoder"), Names::Var, post_quant_conv.channels(), groups)?,
             post_quant_conv,
         })
@@ -83,7 +66,7 @@ impl MultiScaleTokenizer {
 
     /// The quantiser between encoder and decoder.
     #[must_use]
-    pub fn quantiser(&self) -> &ScaleQuantiser {
+    pub fn quantiser(&self) -> &Scales {
         &self.quantiser
     }
 
@@ -109,93 +92,6 @@ impl MultiScaleTokenizer {
     /// If shapes do not fit or the device fails.
     pub fn decode<T: Float>(&self, latents: &Tensor<T>) -> Result<Tensor<T>> {
         self.decoder.run(&self.post_quant_conv.run(latents)?)
-    }
-}
-
-impl ScaleQuantiser {
-    /// How many codes there are.
-    #[must_use]
-    pub fn codes(&self) -> usize {
-        self.codebook.shape().first().copied().unwrap_or(0)
-    }
-
-    /// Channels of a code.
-    #[must_use]
-    pub fn channels(&self) -> usize {
-        self.codebook.shape().get(1).copied().unwrap_or(0)
-    }
-
-    /// Tokens along one side of the last scale.
-    fn full(&self) -> usize {
-        self.patch_nums.last().copied().unwrap_or(1)
-    }
-
-    /// The codes of latents: per scale `[batch, side * side]`, each of what the scales before left over.
-    ///
-    /// # Errors
-    /// If shapes do not fit or the device fails.
-    pub fn tokens<T: Float>(&self, latents: &Tensor<T>) -> Result<Vec<Tensor<u32>>> {
-        let &[batch, channels, ..] = latents.shape() else {
-            return Err(Error::Request(format!("latents of shape {:?}", latents.shape())));
-        };
-        let mut rest = latents.clone();
-        let mut tokens = Vec::with_capacity(self.patch_nums.len());
-        for (scale, &side) in self.patch_nums.iter().enumerate() {
-            let seen =
-                if side == self.full() { rest.clone() } else { resize::resize(&rest, [side, side], Mode::Area)? };
-            let places = seen.permute(&[0, 2, 3, 1])?.reshape(&[batch, side * side, channels])?;
-            let codes = match self.cosine {
-                true => vq::nearest_cosine(&places, &self.codebook)?,
-                false => vq::nearest_l2(&places, &self.codebook)?,
-            };
-            rest = elementwise::scale_add(&rest, 1.0, &self.contribution(&codes, scale)?, -1.0)?;
-            tokens.push(codes);
-        }
-        Ok(tokens)
-    }
-
-    /// What the tokens `[batch, side * side]` of one scale add to the latents.
-    ///
-    /// # Errors
-    /// If shapes do not fit or the device fails.
-    pub fn contribution<T: Float>(&self, tokens: &Tensor<u32>, scale: usize) -> Result<Tensor<T>> {
-        let side = self.patch_nums[scale];
-        let full = self.full();
-        let codes: Tensor<T> = embedding::embedding(&self.codebook, tokens)?;
-        let grid = codes.reshape(&[codes.shape()[0], side, side, self.channels()])?.permute(&[0, 3, 1, 2])?;
-        let mut h = grid.contiguous()?;
-        if side != full {
-            h = resize::resize(&h, [full, full], Mode::Bicubic { align_corners: false })?;
-        }
-        let (weight, bias) = &self.phi[self.phi_of_scale[scale]];
-        let smoothed = conv::conv2d(&h, weight, Some(bias), 1, Padding::same(3))?;
-        Ok(elementwise::scale_add(&h, 1.0 - self.phi_ratio, &smoothed, self.phi_ratio)?)
-    }
-
-    /// Latents seen at the grid of the next scale: `[batch, side * side, channels]`.
-    ///
-    /// # Errors
-    /// If shapes do not fit or the device fails.
-    pub fn next_input<T: Float>(&self, latents: &Tensor<T>, scale: usize) -> Result<Tensor<T>> {
-        let side = self.patch_nums[scale + 1];
-        let seen = resize::resize(latents, [side, side], Mode::Area)?;
-        Ok(seen.permute(&[0, 2, 3, 1])?.reshape(&[latents.shape()[0], side * side, self.channels()])?)
-    }
-
-    /// The latents that tokens of all scales add up to.
-    ///
-    /// # Errors
-    /// If shapes do not fit or the device fails.
-    pub fn latents_of<T: Float>(&self, tokens: &[Tensor<u32>]) -> Result<Tensor<T>> {
-        let mut sum: Option<Tensor<T>> = None;
-        for (scale, tokens) in tokens.iter().enumerate() {
-            let part = self.contribution(tokens, scale)?;
-            sum = Some(match sum {
-                Some(sum) => elementwise::add(&sum, &part)?,
-                None => part,
-            });
-        }
-        sum.ok_or_else(|| Error::Request("var: no scale to decode".to_owned()))
     }
 }
 

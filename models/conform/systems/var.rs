@@ -17,7 +17,7 @@ pub(super) fn run<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
 
     let latents = tokenizer.latents(&dump.tensor::<T>("image")?)?;
     computed.push(Computed::floats("latent", &latents)?);
-    let scales = tokenizer.quantiser().tokens(&latents)?;
+    let scales = tokenizer.quantiser().quantise(&latents)?;
     let batch = labels.len();
     let places = scales.iter().map(|tokens| tokens.shape()[1]).sum();
     let mut tokens = Tensor::<u32>::zeros(dump.device, &[batch, places])?;
@@ -27,7 +27,7 @@ pub(super) fn run<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
         settled += scale.shape()[1];
     }
     computed.push(Computed::integers("tokens_of_image", &tokens)?);
-    let pixels = tokenizer.decode::<T>(&tokenizer.quantiser().latents_of(&scales)?)?;
+    let pixels = tokenizer.decode::<T>(&tokenizer.quantiser().dequantise(&scales)?)?;
     computed.push(mapped("reconstruction", &pixels, |pixel| pixel.clamp(-1.0, 1.0))?);
     computed.push(Computed::floats("teacher_logits", &model.teacher(&labels, &dump.tensor("teacher_input")?)?)?);
 
