@@ -30,8 +30,9 @@ pub fn devices() -> &'static [Device] {
 }
 
 /// The devices under test but CUDA, for ops that have no PTX kernel yet.
-pub fn devices_but_cuda() -> impl Iterator<Item = &'static Device> {
-    devices().iter().filter(|device| device.backend() != Backend::Cuda)
+pub fn devices_but_cuda<'a>() -> impl Iterator<Item = &'a Device> {
+    let devices: &'a [Device] = devices();
+    devices.iter().filter(|device| device.backend() != Backend::Cuda)
 }
 
 /// Numbers in [-1, 1) that depend only on the seed.

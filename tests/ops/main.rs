@@ -19,6 +19,7 @@ mod kernels;
 mod linear;
 mod norm;
 mod paged;
+mod properties;
 mod resize;
 mod rope;
 mod sample;
