@@ -7,6 +7,7 @@ pub mod reference;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
 
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
 use crate::device::Handle;
 use crate::sample::{self, Draws, Filter, Guide, Places, Weights, check_shape};
 use crate::{Error, Float, Result, Tensor};

@@ -1,6 +1,7 @@
 //! How sure a prediction is, for guidance that follows it.
 
 use super::Weights;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
 use crate::device::Handle;
 use crate::{Result, Tensor};
 

@@ -2,6 +2,7 @@
 
 use super::integer::fraction_of;
 use super::{check_logits, check_shape};
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
 use crate::device::Handle;
 use crate::{Error, Float, Result, Tensor, rng};
 

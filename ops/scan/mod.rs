@@ -6,8 +6,10 @@ pub mod reference;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
 
+#[cfg(feature = "wgpu")]
+use crate::copy;
 use crate::device::Handle;
-use crate::{Error, Float, Result, Tensor, copy};
+use crate::{Error, Float, Result, Tensor};
 
 /// What a recurrence gives.
 #[derive(Debug, Clone)]
