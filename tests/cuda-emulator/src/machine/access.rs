@@ -423,6 +423,7 @@ impl<'a> Execution<'a, '_> {
     fn record(&mut self, access: &Access<'_>, unchanged: bool) -> Result<(), Conflict> {
         let thread = self.warp.index * 32 + access.lane as u32;
         let by = Observer {
+            // A warp that has met two million barriers is no longer looked at.
             stamp: Stamp::new(thread, self.warp.clock().min(Stamp::LAST_CLOCK), access.strong),
             seen: &self.warp.seen,
             line: self.warp.line,

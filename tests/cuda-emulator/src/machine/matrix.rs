@@ -4,8 +4,8 @@ use super::execute::{Execution, Outcome};
 use crate::float::{BF16, F16, Format, Rounding};
 use crate::program::{Address, Matrix, MatrixElement, Memory, Register, Source, WARP};
 
-/// Elements of the largest operand of a matrix instruction: 16 rows of 64.
-const LARGEST: usize = 1024;
+/// Elements of the largest operand of a matrix instruction: 16 rows of 32.
+const LARGEST: usize = 512;
 
 /// Bytes of a row of an 8 by 8 matrix of 16-bit elements.
 const ROW: u32 = 16;
@@ -98,7 +98,7 @@ impl Execution<'_, '_> {
             }
         }
         let bits = matrix.d_element.bits();
-        let together = (32 / bits).max(1);
+        let together = 32 / bits;
         let elements = matrix.d.len() * together;
         for (register, destination) in matrix.d.iter().enumerate() {
             let mut out = [0; WARP];
@@ -117,7 +117,7 @@ impl Execution<'_, '_> {
     /// A fragment's values at their places.
     fn gather(&self, fragment: &[Source], element: MatrixElement, places: &[u16], out: &mut [f64; LARGEST]) {
         let bits = element.bits();
-        let together = (32 / bits).max(1);
+        let together = 32 / bits;
         let elements = fragment.len() * together;
         let keep = u64::MAX >> (64 - bits);
         for (register, source) in fragment.iter().enumerate() {
@@ -139,11 +139,8 @@ fn decode(element: MatrixElement, bits: u64) -> f64 {
         // The hardware ignores the 13 bits that a tf32 does not have.
         MatrixElement::TF32 => f64::from(f32::from_bits(bits as u32 & !0x1fff)),
         MatrixElement::F32 => f64::from(f32::from_bits(bits as u32)),
-        MatrixElement::F64 => f64::from_bits(bits),
         MatrixElement::S8 => f64::from(bits as u8 as i8),
         MatrixElement::U8 => f64::from(bits as u8),
-        MatrixElement::S4 => f64::from((bits as i8) << 4 >> 4),
-        MatrixElement::U4 => f64::from(bits as u8 & 15),
         MatrixElement::S32 => f64::from(bits as u32 as i32),
     }
 }
@@ -155,7 +152,6 @@ fn encode(element: MatrixElement, value: f64, saturate: bool) -> u64 {
             let value = value as f32;
             if value.is_nan() { 0x7fff_ffff } else { u64::from(value.to_bits()) }
         }
-        MatrixElement::F64 => value.to_bits(),
         // Sums of integers stay below 2^53, where f64 is exact.
         _ if saturate => u64::from(value as i32 as u32),
         _ => u64::from(value as i64 as u32),

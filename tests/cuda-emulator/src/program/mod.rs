@@ -262,11 +262,8 @@ pub enum MatrixElement {
     F16,
     BF16,
     TF32,
-    F64,
     S8,
     U8,
-    S4,
-    U4,
     F32,
     S32,
 }

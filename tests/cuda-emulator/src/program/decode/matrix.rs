@@ -64,11 +64,8 @@ fn element(name: &str) -> Option<MatrixElement> {
         "f16" => MatrixElement::F16,
         "bf16" => MatrixElement::BF16,
         "tf32" => MatrixElement::TF32,
-        "f64" => MatrixElement::F64,
         "s8" => MatrixElement::S8,
         "u8" => MatrixElement::U8,
-        "s4" => MatrixElement::S4,
-        "u4" => MatrixElement::U4,
         "f32" => MatrixElement::F32,
         "s32" => MatrixElement::S32,
         _ => return None,
@@ -79,11 +76,9 @@ impl MatrixElement {
     /// Its size in bits.
     pub fn bits(self) -> usize {
         match self {
-            Self::S4 | Self::U4 => 4,
             Self::S8 | Self::U8 => 8,
             Self::F16 | Self::BF16 => 16,
             Self::TF32 | Self::F32 | Self::S32 => 32,
-            Self::F64 => 64,
         }
     }
 }
@@ -94,9 +89,7 @@ fn is_shape(element: MatrixElement, m: usize, n: usize, k: usize) -> bool {
     match element {
         E::F16 | E::BF16 => matches!((m, n, k), (16, 8, 8 | 16)),
         E::TF32 => matches!((m, n, k), (16, 8, 4 | 8)),
-        E::F64 => matches!((m, n, k), (8, 8, 4) | (16, 8, 4 | 8 | 16)),
-        E::S8 | E::U8 => matches!((m, n, k), (8, 8, 16) | (16, 8, 16 | 32)),
-        E::S4 | E::U4 => matches!((m, n, k), (8, 8, 32) | (16, 8, 32 | 64)),
+        E::S8 | E::U8 => matches!((m, n, k), (16, 8, 16 | 32)),
         E::F32 | E::S32 => false,
     }
 }
@@ -119,9 +112,8 @@ fn multiply(scope: &mut Scope<'_>, written: &Instruction, parts: &mut Parts<'_>)
     let [d_element, a_element, b_element, c_element] = kinds[..] else { return unsupported(written) };
     use MatrixElement as E;
     let sums = match a_element {
-        E::F16 => matches!(d_element, E::F16 | E::F32) && matches!(c_element, E::F16 | E::F32),
+        E::F16 => matches!((d_element, c_element), (E::F16, E::F16) | (E::F32, E::F32)),
         E::BF16 | E::TF32 => (d_element, c_element) == (E::F32, E::F32),
-        E::F64 => (d_element, c_element) == (E::F64, E::F64),
         _ => (d_element, c_element) == (E::S32, E::S32),
     };
     let same = a_element == b_element || a_element.bits() == b_element.bits() && sums && c_element == E::S32;
@@ -130,7 +122,6 @@ fn multiply(scope: &mut Scope<'_>, written: &Instruction, parts: &mut Parts<'_>)
     }
     let [d, a, b, c] = operands(written)?;
     let kind = |element: MatrixElement| match element {
-        E::F64 => Type::F64,
         E::F32 => Type::F32,
         _ => Type::B32,
     };
@@ -139,8 +130,7 @@ fn multiply(scope: &mut Scope<'_>, written: &Instruction, parts: &mut Parts<'_>)
     };
     let (a, b, c) = (sources(a, a_element)?, sources(b, b_element)?, sources(c, c_element)?);
     let d = members(d).iter().map(|member| scope.register(member)).collect::<Result<Vec<_>>>()?;
-    let registers =
-        |elements: usize, element: MatrixElement| elements * element.bits() / 32 / element.bits().div_ceil(32) / 32;
+    let registers = |elements: usize, element: MatrixElement| elements * element.bits() / 32 / WARP;
     let expected = [
         registers(m * k, a_element),
         registers(k * n, b_element),
@@ -162,7 +152,7 @@ fn multiply(scope: &mut Scope<'_>, written: &Instruction, parts: &mut Parts<'_>)
             .collect::<Vec<_>>()
     };
     let a_places = places(m * k, &|lane, at| {
-        let (row, column) = a_place(m, a_element, lane, at);
+        let (row, column) = a_place(a_element, lane, at);
         row * k + column
     });
     let b_places = places(k * n, &|lane, at| {
@@ -193,23 +183,20 @@ fn multiply(scope: &mut Scope<'_>, written: &Instruction, parts: &mut Parts<'_>)
     })))
 }
 
-/// Row and column of element `at` of a lane's fragment of `a`, which has `m` rows.
-fn a_place(m: usize, element: MatrixElement, lane: usize, at: usize) -> (usize, usize) {
+/// Row and column of element `at` of a lane's fragment of `a`.
+fn a_place(element: MatrixElement, lane: usize, at: usize) -> (usize, usize) {
     let (group, within) = (lane / 4, lane % 4);
-    // Elements that a lane holds next to each other in one 32-bit register; one for wider elements.
-    let together = (32 / element.bits()).max(1);
+    // Elements that a lane holds next to each other in one register.
+    let together = 32 / element.bits();
     let (register, part) = (at / together, at % together);
     // Registers step through the rows first, eight apart, then through the columns.
-    let row_blocks = m / 8;
-    let row = group + 8 * (register % row_blocks);
-    let column = together * within + part + 4 * together * (register / row_blocks);
-    (row, column)
+    (group + 8 * (register % 2), together * within + part + 4 * together * (register / 2))
 }
 
 /// Row and column of element `at` of a lane's fragment of `b`.
 fn b_place(element: MatrixElement, lane: usize, at: usize) -> (usize, usize) {
     let (group, within) = (lane / 4, lane % 4);
-    let together = (32 / element.bits()).max(1);
+    let together = 32 / element.bits();
     let (register, part) = (at / together, at % together);
     (together * within + part + 4 * together * register, group)
 }
