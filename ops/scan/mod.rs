@@ -2,11 +2,13 @@
 
 #[cfg(feature = "cpu")]
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod reference;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
 
-#[cfg(feature = "wgpu")]
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
 use crate::copy;
 use crate::device::Handle;
 use crate::{Error, Float, Result, Tensor};
@@ -82,7 +84,26 @@ pub fn linear_attention<T: Float>(
     let state_shape = [batch, heads, key_dim, value_dim];
     match device.handle() {
         #[cfg(feature = "cuda")]
-        Handle::Cuda(cuda) => Err(cuda.no_kernel(OP)),
+        Handle::Cuda(gpu) => {
+            let stream = gpu.stream();
+            let inputs = [q.cuda_operand(), k.cuda_operand()];
+            let decay = decay.as_ref().map(Tensor::cuda_operand);
+            let y = Tensor::<f32>::empty(device, v.shape())?;
+            let state = Tensor::<f32>::zeros(device, &state_shape)?;
+            let mut sums = None;
+            if options.normalise {
+                let made = Tensor::<f32>::empty(device, &[batch, heads, seq])?;
+                let state = Tensor::<f32>::zeros(device, &[batch, heads, key_dim])?;
+                let ones = Linear { value_dim: 1, ..plan };
+                let (state, into) = (state.cuda_operand(), made.cuda_operand());
+                cuda::linear_attention(&stream, inputs, None, decay, None, ones, state, into)?;
+                sums = Some(made);
+            }
+            let sums = sums.as_ref().map(Tensor::cuda_operand);
+            let v = Some(v.cuda_operand());
+            cuda::linear_attention(&stream, inputs, v, decay, sums, plan, state.cuda_operand(), y.cuda_operand())?;
+            Ok(Scanned { y: copy::convert(&y)?, state })
+        }
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => {
             let inputs = [q.operand(), k.operand(), v.operand()];
@@ -210,7 +231,17 @@ pub fn ssd_scan<T: Float>(
     let state = state.map(Tensor::contiguous).transpose()?;
     match device.handle() {
         #[cfg(feature = "cuda")]
-        Handle::Cuda(cuda) => Err(cuda.no_kernel(OP)),
+        Handle::Cuda(gpu) => {
+            let y = Tensor::<f32>::empty(device, x.shape())?;
+            let mut after = Tensor::<f32>::zeros(device, &state_shape)?;
+            if let Some(state) = &state {
+                copy::copy_into(state, &mut after)?;
+            }
+            let inputs = [x.cuda_operand(), dt.cuda_operand(), b.cuda_operand(), c.cuda_operand()];
+            let (a, d) = (a.cuda_operand(), d.as_ref().map(Tensor::cuda_operand));
+            cuda::ssd(&gpu.stream(), inputs, a, d, plan, after.cuda_operand(), y.cuda_operand())?;
+            Ok(Scanned { y: copy::convert(&y)?, state: after })
+        }
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => {
             let y = Tensor::<f32>::empty(device, x.shape())?;
