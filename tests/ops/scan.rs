@@ -3,11 +3,11 @@
 use smalti::scan::{self, LinearOptions, SsdParameters};
 use smalti::{Device, Float, Tensor, bf16, f16};
 
-use crate::common::{assert_close, devices_but_cuda, moved, tensor, uniform, widened};
+use crate::common::{assert_close, devices, moved, tensor, uniform, widened};
 
 /// Half types: sums are in f32, the result is rounded once. In f32 they grow with the positions.
 fn linear_attention_agrees<T: Float>() {
-    for device in devices_but_cuda() {
+    for device in devices() {
         // One of everything; odd sizes; more columns than a workgroup; nothing.
         for [batch, heads, seq, key_dim, value_dim] in
             [[1, 1, 1, 1, 1], [2, 3, 17, 5, 7], [1, 2, 33, 16, 130], [1, 1, 0, 4, 4], [2, 1, 3, 8, 64]]
@@ -105,7 +105,7 @@ impl<T: Float> Ssd<T> {
 }
 
 fn ssd_scan_agrees<T: Float>() {
-    for device in devices_but_cuda() {
+    for device in devices() {
         for shape in [[1, 1, 1, 1, 1, 1], [2, 19, 4, 5, 2, 3], [1, 40, 3, 30, 1, 16], [1, 0, 2, 4, 2, 4]] {
             let mut case = Ssd::<T>::new(device, shape);
             let home = case.widened();
@@ -137,7 +137,7 @@ fn ssd_scan_agrees_with_reference_bf16() {
 
 #[test]
 fn ssd_scan_in_two_parts_is_the_whole() {
-    for device in devices_but_cuda() {
+    for device in devices() {
         let case = Ssd::<f32>::new(device, [2, 20, 2, 6, 1, 5]);
         let whole = case.run(None);
         let part = |start, len, state: Option<&Tensor<f32>>| {
