@@ -3,7 +3,7 @@
 use smalti::attention::{self, Align, Mask, Options, PageTable, PagedKvCache};
 use smalti::{Device, Error, Float, Tensor, bf16, copy, f16};
 
-use crate::common::{assert_close, devices_but_cuda, tensor, uniform, widened};
+use crate::common::{assert_close, devices, tensor, uniform, widened};
 use crate::dumps::{self, Dump};
 
 fn spread(seed: u64, count: usize) -> Vec<f64> {
@@ -11,7 +11,7 @@ fn spread(seed: u64, count: usize) -> Vec<f64> {
 }
 
 fn merge_agrees<T: Float>() {
-    for device in devices_but_cuda() {
+    for device in devices() {
         // One part, widths that end inside a word, no part at all, rows that some or all parts do not see.
         for [parts, batch, heads, q_len, head_dim] in
             [[1, 1, 1, 1, 1], [3, 2, 3, 5, 33], [4, 1, 2, 17, 64], [0, 1, 1, 2, 8]]
@@ -45,7 +45,7 @@ fn merge_agrees_with_reference() {
 
 #[test]
 fn merge_of_parts_is_attention_over_all_keys() {
-    for device in devices_but_cuda() {
+    for device in devices() {
         let [heads, q_len, k_len, head_dim] = [2, 5, 90, 16];
         let q = tensor::<f32>(device, &[1, heads, q_len, head_dim], &spread(1, heads * q_len * head_dim));
         let k = tensor::<f32>(device, &[1, heads, k_len, head_dim], &spread(2, heads * k_len * head_dim));
@@ -68,7 +68,7 @@ fn merge_of_parts_is_attention_over_all_keys() {
 }
 
 fn paged_agrees<T: Float>() {
-    for device in devices_but_cuda() {
+    for device in devices() {
         // Lengths around a page and a tile, 0, and more than a segment; a prime page size.
         for (page_size, lengths, q_len) in [(16, vec![1, 0, 16, 17], 1), (17, vec![64, 130], 7), (32, vec![1100, 3], 2)]
         {
@@ -124,7 +124,7 @@ fn expected(device: &Device, q: &Tensor<f32>, parts: &[(u64, usize, usize)]) -> 
 
 #[test]
 fn paged_cache_forks_share_pages_and_part_on_append() {
-    for device in devices_but_cuda() {
+    for device in devices() {
         let q = keys(device, 9, 2);
         let options = Options::new(0.3).mask(Mask::Causal { align: Align::BottomRight });
         let mut cache = PagedKvCache::<f32>::new(device, 5, 16, 2, 8).unwrap();
@@ -203,7 +203,7 @@ fn merge_and_paged_agree_with_dumps() {
     let dumps = || dumps.iter().filter(|dump| matches!(dump.op.as_str(), "attention_merge" | "attention_paged"));
     assert!(dumps().count() >= 2);
     for dump in dumps() {
-        for device in devices_but_cuda().chain([&Device::reference()]) {
+        for device in devices().chain([&Device::reference()]) {
             match dump.dtype() {
                 "f32" => agrees_with_dump::<f32>(dump, device),
                 "f16" => agrees_with_dump::<f16>(dump, device),
