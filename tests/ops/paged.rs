@@ -203,7 +203,7 @@ fn merge_and_paged_agree_with_dumps() {
     let dumps = || dumps.iter().filter(|dump| matches!(dump.op.as_str(), "attention_merge" | "attention_paged"));
     assert!(dumps().count() >= 2);
     for dump in dumps() {
-        for device in devices().chain([&Device::reference()]) {
+        for device in devices().iter().chain([&Device::reference()]) {
             match dump.dtype() {
                 "f32" => agrees_with_dump::<f32>(dump, device),
                 "f16" => agrees_with_dump::<f16>(dump, device),
