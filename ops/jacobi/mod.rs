@@ -3,9 +3,12 @@
 //! Everything is computed on integer [`Weights`], and exactly: a rule that is lossless on paper is lossless here, and
 //! every backend takes the same decisions. Of a step only the tokens and the counts need to come back.
 
+mod continuous;
 pub mod reference;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
+
+pub use continuous::{Gaussians, PathsVerified, takes_residual, verify_paths};
 
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 use crate::device::Handle;

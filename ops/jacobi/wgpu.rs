@@ -1,6 +1,6 @@
 //! Launchers of the WGSL kernels.
 
-use super::{Groups, Rule, Verified, Window};
+use super::{Groups, PathsVerified, Rule, Verified, Window};
 use crate::backend::wgpu::{Operand, Recorder, dense_offset, fold, params, to_u32};
 use crate::sample::Weights;
 use crate::{Error, Result};
@@ -184,6 +184,46 @@ pub fn nearby(
     let entry = format!("{OP}_{}", logits.dtype);
     let buffers = [logits.buffer, q.buffer, draft.buffer, distances.buffer, groups.buffer];
     recorder.dispatch(&entry, &params, &buffers, fold(OP, rows)?)
+}
+
+params! {
+    struct PathParams {
+        batch: u32,
+        drafts: u32,
+        terms: u32,
+        x_offset: u32,
+        p_offset: u32,
+        q_offset: u32,
+        u_offset: u32,
+    }
+}
+
+/// [`super::verify_paths`] of `x`, both models' means and log variances, and uniforms, all contiguous, into tensors made
+/// for it.
+///
+/// # Errors
+/// [`Error::Shape`] if an operand is not contiguous or the uniforms have not two axes.
+pub fn path(
+    recorder: &mut Recorder<'_>,
+    [x, p, q, uniforms]: [Operand<'_>; 4],
+    terms: usize,
+    verified: &PathsVerified,
+) -> Result<()> {
+    const OP: &str = "path";
+    let [batch, drafts] = two_axes(OP, "uniforms", uniforms)?;
+    let params = PathParams {
+        batch: to_u32(OP, "x", batch)?,
+        drafts: to_u32(OP, "x", drafts)?,
+        terms: to_u32(OP, "x", terms)?,
+        x_offset: dense_offset(OP, "x", x)?,
+        p_offset: dense_offset(OP, "p", p)?,
+        q_offset: dense_offset(OP, "q", q)?,
+        u_offset: dense_offset(OP, "uniforms", uniforms)?,
+    };
+    let outputs = [verified.log_ratio.operand(), verified.kept.operand(), verified.accepted.operand()];
+    let [r, kept, accepted] = outputs.map(|output| output.buffer);
+    let buffers = [x.buffer, p.buffer, q.buffer, uniforms.buffer, r, kept, accepted];
+    recorder.dispatch(OP, &params, &buffers, fold(OP, batch)?)
 }
 
 fn two_axes(op: &'static str, operand: &'static str, view: Operand<'_>) -> Result<[usize; 2]> {

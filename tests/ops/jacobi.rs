@@ -1,7 +1,7 @@
 //! Verification of drafts: the same everywhere, and lossless where it claims to be.
 
 use proptest::prelude::*;
-use smalti::jacobi::{self, Groups, Proposal, Rule, Verified, VerifyDraws, Window};
+use smalti::jacobi::{self, Gaussians, Groups, Proposal, Rule, Verified, VerifyDraws, Window};
 use smalti::sample::{self, Draws, Filter, Guidance, Guide, Places, Weights};
 use smalti::{Backend, Device, Error, Float, Tensor, bf16, f16};
 
@@ -413,6 +413,100 @@ fn a_wrong_acceptance_rule_fails_the_test_of_the_law() {
     let (sequences, _) = decode(&chain, Decoder::Grouped, 200_000);
     let (chi_square, _) = chain.chi_square(&sequences);
     assert!(chi_square > 10.0 * CRITICAL, "chi-square {chi_square}");
+}
+
+#[test]
+fn paths_are_verified_alike_everywhere() {
+    for shape in [[1, 1, 1, 1], [2, 3, 5, 16], [1, 2, 30, 20], [0, 2, 3, 4], [2, 0, 3, 4]] {
+        let count = shape.iter().product();
+        let on = |device: &Device| {
+            let of = |seed: u64, scale: f64| {
+                let values: Vec<_> = uniform(seed, count).iter().map(|x| x * scale).collect();
+                tensor::<f32>(device, &shape, &values)
+            };
+            let (x, noise) = (of(130, 1.0), of(131, 0.3));
+            let (mean, near, spread, other) = (of(132, 0.1), of(133, 0.1), noise, of(134, 0.3));
+            let u: Vec<_> = uniform(135, shape[0] * shape[1]).iter().map(|u| u.abs()).collect();
+            let u = tensor::<f32>(device, &shape[..2], &u);
+            let draft = Gaussians { mean: &mean, log_variance: &spread };
+            let target = Gaussians { mean: &near, log_variance: &other };
+            let verified = jacobi::verify_paths(&x, draft, target, &u).unwrap();
+            (verified.log_ratio.to_vec().unwrap(), verified.kept.to_vec().unwrap(), verified.accepted.to_vec().unwrap())
+        };
+        let (expected, kept, accepted) = on(&Device::reference());
+        let largest = expected.iter().fold(1.0f32, |most, ratio| most.max(ratio.abs()));
+        for device in devices_but_cuda() {
+            let got = on(device);
+            for (got, expected) in got.0.iter().zip(&expected) {
+                assert!((got - expected).abs() <= 1e-5 * largest, "{device} {shape:?}: {got}, expected {expected}");
+            }
+            assert_eq!((got.1, got.2), (kept.clone(), accepted.clone()), "{device} {shape:?}");
+        }
+    }
+}
+
+#[test]
+fn paths_have_the_law_of_the_target() {
+    // One step and one channel: drafts of N(0, 1), a target N(0.7, 0.8^2), in 20 bins of equal probability.
+    let device = Device::cpu();
+    let count = 200_000;
+    let normal = |stream: u64, block: u32| {
+        let number = |word| (f64::from(smalti::rng::word(6, stream, 0, block, word)) + 0.5) / 4_294_967_296.0;
+        (-2.0 * number(0).ln()).sqrt() * (std::f64::consts::TAU * number(1)).cos()
+    };
+    let word = |stream: u64, block: u32| f64::from(smalti::rng::word(6, stream, 0, block, 2) >> 8) / f64::from(1 << 24);
+    let (mean, deviation) = (0.7, 0.8f64);
+    let (spread, shift) = (2.0 * deviation.ln(), mean);
+    let all = |value: f64, rows: usize| tensor::<f32>(&device, &[rows, 1, 1, 1], &vec![value; rows]);
+    let ratios = |x: &[f64], u: &[f64]| {
+        let rows = x.len();
+        let (zero, target_mean, target_spread) = (all(0.0, rows), all(shift, rows), all(spread, rows));
+        let verified = jacobi::verify_paths(
+            &tensor::<f32>(&device, &[rows, 1, 1, 1], x),
+            Gaussians { mean: &zero, log_variance: &zero },
+            Gaussians { mean: &target_mean, log_variance: &target_spread },
+            &tensor::<f32>(&device, &[rows, 1], u),
+        );
+        let verified = verified.unwrap();
+        (verified.accepted.to_vec().unwrap(), verified.log_ratio.to_vec().unwrap())
+    };
+    let mut x: Vec<f64> = (0..count).map(|stream| normal(stream, 0)).collect();
+    let u: Vec<f64> = (0..count).map(|stream| word(stream, 0)).collect();
+    let (accepted, _) = ratios(&x, &u);
+    let mut open: Vec<usize> = (0..x.len()).filter(|at| accepted[*at] == 0).collect();
+    assert!(open.len() > 10_000 && open.len() < 150_000, "{} rejected", open.len());
+    for block in 1.. {
+        if open.is_empty() {
+            break;
+        }
+        let drawn: Vec<f64> = open.iter().map(|at| shift + deviation * normal(*at as u64, block)).collect();
+        let (_, log_ratios) = ratios(&drawn, &vec![0.0; open.len()]);
+        let mut left = Vec::new();
+        for ((at, drawn), log_ratio) in open.iter().zip(drawn).zip(log_ratios) {
+            if jacobi::takes_residual(log_ratio, word(*at as u64, block) as f32) {
+                x[*at] = drawn;
+            } else {
+                left.push(*at);
+            }
+        }
+        open = left;
+    }
+    // The normal distribution by its series.
+    let below = |x: f64| {
+        let z = (x - mean) / deviation;
+        let (mut sum, mut term) = (0.0, z);
+        for n in 1..200 {
+            sum += term;
+            term *= z * z / f64::from(2 * n + 1);
+        }
+        0.5 + sum * (-z * z / 2.0).exp() / std::f64::consts::TAU.sqrt()
+    };
+    let mut bins = [0.0; 20];
+    x.iter().for_each(|x| bins[((below(*x) * 20.0) as usize).min(19)] += 1.0);
+    let expected = count as f64 / 20.0;
+    let chi_square: f64 = bins.iter().map(|seen: &f64| (seen - expected).powi(2) / expected).sum();
+    // Of 19 degrees of freedom: above 43.82 once in a thousand.
+    assert!(chi_square < 43.82, "chi-square {chi_square}");
 }
 
 #[test]
