@@ -129,7 +129,7 @@ pub fn fsq<T: Float>(x: &Tensor<T>, levels: &[u32], eps: f32) -> Result<Finite<T
     }
     let bound = |levels: &u32| {
         let width = f64::from(levels - 1) * (1.0 + f64::from(eps)) / 2.0;
-        let offset = if levels % 2 == 0 { 0.5 } else { 0.0 };
+        let offset = if levels.is_multiple_of(2) { 0.5 } else { 0.0 };
         // Two levels without eps have their bound at the offset itself, where atanh has no value.
         let shift = (offset / width).min(1.0 - f64::EPSILON).atanh();
         Bound { shift, width, offset, half: f64::from(levels / 2) }

@@ -92,7 +92,7 @@ fn rope_agrees<T: Float>(shape: [usize; 4], pairs: usize, place: [usize; 2], swa
             let expected = rope::rope(&widened(&x), &at_home, start, pairing).unwrap();
             assert_close(&what, &rope::rope(&x, &table, start, pairing).unwrap(), &expected, 0.0);
             // Rows of a half type that share a word cannot be written on wgpu one by one.
-            if T::DTYPE.bytes() == 4 || (dim % 2 == 0 && place[1] % 2 == 0) {
+            if T::DTYPE.bytes() == 4 || dim.is_multiple_of(2) && place[1].is_multiple_of(2) {
                 rope::rope_in_place(&mut x, &table, start, pairing).unwrap();
                 assert_close(&format!("{what} in place"), &x, &expected, 0.0);
             }
