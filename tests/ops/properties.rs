@@ -58,6 +58,50 @@ fn masks(q_len: usize, k_len: usize) -> impl Strategy<Value = Mask> {
     })
 }
 
+/// The largest error of attention in `T` as plain calls make it: scores, then weights, then the result, each rounded.
+/// It is taken over the columns of `v` and 64 more of the same kind, so that luck in a few numbers does not set a bound.
+fn naive_error<T: Float>(q: &Tensor<f64>, k: &Tensor<f64>, v: &Tensor<f64>, options: &Options) -> f64 {
+    let [batch, heads, q_len, dim] = q.shape().try_into().unwrap();
+    let [_, kv_heads, k_len, _] = k.shape().try_into().unwrap();
+    // Zeros leave the scores as they are; values of one key each bring out its weight.
+    let wide = dim.max(k_len);
+    let widened = |x: &Tensor<f64>, rows: usize| {
+        let x = x.to_vec().unwrap();
+        let mut all = vec![0.0; rows * wide];
+        all.chunks_mut(wide.max(1)).zip(x.chunks(dim)).for_each(|(row, x)| row[..dim].copy_from_slice(x));
+        all
+    };
+    let reference = Device::reference();
+    let of = |shape: [usize; 4], values| Tensor::from_vec(&reference, &shape, values).unwrap();
+    let wide_q = of([batch, heads, q_len, wide], widened(q, batch * heads * q_len));
+    let wide_k = of([batch, kv_heads, k_len, wide], widened(k, batch * kv_heads * k_len));
+    let one_each = (0..batch * kv_heads * k_len * wide).map(|at| f64::from(u8::from(at / wide % k_len == at % wide)));
+    let one_each = of([batch, kv_heads, k_len, wide], one_each.collect());
+    let got = attention::attention(&wide_q, &wide_k, &one_each, options).unwrap();
+    let (weights, lse) = (got.y.to_vec().unwrap(), got.lse.unwrap().to_vec().unwrap());
+
+    let round = |x: f64| T::from_f64(x).to_f64();
+    let own = v.to_vec().unwrap();
+    let more = uniform(7, k_len * 64);
+    let mut largest = 0.0f64;
+    for (row, (weights, lse)) in weights.chunks(wide.max(1)).zip(lse).enumerate() {
+        let g = row / (heads * q_len) * kv_heads + row / q_len % heads / (heads / kv_heads);
+        let rounded: Vec<f64> = weights[..k_len].iter().map(|w| round(w.ln() + f64::from(lse)).exp()).collect();
+        let sum: f64 = rounded.iter().sum();
+        let rounded: Vec<f64> = rounded.iter().map(|w| if sum == 0.0 { 0.0 } else { round(w / sum) }).collect();
+        for column in 0..dim + 64 {
+            let value = |j: usize| match column.checked_sub(dim) {
+                None => own[(g * k_len + j) * dim + column],
+                Some(column) => 2.0 * more[j * 64 + column],
+            };
+            let [exact, naive] = [&weights[..k_len], &rounded]
+                .map(|weights| weights.iter().enumerate().map(|(j, weight)| weight * value(j)).sum::<f64>());
+            largest = largest.max((round(naive) - exact).abs());
+        }
+    }
+    largest
+}
+
 fn attention_agrees<T: Float>(shape: [usize; 6], place: [usize; 2], swapped: bool, mask: &Mask) {
     let [batch, kv_heads, group, q_len, k_len, dim] = shape;
     for device in devices() {
@@ -66,9 +110,11 @@ fn attention_agrees<T: Float>(shape: [usize; 6], place: [usize; 2], swapped: boo
         let v = strided::<T>(device, [batch, kv_heads, k_len, dim], place, swapped, 3);
         let options = Options::new(0.5).mask(mask.clone()).lse();
         let got = attention::attention(&q, &k, &v, &options).unwrap();
-        let expected = attention::attention(&widened(&q), &widened(&k), &widened(&v), &options).unwrap();
+        let [q, k, v] = [&q, &k, &v].map(widened);
+        let expected = attention::attention(&q, &k, &v, &options).unwrap();
+        let naive = if T::EPSILON < 1e-6 { 0.0 } else { naive_error::<T>(&q, &k, &v, &options) };
         let what = format!("attention {} {device} {shape:?} {place:?} {swapped} {mask:?}", T::DTYPE);
-        assert_close(&what, &got.y, &expected.y, 0.0);
+        assert_close(&what, &got.y, &expected.y, naive);
         assert_close(&format!("{what} lse"), &got.lse.unwrap(), &widened(&expected.lse.unwrap()), 0.0);
     }
 }
