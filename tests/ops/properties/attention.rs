@@ -1,0 +1,227 @@
+//! Attention.
+
+use proptest::prelude::*;
+use smalti::attention::{self, Align, Along, Mask, Options, PageTable};
+use smalti::{Device, Float, Tensor, bf16, f16};
+
+use super::{Place, config, placed, places};
+use crate::common::{assert_close, devices, moved, uniform, widened};
+
+fn masks(q_len: usize, k_len: usize) -> impl Strategy<Value = Mask> {
+    let align = prop_oneof![Just(Align::TopLeft), Just(Align::BottomRight)];
+    let ranks = move |len: usize| prop::collection::vec(0u32..6, len);
+    let leaf = prop_oneof![
+        Just(Mask::Full),
+        align.clone().prop_map(|align| Mask::Causal { align }),
+        (0usize..40, 0usize..40, align.clone()).prop_map(|(left, right, align)| Mask::Window { left, right, align }),
+        (0usize..80, align.clone()).prop_map(|(prefix, align)| Mask::Prefix { prefix, align }),
+        (1usize..40, align).prop_map(|(frame, align)| Mask::Frames { frame, align }),
+        (ranks(q_len), ranks(k_len), any::<bool>()).prop_map(|(queries, keys, strict)| Mask::Ranks {
+            queries,
+            keys,
+            strict
+        }),
+        (1usize..9, 0usize..9)
+            .prop_map(move |(modulus, rest)| Mask::from_fn(q_len, k_len, |i, j| (3 * i + j) % modulus == rest)),
+        (0..=q_len, 0..=k_len).prop_map(move |(q, k)| Mask::Packed {
+            q_lengths: vec![q, q_len - q],
+            k_lengths: vec![k, k_len - k],
+            causal: q % 2 == 0
+        }),
+    ];
+    leaf.prop_recursive(2, 6, 3, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..3).prop_map(Mask::And),
+            prop::collection::vec(inner, 0..3).prop_map(Mask::Or),
+        ]
+    })
+}
+
+/// The largest error of attention in `T` as plain calls make it: scores, then weights, then the result, each rounded.
+/// It is taken over the columns of `v` and 64 more of the same kind, so that luck in a few numbers does not set a bound.
+fn naive_error<T: Float>(q: &Tensor<f64>, k: &Tensor<f64>, v: &Tensor<f64>, options: &Options) -> f64 {
+    let [batch, heads, q_len, dim] = q.shape().try_into().unwrap();
+    let [_, kv_heads, k_len, _] = k.shape().try_into().unwrap();
+    // Zeros leave the scores as they are; values of one key each bring out its weight.
+    let wide = dim.max(k_len);
+    let widened = |x: &Tensor<f64>, rows: usize| {
+        let x = x.to_vec().unwrap();
+        let mut all = vec![0.0; rows * wide];
+        all.chunks_mut(wide.max(1)).zip(x.chunks(dim)).for_each(|(row, x)| row[..dim].copy_from_slice(x));
+        all
+    };
+    let reference = Device::reference();
+    let of = |shape: [usize; 4], values| Tensor::from_vec(&reference, &shape, values).unwrap();
+    let wide_q = of([batch, heads, q_len, wide], widened(q, batch * heads * q_len));
+    let wide_k = of([batch, kv_heads, k_len, wide], widened(k, batch * kv_heads * k_len));
+    let one_each = (0..batch * kv_heads * k_len * wide).map(|at| f64::from(u8::from(at / wide % k_len == at % wide)));
+    let one_each = of([batch, kv_heads, k_len, wide], one_each.collect());
+    let got = attention::attention(&wide_q, &wide_k, &one_each, options).unwrap();
+    let (weights, lse) = (got.y.to_vec().unwrap(), got.lse.unwrap().to_vec().unwrap());
+
+    let round = |x: f64| T::from_f64(x).to_f64();
+    let own = v.to_vec().unwrap();
+    let more = uniform(7, k_len * 64);
+    let mut largest = 0.0f64;
+    for (row, (weights, lse)) in weights.chunks(wide.max(1)).zip(lse).enumerate() {
+        let g = row / (heads * q_len) * kv_heads + row / q_len % heads / (heads / kv_heads);
+        let rounded: Vec<f64> = weights[..k_len].iter().map(|w| round(w.ln() + f64::from(lse)).exp()).collect();
+        let sum: f64 = rounded.iter().sum();
+        let rounded: Vec<f64> = rounded.iter().map(|w| if sum == 0.0 { 0.0 } else { round(w / sum) }).collect();
+        for column in 0..dim + 64 {
+            let value = |j: usize| match column.checked_sub(dim) {
+                None => own[(g * k_len + j) * dim + column],
+                Some(column) => 2.0 * more[j * 64 + column],
+            };
+            let [exact, naive] = [&weights[..k_len], &rounded]
+                .map(|weights| weights.iter().enumerate().map(|(j, weight)| weight * value(j)).sum::<f64>());
+            largest = largest.max((round(naive) - exact).abs());
+        }
+    }
+    largest
+}
+
+fn attention_agrees<T: Float>(shape: [usize; 6], place: Place, mask: &Mask) {
+    let [batch, kv_heads, group, q_len, k_len, dim] = shape;
+    for device in devices() {
+        let q = placed::<T>(device, &[batch, kv_heads * group, q_len, dim], place, 1);
+        let k = placed::<T>(device, &[batch, kv_heads, k_len, dim], place, 2);
+        let v = placed::<T>(device, &[batch, kv_heads, k_len, dim], place, 3);
+        let options = Options::new(0.5).mask(mask.clone()).lse();
+        let got = attention::attention(&q, &k, &v, &options).unwrap();
+        let [q, k, v] = [&q, &k, &v].map(widened);
+        let expected = attention::attention(&q, &k, &v, &options).unwrap();
+        let naive = if T::EPSILON < 1e-6 { 0.0 } else { naive_error::<T>(&q, &k, &v, &options) };
+        let what = format!("attention {} {device} {shape:?} {place:?} {mask:?}", T::DTYPE);
+        assert_close(&what, &got.y, &expected.y, naive);
+        assert_close(&format!("{what} lse"), &got.lse.unwrap(), &widened(&expected.lse.unwrap()), 0.0);
+    }
+}
+
+fn axial_agrees<T: Float>(shape: [usize; 6], axes: [usize; 2], along: Along, place: Place) {
+    let axes = axes[0].min(axes[1])..axes[0].max(axes[1]) + 1;
+    for device in devices() {
+        let [q, k, v] = [1, 2, 3].map(|seed| placed::<T>(device, &shape, place, seed));
+        let got = attention::axial(&q, &k, &v, axes.clone(), along, 0.5).unwrap();
+        let [q, k, v] = [&q, &k, &v].map(widened);
+        let expected = attention::axial(&q, &k, &v, axes.clone(), along, 0.5).unwrap();
+        // Each line is attention of its own, of no more rounding than lines that see all.
+        let lines = |x: &Tensor<f64>| {
+            let order: Vec<usize> =
+                (0..4).filter(|at| !axes.contains(at)).chain([4]).chain(axes.clone()).chain([5]).collect();
+            let x = x.permute(&order).unwrap().contiguous().unwrap();
+            let seq = shape[axes.clone()].iter().product::<usize>();
+            let rows = shape.iter().product::<usize>() / (seq * shape[5]);
+            x.reshape(&[rows, 1, seq, shape[5]]).unwrap()
+        };
+        let naive = match T::EPSILON < 1e-6 {
+            true => 0.0,
+            false => naive_error::<T>(&lines(&q), &lines(&k), &lines(&v), &Options::new(0.5).lse()),
+        };
+        assert_close(
+            &format!("axial {} {device} {shape:?} {axes:?} {along:?} {place:?}", T::DTYPE),
+            &got,
+            &expected,
+            naive,
+        );
+    }
+}
+
+fn merge_agrees<T: Float>(shape: [usize; 5], unseen: usize, place: Place) {
+    for device in devices() {
+        let parts = placed::<T>(device, &shape, place, 4);
+        let mut lse = placed::<f32>(device, &shape[..4], place, 5).to_vec().unwrap();
+        lse.iter_mut().step_by(unseen).for_each(|lse| *lse = f32::NEG_INFINITY);
+        let lse = Tensor::from_vec(device, &shape[..4], lse).unwrap();
+        let got = attention::merge(&parts, &lse).unwrap();
+        let expected = attention::merge(&widened(&parts), &moved(&lse, &Device::reference())).unwrap();
+        let what = format!("merge {} {device} {shape:?} {unseen} {place:?}", T::DTYPE);
+        assert_close(&what, &got.y, &expected.y, 0.0);
+        assert_close(&format!("{what} lse"), &got.lse.unwrap(), &widened(&expected.lse.unwrap()), 0.0);
+    }
+}
+
+/// Pages in any order give what the same keys give in one piece.
+fn pages_are_keys<T: Float>(lengths: &[usize], page_size: usize, [kv_heads, group, q_len, dim]: [usize; 4]) {
+    let batch = lengths.len();
+    let each = lengths.iter().copied().max().unwrap_or(0).div_ceil(page_size);
+    for device in devices() {
+        let place = Place { offset: 0, gap: 0, swapped: false };
+        let q = placed::<T>(device, &[batch, kv_heads * group, q_len, dim], place, 6);
+        let shape = [each * batch + 1, page_size, kv_heads, dim];
+        let [k, v] = [7, 8].map(|seed| placed::<T>(device, &shape, place, seed));
+        let page = |entry: usize, n: usize| (each * (batch - entry) - n) as u32;
+        let pages = (0..batch).map(|entry| (0..each).map(|n| page(entry, n)).collect()).collect();
+        let table = PageTable { pages, lengths: lengths.to_vec() };
+        let options = Options::new(0.5).mask(Mask::Causal { align: Align::BottomRight }).lse();
+        let got = attention::paged(&q, &k, &v, &table, &options).unwrap();
+        for (entry, length) in lengths.iter().enumerate() {
+            let own = |x: &Tensor<T>| {
+                let all = widened(x).to_vec().unwrap();
+                let rows = (0..*length).flat_map(|j| {
+                    let start = (page(entry, j / page_size) as usize * page_size + j % page_size) * kv_heads * dim;
+                    all[start..start + kv_heads * dim].to_vec()
+                });
+                let rows = Tensor::from_vec(&Device::reference(), &[1, *length, kv_heads, dim], rows.collect());
+                rows.unwrap().permute(&[0, 2, 1, 3]).unwrap().contiguous().unwrap()
+            };
+            let (q, k, v) = (widened(&q.narrow(0, entry, 1).unwrap()), own(&k), own(&v));
+            let expected = attention::attention(&q, &k, &v, &options).unwrap();
+            let naive = if T::EPSILON < 1e-6 { 0.0 } else { naive_error::<T>(&q, &k, &v, &options) };
+            let what = format!("paged {} {device} {lengths:?} of {page_size}, {entry}", T::DTYPE);
+            assert_close(&what, &got.y.narrow(0, entry, 1).unwrap(), &expected.y, naive);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn axial_agrees_anywhere(
+        // An even head_dim: results that move on by a cell are written at any cell, on wgpu by whole words.
+        shape in [1usize..3, 1usize..4, 1usize..7, 1usize..9, 1usize..3, 1usize..10].prop_map(|[b, t, h, w, heads, pairs]| {
+            [b, t, h, w, heads, 2 * pairs]
+        }),
+        axes in [1usize..4, 1usize..4],
+        along in prop::sample::select(vec![Along::All, Along::Causal, Along::Before, Along::Shifted]),
+        place in places(),
+    ) {
+        axial_agrees::<f32>(shape, axes, along, place);
+        axial_agrees::<f16>(shape, axes, along, place);
+        axial_agrees::<bf16>(shape, axes, along, place);
+    }
+
+    #[test]
+    fn merge_agrees_anywhere(
+        shape in [0usize..5, 1usize..3, 1usize..4, 1usize..9, 1usize..40],
+        unseen in 1usize..9,
+        place in places(),
+    ) {
+        merge_agrees::<f32>(shape, unseen, place);
+        merge_agrees::<f16>(shape, unseen, place);
+        merge_agrees::<bf16>(shape, unseen, place);
+    }
+
+    #[test]
+    fn pages_are_keys_anywhere(
+        lengths in prop::collection::vec(0usize..90, 1..4),
+        page_size in 16usize..35,
+        shape in [1usize..3, 1usize..3, 1usize..5, 1usize..34],
+    ) {
+        pages_are_keys::<f32>(&lengths, page_size, shape);
+        pages_are_keys::<f16>(&lengths, page_size, shape);
+        pages_are_keys::<bf16>(&lengths, page_size, shape);
+    }
+
+    #[test]
+    fn attention_agrees_anywhere(
+        (shape, mask) in (1usize..3, 1usize..3, 1usize..3, 0usize..40, 0usize..140, 1usize..34)
+            .prop_flat_map(|(b, g, h, q, k, d)| (Just([b, g, h, q, k, d]), masks(q, k))),
+        place in places(),
+    ) {
+        attention_agrees::<f32>(shape, place, &mask);
+        attention_agrees::<f16>(shape, place, &mask);
+        attention_agrees::<bf16>(shape, place, &mask);
+    }
+}

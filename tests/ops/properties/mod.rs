@@ -1,0 +1,53 @@
+//! Ops at shapes, layouts, masks and parameters that nobody chose, against their references. A failure is shrunk to a
+//! small case, which it prints.
+
+mod attention;
+mod dense;
+mod grid;
+mod rope;
+mod scan;
+mod vq;
+
+use proptest::prelude::*;
+use smalti::{Device, Float, Layout, Tensor};
+
+use crate::common::{tensor, uniform};
+
+/// Each case runs on every device and in every dtype, so a few go a long way.
+fn config() -> ProptestConfig {
+    ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() }
+}
+
+/// Where the elements of a tensor lie in a larger buffer.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    /// Rows before the first.
+    offset: usize,
+    /// Elements between a row and the next.
+    gap: usize,
+    /// Whether the axes before the last one lie the other way round.
+    swapped: bool,
+}
+
+fn places() -> impl Strategy<Value = Place> {
+    (0usize..3, 0usize..3, any::<bool>()).prop_map(|(offset, gap, swapped)| Place { offset, gap, swapped })
+}
+
+/// A tensor of numbers in [-2, 2) that lies at `place` in a buffer of its own.
+fn placed<T: Float>(device: &Device, shape: &[usize], place: Place, seed: u64) -> Tensor<T> {
+    let Place { offset, gap, swapped } = place;
+    let (&columns, leading) = shape.split_last().expect("a row at least");
+    let row = columns + gap;
+    let mut strides = vec![1; shape.len()];
+    let mut rows = 1;
+    for at in 0..leading.len() {
+        let axis = if swapped { at } else { leading.len() - 1 - at };
+        strides[axis] = rows * row;
+        rows *= leading[axis];
+    }
+    let elements = (offset + rows) * row;
+    let values = uniform(seed, elements).iter().map(|x| 2.0 * x).collect::<Vec<_>>();
+    let start = if shape.contains(&0) { 0 } else { offset * row };
+    let layout = Layout::strided(shape, &strides, start).expect("small");
+    tensor::<T>(device, &[elements], &values).view_as(layout).expect("inside the buffer")
+}
