@@ -1,0 +1,100 @@
+//! Attention of the sizes of LlamaGen-B (12 heads of 64) and VAR-d16 (16 heads of 64, 680 tokens), two rows each.
+
+use serde_json::json;
+use smalti::attention::{self, Align, Mask, Options, ScalesKind};
+use smalti::{Float, Tensor, bf16};
+use smalti_bench::{Bench, Operand, Task, numbers};
+
+const BATCH: usize = 2;
+const HEAD_DIM: usize = 64;
+/// VAR's scales at 256 pixels.
+const PATCH_NUMS: [usize; 10] = [1, 2, 3, 4, 5, 6, 8, 10, 13, 16];
+
+struct Case {
+    name: &'static str,
+    heads: usize,
+    queries: usize,
+    keys: usize,
+    mask: Mask,
+    /// As the peer names it.
+    peer_mask: serde_json::Value,
+    /// Pairs of query and key that see each other.
+    pairs: usize,
+}
+
+fn cases() -> Vec<Case> {
+    let square = |name, length: usize| Case {
+        name,
+        heads: 12,
+        queries: length,
+        keys: length,
+        mask: Mask::Full,
+        peer_mask: json!("full"),
+        pairs: length * length,
+    };
+    let causal = |length: usize| Case {
+        mask: Mask::Causal { align: Align::TopLeft },
+        peer_mask: json!("causal"),
+        pairs: length * (length + 1) / 2,
+        ..square("causal", length)
+    };
+    let tokens: usize = PATCH_NUMS.iter().map(|side| side * side).sum();
+    let mut seen = 0;
+    let pairs = PATCH_NUMS.iter().map(|side| {
+        seen += side * side;
+        side * side * seen
+    });
+    let scales = Case {
+        name: "block-causal over scales",
+        heads: 16,
+        pairs: pairs.sum(),
+        mask: Mask::Scales { patch_nums: PATCH_NUMS.to_vec(), kind: ScalesKind::BlockCausal },
+        peer_mask: json!(PATCH_NUMS),
+        ..square("", tokens)
+    };
+    let decode = Case { name: "decode", queries: 1, pairs: 256, ..square("", 256) };
+    vec![
+        square("full", 256),
+        causal(256),
+        square("full", 1024),
+        causal(1024),
+        square("full", 4096),
+        causal(4096),
+        scales,
+        decode,
+    ]
+}
+
+fn compare<T: Float>(bench: &mut Bench) {
+    let device = &bench.device();
+    for Case { name, heads, queries, keys, mask, peer_mask, pairs } in cases() {
+        let shapes = [queries, keys, keys].map(|length| [BATCH, heads, length, HEAD_DIM]);
+        let values = shapes.map(|shape| numbers::<T>(shape.iter().product()));
+        let operands = [0, 1, 2].map(|operand| Operand {
+            name: ["q", "k", "v"][operand],
+            shape: &shapes[operand],
+            values: &values[operand],
+        });
+        bench.pytorch.prepare(json!({"task": "attention", "mask": peer_mask}), &operands);
+        let [q, k, v] = [0, 1, 2].map(|operand| {
+            Tensor::from_slice(device, &shapes[operand], &values[operand]).expect("room for an operand")
+        });
+        let options = Options::new(1.0 / (HEAD_DIM as f32).sqrt()).mask(mask);
+        let task = Task {
+            name: format!("{} {name} {queries} x {keys}, {heads} heads", T::DTYPE),
+            bytes: (BATCH * heads * HEAD_DIM * 2 * (queries + keys) * T::DTYPE.bytes()) as f64,
+            operations: (4 * BATCH * heads * pairs * HEAD_DIM) as f64,
+        };
+        let ours = || {
+            std::hint::black_box(attention::attention(&q, &k, &v, &options).expect("shapes that fit"));
+        };
+        bench.compare::<T>(task, ours, &mut []);
+    }
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let mut bench = Bench::new("attention")?;
+    compare::<f32>(&mut bench);
+    compare::<bf16>(&mut bench);
+    Ok(bench.finish()?)
+}

@@ -1,0 +1,119 @@
+//! PyTorch in another process: it is told a task, then runs it whenever it is its turn.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use serde_json::{Value, json};
+use smalti::Float;
+
+/// A tensor that both get.
+#[derive(Debug, Clone, Copy)]
+pub struct Operand<'a, T> {
+    /// Its name in the task.
+    pub name: &'a str,
+    /// The length of each axis.
+    pub shape: &'a [usize],
+    /// Row-major.
+    pub values: &'a [T],
+}
+
+/// The other process, or why there is none.
+#[derive(Debug)]
+pub struct Peer(Result<Process, String>);
+
+#[derive(Debug)]
+struct Process {
+    child: Child,
+    to: ChildStdin,
+    from: BufReader<ChildStdout>,
+    name: String,
+    folder: tempfile::TempDir,
+}
+
+impl Peer {
+    /// Starts `bench/peers/pytorch.py` with the Python that `SMALTI_PYTHON` names.
+    #[must_use]
+    pub fn pytorch(threads: usize) -> Self {
+        let python = std::env::var_os("SMALTI_PYTHON").ok_or_else(|| "SMALTI_PYTHON is not set".to_owned());
+        Self(python.and_then(|python| Process::start(Path::new(&python), threads).map_err(|error| error.to_string())))
+    }
+
+    /// Its name and version, or that it is absent and why.
+    #[must_use]
+    pub fn name(&self) -> String {
+        match &self.0 {
+            Ok(process) => process.name.clone(),
+            Err(reason) => format!("PyTorch is absent: {reason}"),
+        }
+    }
+
+    /// Tells it the next task, and has it run once. What fails here is reported as absent from then on.
+    pub fn prepare<T: Float>(&mut self, mut task: Value, operands: &[Operand<'_, T>]) {
+        let Ok(process) = &mut self.0 else { return };
+        let told = (|| {
+            for operand in operands {
+                let path = process.folder.path().join(operand.name);
+                std::fs::write(&path, bytemuck::cast_slice(operand.values))?;
+                task[operand.name] = json!({"path": path, "shape": operand.shape, "dtype": T::DTYPE.name()});
+            }
+            process.ask(&task)
+        })();
+        if let Err(error) = told {
+            self.0 = Err(error.to_string());
+        }
+    }
+
+    /// Runs the task and returns its seconds by the peer's own clock.
+    pub fn run(&mut self) -> Option<f64> {
+        let process = self.0.as_mut().ok()?;
+        match process.ask(&json!("run")) {
+            Ok(answer) => answer.as_f64(),
+            Err(error) => {
+                self.0 = Err(error.to_string());
+                None
+            }
+        }
+    }
+}
+
+impl Process {
+    fn start(python: &Path, threads: usize) -> std::io::Result<Self> {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/pytorch.py");
+        let mut command = Command::new(python);
+        command.arg(script).arg(threads.to_string()).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn()?;
+        let missing = || std::io::Error::other("no pipe to the peer");
+        let to = child.stdin.take().ok_or_else(missing)?;
+        let from = BufReader::new(child.stdout.take().ok_or_else(missing)?);
+        let mut process = Self { child, to, from, name: String::new(), folder: tempfile::tempdir()? };
+        process.name = process.answer()?.as_str().unwrap_or("PyTorch").to_owned();
+        Ok(process)
+    }
+
+    fn ask(&mut self, question: &Value) -> std::io::Result<Value> {
+        writeln!(self.to, "{question}")?;
+        self.to.flush()?;
+        self.answer()
+    }
+
+    fn answer(&mut self) -> std::io::Result<Value> {
+        let mut line = String::new();
+        if self.from.read_line(&mut line)? == 0 {
+            return Err(std::io::Error::other("the peer ended"));
+        }
+        let answer: Value = serde_json::from_str(&line)?;
+        match answer.get("error") {
+            Some(error) => Err(std::io::Error::other(error.to_string())),
+            None => Ok(answer),
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,143 @@
+//! The report: a file per bench, and all that are there together as a table.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::{Ceilings, Rated, Task};
+
+/// Memory of a process, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct Memory {
+    /// The most that it held.
+    pub peak: u64,
+    /// What it cannot do without: weights and caches.
+    pub needed: u64,
+}
+
+/// One line of the report.
+#[derive(Debug, Clone)]
+pub struct Row {
+    /// What was run.
+    pub task: Task,
+    /// Seconds that ours took.
+    pub seconds: f64,
+    /// Those who took turns with it.
+    pub peers: Vec<Rated>,
+    /// Operations of the product ceiling in a second.
+    pub product_ceiling: f64,
+    /// Where it was measured.
+    pub memory: Option<Memory>,
+}
+
+impl Row {
+    /// Seconds below which this machine cannot come: the longer of moving the bytes and doing the operations.
+    #[must_use]
+    pub fn floor(&self, ceilings: &Ceilings) -> f64 {
+        (self.task.bytes / ceilings.read).max(self.task.operations / self.product_ceiling)
+    }
+
+    fn json(&self, ceilings: &Ceilings) -> Value {
+        let Self { task, seconds, .. } = self;
+        let peer = |peer: &Rated| json!({"name": peer.name, "seconds": peer.seconds, "ratio": peer.ratio});
+        let memory = |memory: Memory| json!({"peak": memory.peak, "needed": memory.needed});
+        json!({
+            "name": task.name,
+            "seconds": seconds,
+            "bytes": task.bytes,
+            "operations": task.operations,
+            "gigabytes_per_second": task.bytes / seconds / 1e9,
+            "gigaflops": task.operations / seconds / 1e9,
+            "floor_seconds": self.floor(ceilings),
+            "share_of_floor": self.floor(ceilings) / seconds,
+            "peers": self.peers.iter().map(peer).collect::<Vec<_>>(),
+            "memory": self.memory.map(memory),
+        })
+    }
+}
+
+/// Writes `target/report/FAMILY.json`, then `report.json` and `report.md` of all families there; prints this one.
+///
+/// # Errors
+/// If the folder cannot be written.
+pub fn write(family: &str, device: &str, peers: &[String], ceilings: &Ceilings, rows: &[Row]) -> std::io::Result<()> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/report");
+    std::fs::create_dir_all(&folder)?;
+    let own = json!({
+        "family": family,
+        "device": device,
+        "peers": peers,
+        "ceilings": {
+            "read_gigabytes": ceilings.read / 1e9,
+            "copy_gigabytes": ceilings.copy / 1e9,
+            "f32_gigaflops": ceilings.f32 / 1e9,
+            "bf16_gigaflops": ceilings.bf16 / 1e9,
+        },
+        "rows": rows.iter().map(|row| row.json(ceilings)).collect::<Vec<_>>(),
+    });
+    std::fs::write(folder.join(format!("{family}.json")), format!("{own:#}\n"))?;
+    println!("{}", table(&own));
+    let mut families = Vec::new();
+    let mut paths: Vec<_> = std::fs::read_dir(&folder)?.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    paths.sort();
+    for path in paths {
+        let is_family = path.extension().is_some_and(|kind| kind == "json") && !path.ends_with("report.json");
+        if is_family && let Ok(family) = serde_json::from_slice::<Value>(&std::fs::read(&path)?) {
+            families.push(family);
+        }
+    }
+    let tables: Vec<_> = families.iter().map(table).collect();
+    std::fs::write(folder.join("report.md"), format!("# Benches\n\n{}", tables.join("\n")))?;
+    std::fs::write(folder.join("report.json"), format!("{:#}\n", Value::from(families)))
+}
+
+fn table(family: &Value) -> String {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let number = |value: &Value, digits: usize| match value.as_f64() {
+        Some(number) => format!("{number:.digits$}"),
+        None => "-".to_owned(),
+    };
+    let scaled = |value: &Value, factor: f64, digits: usize| match value.as_f64() {
+        Some(number) => format!("{:.digits$}", number * factor),
+        None => "-".to_owned(),
+    };
+    let list = |value: &Value| value.as_array().into_iter().flatten().cloned().collect::<Vec<_>>();
+    let peers: Vec<_> = list(&family["peers"]).iter().map(text).collect();
+    let ceilings = &family["ceilings"];
+    let mut out = format!(
+        "## {}\n\nOn {}; peers: {}. Ceilings: read {} GB/s, copy {} GB/s, f32 {} GFLOP/s, bf16 {} GFLOP/s.\n\n",
+        text(&family["family"]),
+        text(&family["device"]),
+        peers.join("; "),
+        number(&ceilings["read_gigabytes"], 1),
+        number(&ceilings["copy_gigabytes"], 1),
+        number(&ceilings["f32_gigaflops"], 0),
+        number(&ceilings["bf16_gigaflops"], 0),
+    );
+    out.push_str("| what | ms | floor ms | of floor | GB/s | GFLOP/s | times a peer's speed | peak MB (needed) |\n");
+    out.push_str("|------|---:|---------:|---------:|-----:|--------:|----------------------|-----------------:|\n");
+    for row in list(&family["rows"]) {
+        let peer = |peer: &Value| {
+            let (name, ms, ratio) = (text(&peer["name"]), scaled(&peer["seconds"], 1e3, 3), number(&peer["ratio"], 2));
+            format!("{ratio} {name} ({ms} ms)")
+        };
+        let peers: Vec<_> = list(&row["peers"]).iter().map(peer).collect();
+        let memory = &row["memory"];
+        // Writing to a String does not fail.
+        let _ = writeln!(
+            out,
+            "| {} | {} | {} | {} | {} | {} | {} | {} ({}) |",
+            text(&row["name"]),
+            scaled(&row["seconds"], 1e3, 3),
+            scaled(&row["floor_seconds"], 1e3, 3),
+            number(&row["share_of_floor"], 2),
+            number(&row["gigabytes_per_second"], 1),
+            number(&row["gigaflops"], 0),
+            peers.join(", "),
+            scaled(&memory["peak"], 1e-6, 0),
+            scaled(&memory["needed"], 1e-6, 0),
+        );
+    }
+    out
+}
