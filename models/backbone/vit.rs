@@ -57,6 +57,12 @@ impl Linear {
         Ok(Self(weight, bias))
     }
 
+    /// How many channels it gives.
+    #[must_use]
+    pub fn outputs(&self) -> usize {
+        self.0.shape()[0]
+    }
+
     /// The layer's output.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! Pixels to codes and back.
 
 pub mod autoencoder;
+pub mod bits;
 pub mod kl;
 pub mod maskgit;
 pub mod multi_scale;

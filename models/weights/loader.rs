@@ -186,6 +186,12 @@ impl Notes {
         self.problems.borrow_mut().push(problem);
     }
 
+    /// Whether nothing has been noted.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.problems.borrow().is_empty()
+    }
+
     /// Ends a load: every problem, and every tensor that nothing asked for, is listed in one error. Names that end
     /// with one of `ignored` may go unused: buffers that official files carry and inference does not need.
     ///

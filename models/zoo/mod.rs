@@ -6,6 +6,7 @@ pub mod codes;
 pub mod dar_diffusion;
 pub mod flexvar;
 pub mod hmar;
+pub mod infinity;
 pub mod larp;
 pub mod llamagen;
 pub mod lpd;
@@ -37,6 +38,9 @@ pub fn load<T: Float>(checkpoint: &Checkpoint, device: &Device) -> Result<Box<dy
     let request = |reason: String| Err(Error::Request(format!("{}: {reason}", checkpoint.name())));
     let tokenizer = checkpoint.names().any(|name| name.starts_with("vq.") || name.starts_with("vae."));
     match checkpoint.system() {
+        Some("infinity") => {
+            request("draws from features of a text: zoo::infinity::Infinity::generate takes them".to_owned())
+        }
         Some(_) if !tokenizer => request("holds a transformer without its tokenizer: give that file too".to_owned()),
         Some("arpg") => Ok(Box::new(InDtype::<T, _>::new(arpg::Arpg::load(checkpoint, device)?))),
         Some("dar_diffusion") => {

@@ -93,6 +93,14 @@ pub const SYSTEMS: &[System] = &[
         passes: "14 of 10 scales",
     },
     System {
+        name: "infinity",
+        paper: "arXiv:2412.04431",
+        parts: "bits at every scale, AdaLN with attention to a text, scale by scale, self-correction",
+        condition: "caption features",
+        runs: Runs::Tokens,
+        passes: "one per scale, 13",
+    },
+    System {
         name: "larp",
         paper: "arXiv:2410.21264",
         parts: "video codes of learned queries, Llama, sequential",

@@ -6,6 +6,7 @@ mod cascade;
 mod dar_diffusion;
 mod flexvar;
 mod hmar;
+mod infinity;
 mod larp;
 mod llamagen;
 mod lpd;
@@ -39,6 +40,7 @@ pub(super) fn run<T: Float>(system: &str, dump: &Dump<'_>) -> Result<Vec<Compute
         "dar_diffusion" => dar_diffusion::run::<T>(dump),
         "flexvar" => flexvar::run::<T>(dump),
         "hmar" => hmar::run::<T>(dump),
+        "infinity" => infinity::run::<T>(dump),
         "larp" => larp::run::<T>(dump),
         "llamagen" => llamagen::run::<T>(dump),
         "lpd" => lpd::run::<T>(dump),
