@@ -57,17 +57,44 @@ pub struct Prepared {
     #[cfg_attr(not(any(feature = "cpu", feature = "cuda", feature = "wgpu")), allow(dead_code))]
     pub(super) compiled: Compiled,
     /// [`Compiled::words`] on the device it was prepared for, if that is a GPU.
-    #[cfg_attr(not(feature = "wgpu"), allow(dead_code))]
+    #[cfg_attr(not(any(feature = "cuda", feature = "wgpu")), allow(dead_code))]
     pub(super) words: Option<Tensor<u32>>,
 }
 
 /// A compiled mask that is used now: made for this call or before it.
+#[cfg(any(feature = "cpu", feature = "cuda", feature = "wgpu"))]
 #[derive(Debug)]
 pub(crate) enum Plan<'a> {
     Made(Box<Compiled>),
     Before(&'a Prepared),
 }
 
+/// Which keys the queries see, apart from a given mask, as kernels read it from an operand of theirs.
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+#[derive(Debug, Clone, Copy)]
+pub enum Visible<Operand> {
+    /// All see the same keys: the first, and one past the last.
+    Same([u32; 2]),
+    /// What [`Compiled::words`] gives: u32, contiguous.
+    Words {
+        /// The words.
+        words: Operand,
+        /// [`Compiled::batches`].
+        batches: usize,
+        /// How many tiles are visited, if there are tiles.
+        entries: Option<usize>,
+    },
+}
+
+/// Where [`Compiled::words`] has the starts, the entries and the bits.
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+pub(super) fn words_at(q_len: usize, batches: usize, entries: usize) -> [usize; 3] {
+    let starts = 2 * q_len * batches;
+    let first_entry = starts + q_len.div_ceil(BLOCK) * batches + 1;
+    [starts, first_entry, first_entry + 2 * entries]
+}
+
+#[cfg(any(feature = "cpu", feature = "cuda", feature = "wgpu"))]
 impl Plan<'_> {
     pub(crate) fn compiled(&self) -> &Compiled {
         match self {
@@ -76,16 +103,20 @@ impl Plan<'_> {
         }
     }
 
-    /// [`Compiled::words`] on a GPU.
-    #[cfg_attr(not(feature = "wgpu"), allow(dead_code))]
-    pub(crate) fn words(&self, device: &Device) -> Result<Tensor<u32>> {
+    /// [`Compiled::words`] on a GPU; absent if all queries see the same range.
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
+    pub(crate) fn words(&self, device: &Device) -> Result<Option<Tensor<u32>>> {
+        let compiled = self.compiled();
+        if compiled.tiles.is_none() && compiled.ranges.iter().all(|range| *range == compiled.first()) {
+            return Ok(None);
+        }
         if let Self::Before(Prepared { words: Some(words), .. }) = self
             && words.device().same(device)
         {
-            return Ok(words.clone());
+            return Ok(Some(words.clone()));
         }
-        let words = self.compiled().words();
-        Tensor::from_vec(device, &[words.len()], words)
+        let words = compiled.words();
+        Tensor::from_vec(device, &[words.len()], words).map(Some)
     }
 }
 
@@ -95,6 +126,19 @@ impl Compiled {
     pub fn range(&self, lengths: Lengths, batch: usize, query: usize) -> [usize; 2] {
         let batch = if self.batches == 1 { 0 } else { batch };
         self.ranges[batch * lengths.q_len + query].map(|key| key as usize)
+    }
+
+    /// The range of the first query.
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
+    fn first(&self) -> [u32; 2] {
+        self.ranges.first().copied().unwrap_or([0, 0])
+    }
+
+    /// What kernels take, with [`Plan::words`] as an operand of theirs.
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
+    pub(crate) fn visible<Operand>(&self, words: Option<Operand>) -> Visible<Operand> {
+        let entries = self.tiles.as_ref().map(|tiles| tiles.entries.len());
+        words.map_or(Visible::Same(self.first()), |words| Visible::Words { words, batches: self.batches, entries })
     }
 
     /// The tiles that a block of queries visits, if ranges do not say it all.
@@ -127,30 +171,6 @@ impl Compiled {
             words.extend(tiles.bits.iter().flat_map(|bits| [*bits as u32, (bits >> 32) as u32]));
         }
         words
-    }
-
-    /// All that tiles and a given mask hide, as one given mask: for kernels that read no tiles.
-    #[cfg(feature = "cuda")]
-    pub(crate) fn hidden(&self, device: &Device, lengths: Lengths) -> Result<Option<Tensor<u8>>> {
-        let Lengths { batch, q_len, k_len } = lengths;
-        if self.tiles.is_none() {
-            return Ok(self.given.clone());
-        }
-        let mut bytes = match &self.given {
-            Some(given) => given.to_vec()?,
-            None => vec![1; batch * q_len * k_len],
-        };
-        for (row, bytes) in bytes.chunks_mut(k_len.max(1)).enumerate() {
-            let (entry, query) = (row / q_len, row % q_len);
-            let mut seen = vec![0; k_len.div_ceil(TILE)];
-            for tile in self.block(lengths, entry, query / BLOCK).unwrap_or_default() {
-                seen[tile.tile as usize] = self.word(*tile, query);
-            }
-            for (key, byte) in bytes.iter_mut().enumerate() {
-                *byte = u8::from(*byte != 0 && seen[key / TILE] >> (key % TILE) & 1 == 1);
-            }
-        }
-        Ok(Some(Tensor::from_vec(device, &[batch, q_len, k_len], bytes)?))
     }
 
     /// The share of pairs of a block and a tile that is visited.
@@ -205,7 +225,7 @@ impl Mask {
     }
 
     /// The mask for these lengths, which [`Mask::check`] has passed.
-    #[cfg_attr(not(any(feature = "cpu", feature = "cuda", feature = "wgpu")), allow(dead_code))]
+    #[cfg(any(feature = "cpu", feature = "cuda", feature = "wgpu"))]
     pub(crate) fn plan(&self, op: &'static str, lengths: Lengths) -> Result<Plan<'_>> {
         match self {
             Self::Prepared(prepared) if prepared.lengths == lengths => Ok(Plan::Before(prepared)),

@@ -1,20 +1,12 @@
 //! Launchers of the PTX kernels.
 
-use super::{MAX_HEAD_DIM, Scoring};
+use super::compiled::words_at;
+use super::{MAX_HEAD_DIM, Scoring, Visible, compiled};
 use crate::backend::cuda::{Argument, Operand, Stream, aligned, blocks, dense, dense_or_absent, rows_launch, to_u32};
 use crate::{Dtype, Error, Result};
 
 /// Threads of a block where each has an element.
 const BLOCK: u32 = 256;
-
-/// Which keys the queries see, apart from a given mask.
-#[derive(Debug, Clone, Copy)]
-pub enum Ranges<'a> {
-    /// All see the same keys: the first, and one past the last.
-    Same([u32; 2]),
-    /// Such a pair per query: u32, `[1 or batch, q_len, 2]`, contiguous.
-    Each(Operand<'a>),
-}
 
 /// [`super::attention`] over operands whose last axis is dense. `bias` is broadcast to `[batch, heads, q_len,
 /// k_len]`, `given` to `[batch, q_len, k_len]`. `y` and `lse` are contiguous.
@@ -29,7 +21,7 @@ pub fn attention(
     v: Operand<'_>,
     scoring: Scoring,
     bias: Option<Operand<'_>>,
-    ranges: Ranges<'_>,
+    visible: Visible<Operand<'_>>,
     given: Option<Operand<'_>>,
     y: Operand<'_>,
     lse: Option<Operand<'_>>,
@@ -41,13 +33,18 @@ pub fn attention(
     if !(1..=MAX_HEAD_DIM).contains(&head_dim) {
         return Err(Error::shape(OP, "q", q.shape(), format!("a head_dim of 1 to {MAX_HEAD_DIM}")));
     }
-    let (ranges, ranges_stride, [first_key, end_key]) = match ranges {
-        Ranges::Same(range) => (Argument::Address(0), 0, range),
-        Ranges::Each(ranges) => {
-            let stride = if ranges.shape().first() == Some(&1) { 0 } else { q_len };
-            (dense(OP, "ranges", ranges)?, to_u32(OP, "ranges", stride)?, [0, 0])
+    let absent = Argument::Address(0);
+    let ([ranges, starts, entries, bits], batches, [first_key, end_key]) = match visible {
+        Visible::Same(range) => ([absent; 4], 1, range),
+        Visible::Words { words, batches, entries } => {
+            dense(OP, "mask", words)?;
+            let at = |word: usize| Argument::Address(words.address() + 4 * word as u64);
+            let listed = entries.map(|entries| words_at(q_len, batches, entries).map(at));
+            let [starts, entries, bits] = listed.unwrap_or([absent; 3]);
+            ([at(0), starts, entries, bits], batches, [0, 0])
         }
     };
+    let of_each = |count: usize| if batches == 1 { Ok(0) } else { to_u32(OP, "mask", count) };
     let address = |operand: Option<Operand<'_>>| Argument::Address(operand.map_or(0, |operand| operand.address()));
     let [q_strides, k_strides, v_strides] = [rows("q", q)?, rows("k", k)?, rows("v", v)?];
     let bias_strides = bias.map_or(Ok([0; 4]), |bias| strides("bias", bias))?;
@@ -58,6 +55,9 @@ pub fn attention(
         address(Some(v)),
         address(bias),
         ranges,
+        starts,
+        entries,
+        bits,
         address(given),
         dense(OP, "y", y)?,
         dense_or_absent(OP, "lse", lse)?,
@@ -66,7 +66,8 @@ pub fn attention(
         Argument::Words(&v_strides),
         Argument::Words(&bias_strides),
         Argument::Words(&given_strides),
-        Argument::U32(ranges_stride),
+        Argument::U32(of_each(q_len)?),
+        Argument::U32(of_each(q_len.div_ceil(compiled::BLOCK))?),
         Argument::U32(to_u32(OP, "q", heads)?),
         Argument::U32(to_u32(OP, "q", (heads / kv_heads.max(1)).max(1))?),
         Argument::U32(to_u32(OP, "q", q_len)?),

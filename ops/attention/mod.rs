@@ -18,6 +18,8 @@ pub mod wgpu;
 
 pub use axial::{Along, axial};
 pub use cache::KvCache;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+pub use compiled::Visible;
 pub use compiled::{BLOCK, Compiled, Entry, Prepared, TILE, Tiles};
 pub use mask::{Align, Bits, Lengths, Mask, ScalesKind};
 pub use merge::merge;
@@ -195,38 +197,19 @@ pub fn attention<T: Float>(q: &Tensor<T>, k: &Tensor<T>, v: &Tensor<T>, options:
         #[cfg(feature = "cuda")]
         Handle::Cuda(cuda) => {
             let plan = options.mask.plan(OP, lengths)?;
-            let mask = plan.compiled();
-            let given = mask.hidden(device, lengths)?;
-            let first = mask.ranges.first().copied().unwrap_or([0, 0]);
-            let ranges = match mask.ranges.iter().all(|range| *range == first) {
-                true => None,
-                false => {
-                    let pairs = mask.ranges.concat();
-                    Some(Tensor::<u32>::from_vec(device, &[mask.batches, q_len, 2], pairs)?)
-                }
-            };
-            let ranges =
-                ranges.as_ref().map_or(cuda::Ranges::Same(first), |ranges| cuda::Ranges::Each(ranges.cuda_operand()));
-            let (bias, given) = (bias.as_ref().map(Tensor::cuda_operand), given.as_ref().map(Tensor::cuda_operand));
+            let (mask, words) = (plan.compiled(), plan.words(device)?);
+            let visible = mask.visible(words.as_ref().map(Tensor::cuda_operand));
+            let (bias, given) =
+                (bias.as_ref().map(Tensor::cuda_operand), mask.given.as_ref().map(Tensor::cuda_operand));
             let (q, k, v) = (q.cuda_operand(), k.cuda_operand(), v.cuda_operand());
             let (y, lse) = (y.cuda_operand(), options.lse.then(|| lse.cuda_operand()));
-            cuda::attention(&cuda.stream(), q, k, v, scoring, bias, ranges, given, y, lse)?;
+            cuda::attention(&cuda.stream(), q, k, v, scoring, bias, visible, given, y, lse)?;
         }
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(_) => {
             let plan = options.mask.plan(OP, lengths)?;
-            let mask = plan.compiled();
-            let first = mask.ranges.first().copied().unwrap_or([0, 0]);
-            let words = match mask.tiles.is_none() && mask.ranges.iter().all(|range| *range == first) {
-                true => None,
-                false => Some(plan.words(device)?),
-            };
-            let entries = mask.tiles.as_ref().map(|tiles| tiles.entries.len());
-            let visible = words.as_ref().map_or(wgpu::Visible::Same(first), |words| wgpu::Visible::Words {
-                words: words.operand(),
-                batches: mask.batches,
-                entries,
-            });
+            let (mask, words) = (plan.compiled(), plan.words(device)?);
+            let visible = mask.visible(words.as_ref().map(Tensor::operand));
             let beside = bias.as_ref().map_or(wgpu::Beside::Nothing, |bias| wgpu::Beside::Bias(bias.operand()));
             y = on_wgpu(&q, &k, &v, k_len, scoring, beside, visible, mask.given.as_ref(), &lse)?;
         }
@@ -243,7 +226,7 @@ fn on_wgpu<T: Float>(
     k_len: usize,
     scoring: Scoring,
     beside: wgpu::Beside<'_>,
-    visible: wgpu::Visible<'_>,
+    visible: Visible<crate::backend::wgpu::Operand<'_>>,
     given: Option<&Tensor<u8>>,
     lse: &Tensor<f32>,
 ) -> Result<Tensor<T>> {

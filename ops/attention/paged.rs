@@ -117,8 +117,9 @@ pub fn paged<T: Float>(
                 Ok(dense)
             };
             let (k, v) = (gather(&k)?, gather(&v)?);
-            let ranges = Tensor::<u32>::from_vec(device, &[batch, q_len, 2], mask.ranges.concat())?;
-            let visible = cuda::Ranges::Each(ranges.cuda_operand());
+            let words = mask.words();
+            let words = Tensor::from_vec(device, &[words.len()], words)?;
+            let visible = mask.visible(Some(words.cuda_operand()));
             let (k, v) = (k.cuda_operand(), v.cuda_operand());
             let (y, lse) = (y.cuda_operand(), Some(lse.cuda_operand()));
             cuda::attention(&stream, q.cuda_operand(), k, v, scoring, None, visible, None, y, lse)?;
@@ -128,7 +129,7 @@ pub fn paged<T: Float>(
             let words = mask.words();
             let words = Tensor::from_vec(device, &[words.len()], words)?;
             let pages = table.on(device)?;
-            let visible = wgpu::Visible::Words { words: words.operand(), batches: batch, entries: None };
+            let visible = mask.visible(Some(words.operand()));
             let (k, v) = (k.permute(&[0, 2, 1, 3])?, v.permute(&[0, 2, 1, 3])?);
             let beside = wgpu::Beside::Pages(pages.operand());
             y = super::on_wgpu(&q, &k, &v, most, scoring, beside, visible, None, &lse)?;

@@ -1,6 +1,7 @@
 //! Launchers of the WGSL kernels.
 
-use super::{BLOCK, MAX_HEAD_DIM, Scoring};
+use super::compiled::words_at;
+use super::{BLOCK, MAX_HEAD_DIM, Scoring, Visible};
 use crate::backend::wgpu::{Operand, Recorder, dense_offset, fold, output_offset, params, to_u32};
 use crate::{Dtype, Error, Result};
 
@@ -66,22 +67,6 @@ params! {
     }
 }
 
-/// Which keys the queries see, apart from a given mask.
-#[derive(Debug, Clone, Copy)]
-pub enum Visible<'a> {
-    /// All see the same keys: the first, and one past the last.
-    Same([u32; 2]),
-    /// What [`Compiled::words`](super::Compiled::words) gives: u32, contiguous.
-    Words {
-        /// The words.
-        words: Operand<'a>,
-        /// [`Compiled::batches`](super::Compiled::batches).
-        batches: usize,
-        /// How many tiles are visited, if there are tiles.
-        entries: Option<usize>,
-    },
-}
-
 /// What the kernel reads beside queries, keys and values.
 #[derive(Debug, Clone, Copy)]
 pub enum Beside<'a> {
@@ -121,7 +106,7 @@ pub fn attention(
     v: Operand<'_>,
     scoring: Scoring,
     beside: Beside<'_>,
-    visible: Visible<'_>,
+    visible: Visible<Operand<'_>>,
     given: Option<Operand<'_>>,
     parts: Option<Operand<'_>>,
     y: Operand<'_>,
@@ -162,8 +147,7 @@ pub fn attention(
             (words.batches, words.entries) = (batches, entries.unwrap_or(0));
         }
     }
-    let starts_at = 2 * q_len * words.batches;
-    let entries_at = starts_at + blocks * words.batches + 1;
+    let [starts_at, entries_at, bits_at] = words_at(q_len, words.batches, words.entries);
     let of_each = |count: usize| if words.batches == 1 { Ok(0) } else { to_u32(OP, "mask", count) };
     let (bias_or_pages, keys) = match beside {
         Beside::Nothing => (None, ""),
@@ -201,7 +185,7 @@ pub fn attention(
         ranges_batch_stride: of_each(2 * q_len)?,
         starts_at: to_u32(OP, "mask", starts_at)?,
         entries_at: to_u32(OP, "mask", entries_at)?,
-        bits_at: to_u32(OP, "mask", entries_at + 2 * words.entries)?,
+        bits_at: to_u32(OP, "mask", bits_at)?,
         blocks_batch_stride: of_each(blocks)?,
         page_size: to_u32(OP, "k", page_size)?,
         segments: to_u32(OP, "parts", segments)?,

@@ -68,6 +68,12 @@ fn cases() -> Vec<Case> {
         case("markov previous", [1, 2, 2, 39, 39, 32], scales(ScalesKind::MarkovPrevious)),
         case("markov both", [1, 2, 2, 39, 39, 32], scales(ScalesKind::MarkovPreviousAndSelf)),
         case("bits", [2, 2, 2, 33, 70, 16], bits.clone()),
+        case("tiles", [2, 2, 1, 130, 330, 40], Mask::from_fn(130, 330, |i, j| (i / 16 + j / 64) % 3 != 1)),
+        case(
+            "parts of tiles",
+            [1, 1, 1, 130, 200, 200],
+            Mask::from_fn(130, 200, |i, j| i / 16 % 3 == j / 32 % 4 || i == j),
+        ),
         case("permuted", [1, 2, 2, 70, 70, 16], Mask::permuted(&order).unwrap()),
         case("grouped", [1, 2, 2, 70, 70, 16], Mask::grouped(&order, &[1, 2, 30, 0, 37]).unwrap()),
         case("query stream", [1, 2, 2, 140, 140, 8], Mask::two_stream(&steps)[1].clone()),

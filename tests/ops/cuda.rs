@@ -5,7 +5,8 @@
 use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, CudaStream, DevicePtr, sys};
-use smalti::{Backend, Device, Error, Layout, Tensor, copy, elementwise};
+use smalti::attention::{self, Mask, Options};
+use smalti::{Backend, Device, Error, Layout, Tensor, copy, elementwise, f16};
 
 use crate::common::devices;
 
@@ -132,4 +133,39 @@ fn warm_up_loads_every_kernel() {
 fn a_device_that_is_not_there_is_named() {
     let error = Device::open("cuda:99").unwrap_err().to_string();
     assert!(error.starts_with("device cuda:99 is not available: "), "{error}");
+}
+
+/// Runs itself again with a report of the emulator, which counts what each launch executed.
+#[test]
+fn attention_multiplies_only_the_tiles_that_its_mask_visits() {
+    const REPORT: &str = "CUDA_EMULATOR_REPORT";
+    let Some(device) = devices().iter().find(|device| device.backend() == Backend::Cuda) else { return };
+    if std::env::var_os(REPORT).is_some() {
+        let [q_len, k_len, head_dim] = [320, 640, 64];
+        let q = Tensor::<f16>::zeros(device, &[1, 1, q_len, head_dim]).unwrap();
+        let k = Tensor::<f16>::zeros(device, &[1, 1, k_len, head_dim]).unwrap();
+        // One tile in ten, for each 64 queries another.
+        let one_in_ten = Mask::from_fn(q_len, k_len, |i, j| (i / 64 + j / 64) % 10 == 0);
+        for mask in [Mask::Full, one_in_ten] {
+            attention::attention(&q, &k, &k, &Options::new(1.0).mask(mask)).unwrap().y.to_vec().unwrap();
+        }
+        return;
+    }
+    if !Device::list().iter().any(|info| info.backend == Backend::Cuda && info.software) {
+        println!("SKIPPED: a GPU does not count");
+        return;
+    }
+    let report = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("attention.json");
+    let _ = std::fs::remove_file(&report);
+    let test = "cuda::attention_multiplies_only_the_tiles_that_its_mask_visits";
+    let mut this = std::process::Command::new(std::env::current_exe().unwrap());
+    let output = this.args(["--exact", test]).env(REPORT, &report).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    let report = std::fs::read_to_string(&report).unwrap();
+    let launches = report.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let attention = launches.filter(|launch| launch["kernel"].as_str().unwrap().starts_with("attention_mma"));
+    let multiplied: Vec<u64> =
+        attention.map(|launch| launch["warp_instructions"]["matrix"].as_u64().unwrap()).collect();
+    assert_eq!(multiplied.len(), 2, "{report}");
+    assert_eq!(multiplied[0], 10 * multiplied[1], "{report}");
 }
