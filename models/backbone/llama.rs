@@ -45,23 +45,26 @@ pub struct FeedForward {
     norm_eps: f32,
     w1: Weight,
     w2: Weight,
-    w3: Weight,
+    /// `w1` holds both where it is absent.
+    w3: Option<Weight>,
 }
 
 impl FeedForward {
-    /// Loads `ffn_norm` and `NAME.w1` to `NAME.w3` for `dim` channels.
+    /// Loads `ffn_norm` and `NAME.w1` to `NAME.w3` for `dim` channels; or `w3` is the lower half of `w1`.
     ///
     /// # Errors
     /// If the device has no room.
     pub fn load(loader: &Loader<'_>, name: &str, dim: usize, norm_eps: f32) -> Result<Self> {
         let at = loader.at(name);
-        let hidden = at.length("w1.weight", 0);
+        let rows = at.length("w1.weight", 0);
+        let both = !at.has("w3") && at.shape("w2.weight").is_some_and(|shape| shape.get(1) == Some(&(rows / 2)));
+        let hidden = if both { rows / 2 } else { rows };
         Ok(Self {
             norm: loader.vector("ffn_norm.weight", &[dim])?,
             norm_eps,
-            w1: at.weight("w1.weight", &[hidden, dim])?,
+            w1: at.weight("w1.weight", &[rows, dim])?,
             w2: at.weight("w2.weight", &[dim, hidden])?,
-            w3: at.weight("w3.weight", &[hidden, dim])?,
+            w3: if both { None } else { Some(at.weight("w3.weight", &[hidden, dim])?) },
         })
     }
 
@@ -72,10 +75,23 @@ impl FeedForward {
     pub fn run<T: Float>(&self, x: &Tensor<T>) -> Result<Tensor<T>> {
         let h = norm::rms_norm(x, Some(&self.norm), self.norm_eps)?;
         let gate = linear::linear(&h, &self.w1, None)?;
-        let up = linear::linear(&h, &self.w3, None)?;
-        let h = linear::linear(&activation::swiglu(&gate, &up)?, &self.w2, None)?;
+        let h = match &self.w3 {
+            Some(w3) => activation::swiglu(&gate, &linear::linear(&h, w3, None)?)?,
+            None => gated_by_half(&gate)?,
+        };
+        let h = linear::linear(&h, &self.w2, None)?;
         Ok(elementwise::add(x, &h)?)
     }
+}
+
+/// `silu(gate) * up` of `[.., gate up]`.
+///
+/// # Errors
+/// If the last axis is odd or the device fails.
+pub fn gated_by_half<T: Float>(both: &Tensor<T>) -> Result<Tensor<T>> {
+    let axis = both.shape().len().saturating_sub(1);
+    let hidden = both.shape().last().copied().unwrap_or(0) / 2;
+    Ok(activation::swiglu(&both.narrow(axis, 0, hidden)?, &both.narrow(axis, hidden, hidden)?)?)
 }
 
 /// A stack of Llama blocks.

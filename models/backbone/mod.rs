@@ -3,5 +3,6 @@
 pub mod adaln;
 pub mod condition;
 pub mod llama;
+pub mod masked;
 pub mod trunk;
 pub mod vit;

@@ -1,6 +1,7 @@
 //! From logits to settled places: guidance and draws, the same for every order.
 
 pub mod cascade;
+mod chance;
 mod sequential;
 
 use std::ops::ControlFlow;
@@ -10,6 +11,7 @@ use smalti::{Element, Float, Tensor, copy, rng};
 
 use crate::{Error, Result, Sampling};
 
+pub use chance::{Chance, OfPlaces};
 pub use sequential::{Network, sequential};
 
 /// Called after each step with the places settled so far and the guided logits that it drew from,

@@ -1,43 +1,22 @@
 //! The diffusion head: a small network that denoises one token, given the transformer's state there.
 //!
-//! Source: Li et al. 2024, arXiv:2406.11838, section 3.2; names from MAR's `diffloss.py`.
+//! Source: Li et al. 2024, arXiv:2406.11838, section 3.2.
 
 use smalti::diffusion::{self, NoiseCurve, NoiseSchedule};
-use smalti::{Device, Float, Tensor, activation, elementwise, norm, sample};
+use smalti::{Float, Tensor, sample};
 
-use crate::backbone::vit::{LayerNorm, Linear};
+use super::mlp::ModulatedMlp;
+use crate::Result;
 use crate::decode::Normals;
 use crate::weights::Loader;
-use crate::{Error, Result};
 
 /// Times the head was trained with.
 const TRAIN_STEPS: usize = 1000;
-/// Of every norm here.
-const EPS: f32 = 1e-6;
-/// Channels of a time before its network.
-const TIME_CHANNELS: usize = 256;
-
-struct Block {
-    norm: LayerNorm,
-    mlp: [Linear; 2],
-    modulation: Linear,
-}
 
 /// The network and its schedule.
 pub struct DiffusionHead {
-    channels: usize,
-    width: usize,
-    time: [Linear; 2],
-    condition: Linear,
-    input: Linear,
-    blocks: Vec<Block>,
-    last_modulation: Linear,
-    last: Linear,
+    network: ModulatedMlp,
     schedule: NoiseSchedule,
-}
-
-fn silu<T: Float>(x: &Tensor<T>) -> Result<Tensor<T>> {
-    Ok(activation::activation(x, activation::Activation::Silu)?)
 }
 
 impl DiffusionHead {
@@ -46,30 +25,8 @@ impl DiffusionHead {
     /// # Errors
     /// If the number of steps is not 1 to 1000 or the device has no room.
     pub fn load(loader: &Loader<'_>, steps: usize) -> Result<Self> {
-        let (width, channels) = (loader.length("input_proj.weight", 0), loader.length("input_proj.weight", 1));
-        let condition = loader.length("cond_embed.weight", 1);
-        let outputs = loader.length("final_layer.linear.weight", 0);
-        let square = |at: &Loader<'_>, name: &str| Linear::load(at, name, [width, width]);
-        let blocks = (0..loader.count("res_blocks")).map(|index| {
-            let at = loader.at("res_blocks").at(index);
-            Ok(Block {
-                norm: LayerNorm::load(&at, "in_ln", width, EPS)?,
-                mlp: [square(&at, "mlp.0")?, square(&at, "mlp.2")?],
-                modulation: Linear::load(&at, "adaLN_modulation.1", [3 * width, width])?,
-            })
-        });
         Ok(Self {
-            channels,
-            width,
-            time: [
-                Linear::load(loader, "time_embed.mlp.0", [width, TIME_CHANNELS])?,
-                square(loader, "time_embed.mlp.2")?,
-            ],
-            condition: Linear::load(loader, "cond_embed", [width, condition])?,
-            input: Linear::load(loader, "input_proj", [width, channels])?,
-            blocks: blocks.collect::<Result<_>>()?,
-            last_modulation: Linear::load(loader, "final_layer.adaLN_modulation.1", [2 * width, width])?,
-            last: Linear::load(loader, "final_layer.linear", [outputs, width])?,
+            network: ModulatedMlp::load(loader)?,
             schedule: NoiseSchedule::new(NoiseCurve::Cosine, TRAIN_STEPS, steps)?,
         })
     }
@@ -77,7 +34,7 @@ impl DiffusionHead {
     /// Channels of a token.
     #[must_use]
     pub fn channels(&self) -> usize {
-        self.channels
+        self.network.channels()
     }
 
     /// Noise and variance of tokens `x` (`[rows, channels]`) at `times` (one per row, or one) under the states `z`
@@ -86,26 +43,7 @@ impl DiffusionHead {
     /// # Errors
     /// If shapes do not fit or the device fails.
     pub fn run<T: Float>(&self, x: &Tensor<T>, times: &[f64], z: &Tensor<T>) -> Result<Tensor<T>> {
-        let rows = x.shape()[0];
-        let time = self.time[1].run(&silu(&self.time[0].run(&time_channels(x.device(), times)?)?)?)?;
-        let y = self.condition.run(z)?;
-        let y = silu(&elementwise::add(&y, &time)?)?;
-        let mut h = self.input.run(x)?.reshape(&[rows, 1, self.width])?;
-        let parts = |modulation: &Linear, count: usize| {
-            let all = modulation.run(&y)?.reshape(&[rows, count, 1, self.width])?;
-            let part = |index: usize| all.narrow(1, index, 1)?.reshape(&[rows, 1, self.width]);
-            (0..count).map(part).collect::<smalti::Result<Vec<_>>>().map_err(Error::from)
-        };
-        for block in &self.blocks {
-            let parts = parts(&block.modulation, 3)?;
-            let inner = norm::modulate(&block.norm.run(&h)?, &parts[1], &parts[0])?;
-            let inner = block.mlp[1].run(&silu(&block.mlp[0].run(&inner)?)?)?;
-            h = norm::gated_add(&h, &parts[2], &inner)?;
-        }
-        let parts = parts(&self.last_modulation, 2)?;
-        let h = norm::modulate(&norm::layer_norm(&h, None, None, EPS)?, &parts[1], &parts[0])?;
-        let y = self.last.run(&h)?;
-        Ok(y.reshape(&[rows, y.shape()[2]])?)
+        self.network.run(x, times, z)
     }
 
     /// Draws one token for each row of the states `z`: `[rows, channels]`. With a guidance `scale`, `z` holds as many
@@ -122,10 +60,11 @@ impl DiffusionHead {
     ) -> Result<Tensor<T>> {
         let all = z.shape()[0];
         let rows = if scale.is_some() { all / 2 } else { all };
+        let channels = self.channels();
         let mut next = || -> Result<Tensor<T>> {
-            let values = normals(rows, self.channels)?;
+            let values = normals(rows, channels)?;
             let values = values.into_iter().map(T::from_f64).collect();
-            Ok(Tensor::from_vec(z.device(), &[rows, self.channels], values)?)
+            Ok(Tensor::from_vec(z.device(), &[rows, channels], values)?)
         };
         let mut x = next()?;
         for level in self.schedule.levels().iter().rev() {
@@ -136,30 +75,14 @@ impl DiffusionHead {
                     let both = self.run(&crate::decode::twice(&x)?, &time, z)?;
                     // The noise is guided, the variance is the conditional one's.
                     let part = |row: usize, start: usize| -> Result<Tensor<T>> {
-                        Ok(both.narrow(0, row, rows)?.narrow(1, start, self.channels)?.contiguous()?)
+                        Ok(both.narrow(0, row, rows)?.narrow(1, start, channels)?.contiguous()?)
                     };
                     let noise = sample::guide(&part(0, 0)?, &part(rows, 0)?, scale, sample::Guidance::Scale)?;
-                    crate::decode::concatenate(&[&noise, &part(0, self.channels)?], 1)?
+                    crate::decode::concatenate(&[&noise, &part(0, channels)?], 1)?
                 }
             };
             x = diffusion::ddpm_step(&x, &model, &next()?, level, temperature)?.y;
         }
         Ok(x)
     }
-}
-
-/// Cosines, then sines, of times at geometrically spaced frequencies: `[times, 256]`.
-///
-/// # Errors
-/// If the device has no room.
-pub fn time_channels<T: Float>(device: &Device, times: &[f64]) -> Result<Tensor<T>> {
-    let half = TIME_CHANNELS / 2;
-    let angle = |time: f64, index: usize| time * (-(10_000f64.ln()) * index as f64 / half as f64).exp();
-    let row = |time: &f64| {
-        let angles: Vec<_> = (0..half).map(|index| angle(*time, index)).collect();
-        let sines = angles.iter().map(|angle| angle.sin());
-        angles.iter().map(|angle| angle.cos()).chain(sines).map(T::from_f64).collect::<Vec<_>>()
-    };
-    let values = times.iter().flat_map(row).collect();
-    Ok(Tensor::from_vec(device, &[times.len(), TIME_CHANNELS], values)?)
 }

@@ -122,6 +122,11 @@ impl Conv {
         Ok(Self { weight, bias, stride: 1, padding: Padding::same(kernel) })
     }
 
+    /// The same kernel at every `stride`-th place.
+    pub(crate) fn strided(self, stride: usize, padding: Padding) -> Self {
+        Self { stride, padding, ..self }
+    }
+
     /// How many channels it puts out.
     #[must_use]
     pub fn channels(&self) -> usize {

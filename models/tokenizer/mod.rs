@@ -5,4 +5,5 @@ pub mod bits;
 pub mod kl;
 pub mod maskgit;
 pub mod multi_scale;
+pub mod spherical;
 pub mod vq;

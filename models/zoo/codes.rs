@@ -179,3 +179,10 @@ impl<T: Float, M: DrawsCodes> Generator for InDtype<T, M> {
 pub(crate) fn go_on(flow: ControlFlow<()>) -> Result<()> {
     if flow.is_break() { Err(Error::Interrupted) } else { Ok(()) }
 }
+
+/// Pixels `[batch, 3, height, width]` of continuous tokens, picture by picture in host memory.
+pub(crate) fn to_planes<T: Float>(pixels: &Tensor<T>) -> Result<Drawn> {
+    let plane = pixels.elements() / pixels.shape()[0].max(1);
+    let values: Vec<f32> = pixels.to_vec()?.iter().map(|pixel| pixel.to_f32()).collect();
+    Ok(Drawn { tokens: Vec::new(), planes: values.chunks(plane.max(1)).map(<[f32]>::to_vec).collect() })
+}

@@ -1,5 +1,6 @@
 //! A file per system: its paper, its upstream code, and the parts it combines.
 
+pub mod arinar;
 pub mod arpg;
 pub mod axial;
 pub mod codes;
@@ -18,6 +19,7 @@ pub mod parseq;
 pub mod randar;
 pub mod rar;
 pub mod semaim;
+pub mod spherear;
 mod systems;
 pub mod var;
 
@@ -42,6 +44,7 @@ pub fn load<T: Float>(checkpoint: &Checkpoint, device: &Device) -> Result<Box<dy
             request("draws from features of a text: zoo::infinity::Infinity::generate takes them".to_owned())
         }
         Some(_) if !tokenizer => request("holds a transformer without its tokenizer: give that file too".to_owned()),
+        Some("arinar") => Ok(Box::new(arinar::Arinar::<T>::load(checkpoint, device)?)),
         Some("arpg") => Ok(Box::new(InDtype::<T, _>::new(arpg::Arpg::load(checkpoint, device)?))),
         Some("dar_diffusion") => {
             Ok(Box::new(InDtype::<T, _>::new(dar_diffusion::DarDiffusion::load(checkpoint, device)?)))
@@ -57,6 +60,7 @@ pub fn load<T: Float>(checkpoint: &Checkpoint, device: &Device) -> Result<Box<dy
         Some("par") => Ok(Box::new(InDtype::<T, _>::new(par::Par::load(checkpoint, device)?))),
         Some("randar") => Ok(Box::new(InDtype::<T, _>::new(randar::RandAr::load(checkpoint, device)?))),
         Some("rar") => Ok(Box::new(InDtype::<T, _>::new(rar::Rar::load(checkpoint, device)?))),
+        Some("spherear") => Ok(Box::new(spherear::SphereArIn::<T>::new(spherear::SphereAr::load(checkpoint, device)?))),
         Some("var") => Ok(Box::new(var::Var::<T>::load(checkpoint, device)?)),
         Some(other) => request(format!("system \"{other}\" is not known here")),
         None if tokenizer => request("holds a tokenizer without its transformer: give that file too".to_owned()),

@@ -45,6 +45,14 @@ pub struct System {
 /// Every system, in the order of their names.
 pub const SYSTEMS: &[System] = &[
     System {
+        name: "arinar",
+        paper: "arXiv:2503.02883",
+        parts: "KL autoencoder, ViT encoder and decoder, random order, value by value: mixture or flow head",
+        condition: "class",
+        runs: Runs::Pictures,
+        passes: "64 of n = 256",
+    },
+    System {
         name: "arpg",
         paper: "arXiv:2503.10568",
         parts: "VQ, Llama, position queries on a shared cache, random order, arccos groups",
@@ -187,6 +195,14 @@ pub const SYSTEMS: &[System] = &[
         condition: "none",
         runs: Runs::Conform,
         passes: "1",
+    },
+    System {
+        name: "spherear",
+        paper: "arXiv:2509.24335",
+        parts: "latents on a sphere, Llama, raster, causal, flow head",
+        condition: "class",
+        runs: Runs::Pictures,
+        passes: "256 of n = 256",
     },
     System {
         name: "var",

@@ -11,7 +11,7 @@ pub(super) fn run<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
     let model = Mar::load(&weights(dump)?, dump.device)?;
     let labels = dump.counts("labels")?;
     let masked: Vec<_> = dump.checkpoint.floats("in.plain_mask")?.iter().map(|masked| *masked != 0.0).collect();
-    let [encoder, decoder] = model.plain::<T>(&labels, &dump.tensor("plain_tokens")?, &masked)?;
+    let [encoder, decoder] = model.transformer().plain::<T>(&labels, &dump.tensor("plain_tokens")?, &masked)?;
     let times: Vec<_> = dump.counts("head_t")?.into_iter().map(f64::from).collect();
     let states = decoder.reshape(&[times.len(), decoder.shape()[2]])?;
     let head = model.head().run(&dump.tensor::<T>("head_x")?, &times, &states)?;

@@ -1,5 +1,6 @@
 //! Whole models: each system's inputs, run as its dump was.
 
+mod arinar;
 mod arpg;
 mod axial;
 mod cascade;
@@ -18,6 +19,7 @@ mod parseq;
 mod randar;
 mod rar;
 mod semaim;
+mod spherear;
 mod var;
 
 use std::ops::ControlFlow;
@@ -35,6 +37,7 @@ use crate::{Error, Result, Sampling};
 pub(super) fn run<T: Float>(system: &str, dump: &Dump<'_>) -> Result<Vec<Computed>> {
     match system {
         "axial" => axial::run::<T>(dump),
+        "arinar" => arinar::run::<T>(dump),
         "arpg" => arpg::run::<T>(dump),
         "cascade" => cascade::run(dump),
         "dar_diffusion" => dar_diffusion::run::<T>(dump),
@@ -52,6 +55,7 @@ pub(super) fn run<T: Float>(system: &str, dump: &Dump<'_>) -> Result<Vec<Compute
         "randar" => randar::run::<T>(dump),
         "rar" => rar::run::<T>(dump),
         "semaim" => semaim::run::<T>(dump),
+        "spherear" => spherear::run::<T>(dump),
         "var" => var::run::<T>(dump),
         other => Err(Error::Request(format!("{}: system \"{other}\" is not known here", dump.checkpoint.name()))),
     }

@@ -1,0 +1,120 @@
+//! The network of a continuous head: residual layers over one token, modulated by a time and the transformer's state there.
+//!
+//! Source: Li et al. 2024, arXiv:2406.11838, section 3.2 and appendix; names from MAR's `diffloss.py`.
+
+use smalti::{Device, Float, Tensor, activation, elementwise, norm};
+
+use crate::backbone::vit::{LayerNorm, Linear};
+use crate::weights::Loader;
+use crate::{Error, Result};
+
+/// Of every norm here.
+const EPS: f32 = 1e-6;
+/// Channels of a time before its network.
+const TIME_CHANNELS: usize = 256;
+
+struct Block {
+    norm: LayerNorm,
+    mlp: [Linear; 2],
+    modulation: Linear,
+}
+
+/// The network.
+pub struct ModulatedMlp {
+    channels: usize,
+    width: usize,
+    time: [Linear; 2],
+    condition: Linear,
+    input: Linear,
+    blocks: Vec<Block>,
+    last_modulation: Linear,
+    last: Linear,
+}
+
+fn silu<T: Float>(x: &Tensor<T>) -> Result<Tensor<T>> {
+    Ok(activation::activation(x, activation::Activation::Silu)?)
+}
+
+impl ModulatedMlp {
+    /// Loads the official names under the loader's prefix.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    pub fn load(loader: &Loader<'_>) -> Result<Self> {
+        let (width, channels) = (loader.length("input_proj.weight", 0), loader.length("input_proj.weight", 1));
+        let condition = loader.length("cond_embed.weight", 1);
+        let outputs = loader.length("final_layer.linear.weight", 0);
+        let square = |at: &Loader<'_>, name: &str| Linear::load(at, name, [width, width]);
+        let blocks = (0..loader.count("res_blocks")).map(|index| {
+            let at = loader.at("res_blocks").at(index);
+            Ok(Block {
+                norm: LayerNorm::load(&at, "in_ln", width, EPS)?,
+                mlp: [square(&at, "mlp.0")?, square(&at, "mlp.2")?],
+                modulation: Linear::load(&at, "adaLN_modulation.1", [3 * width, width])?,
+            })
+        });
+        Ok(Self {
+            channels,
+            width,
+            time: [
+                Linear::load(loader, "time_embed.mlp.0", [width, TIME_CHANNELS])?,
+                square(loader, "time_embed.mlp.2")?,
+            ],
+            condition: Linear::load(loader, "cond_embed", [width, condition])?,
+            input: Linear::load(loader, "input_proj", [width, channels])?,
+            blocks: blocks.collect::<Result<_>>()?,
+            last_modulation: Linear::load(loader, "final_layer.adaLN_modulation.1", [2 * width, width])?,
+            last: Linear::load(loader, "final_layer.linear", [outputs, width])?,
+        })
+    }
+
+    /// Values of a token.
+    #[must_use]
+    pub fn channels(&self) -> usize {
+        self.channels
+    }
+
+    /// What it predicts of tokens `x` (`[rows, channels]`) at `times` (one per row, or one) under the states `z`
+    /// (`[rows, dim]`): `[rows, outputs]`.
+    ///
+    /// # Errors
+    /// If shapes do not fit or the device fails.
+    pub fn run<T: Float>(&self, x: &Tensor<T>, times: &[f64], z: &Tensor<T>) -> Result<Tensor<T>> {
+        let rows = x.shape()[0];
+        let time = self.time[1].run(&silu(&self.time[0].run(&time_channels(x.device(), times)?)?)?)?;
+        let y = self.condition.run(z)?;
+        let y = silu(&elementwise::add(&y, &time)?)?;
+        let mut h = self.input.run(x)?.reshape(&[rows, 1, self.width])?;
+        let parts = |modulation: &Linear, count: usize| {
+            let all = modulation.run(&y)?.reshape(&[rows, count, 1, self.width])?;
+            let part = |index: usize| all.narrow(1, index, 1)?.reshape(&[rows, 1, self.width]);
+            (0..count).map(part).collect::<smalti::Result<Vec<_>>>().map_err(Error::from)
+        };
+        for block in &self.blocks {
+            let parts = parts(&block.modulation, 3)?;
+            let inner = norm::modulate(&block.norm.run(&h)?, &parts[1], &parts[0])?;
+            let inner = block.mlp[1].run(&silu(&block.mlp[0].run(&inner)?)?)?;
+            h = norm::gated_add(&h, &parts[2], &inner)?;
+        }
+        let parts = parts(&self.last_modulation, 2)?;
+        let h = norm::modulate(&norm::layer_norm(&h, None, None, EPS)?, &parts[1], &parts[0])?;
+        let y = self.last.run(&h)?;
+        Ok(y.reshape(&[rows, y.shape()[2]])?)
+    }
+}
+
+/// Cosines, then sines, of times at geometrically spaced frequencies: `[times, 256]`.
+///
+/// # Errors
+/// If the device has no room.
+pub fn time_channels<T: Float>(device: &Device, times: &[f64]) -> Result<Tensor<T>> {
+    let half = TIME_CHANNELS / 2;
+    let angle = |time: f64, index: usize| time * (-(10_000f64.ln()) * index as f64 / half as f64).exp();
+    let row = |time: &f64| {
+        let angles: Vec<_> = (0..half).map(|index| angle(*time, index)).collect();
+        let sines = angles.iter().map(|angle| angle.sin());
+        angles.iter().map(|angle| angle.cos()).chain(sines).map(T::from_f64).collect::<Vec<_>>()
+    };
+    let values = times.iter().flat_map(row).collect();
+    Ok(Tensor::from_vec(device, &[times.len(), TIME_CHANNELS], values)?)
+}
