@@ -2,15 +2,15 @@
 
 use super::Geometry;
 use crate::backend::cpu::Cpu;
+use crate::backend::simd::{self, Kernel, LANES, Simd};
 use crate::{Float, View, ViewMut};
 
-/// Output channels that share a pass over the input: with one vector of columns each, as many sums as hide the latency
-/// of a multiply-add.
+/// Output channels whose weights lie together, and that share a pass over the input where the registers hold their sums.
 const BLOCK: usize = 8;
-/// The same where there are few output channels, as in a last layer that makes pixels; two vectors of columns each.
+/// The same where there are few output channels, as in a last layer that makes pixels, or few registers.
 const FEW: usize = 4;
-/// Elements after the grid that a tile may read though none of its results are kept: two vectors, the widest there are.
-const SLACK: usize = 32;
+/// Elements after the grid that a tile may read though none of its results are kept: two vectors.
+const SLACK: usize = 2 * LANES;
 
 /// [`super::conv2d`] over contiguous operands.
 ///
@@ -44,7 +44,7 @@ pub fn conv2d<T: Float>(
         if let Some(bias) = bias {
             start.iter_mut().zip(&bias[*index * block..]).for_each(|(start, bias)| *start = *bias);
         }
-        pulp::Arch::new().dispatch(Task {
+        simd::dispatch(Task {
             padded: &padded,
             picture: *picture,
             weight: &packed[*index * block * taps..][..block * taps],
@@ -124,48 +124,61 @@ struct Task<'a> {
     sums: &'a mut [f32],
 }
 
-impl pulp::WithSimd for Task<'_> {
+impl Kernel for Task<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: pulp::Simd>(self, simd: S) {
-        match self.block {
-            FEW => self.tiles::<S, FEW, 2>(simd),
-            _ => self.tiles::<S, BLOCK, 1>(simd),
+    fn run<S: Simd>(self, simd: S) {
+        let narrow = self.padded.g.columns <= LANES;
+        match (self.block, S::MANY_REGISTERS) {
+            (FEW, true) => self.tiles::<S, FEW, FEW, 2>(simd),
+            (FEW, false) => self.tiles::<S, FEW, FEW, 1>(simd),
+            (_, true) if narrow => self.tiles::<S, BLOCK, BLOCK, 1>(simd),
+            (_, true) => self.tiles::<S, BLOCK, BLOCK, 2>(simd),
+            (_, false) => self.tiles::<S, BLOCK, FEW, 1>(simd),
         }
     }
 }
 
 impl Task<'_> {
+    /// Of a block of `ALL` channels, `CHANNELS` at a time.
     #[inline(always)]
-    fn tiles<S: pulp::Simd, const CHANNELS: usize, const VECTORS: usize>(self, simd: S) {
+    fn tiles<S: Simd, const ALL: usize, const CHANNELS: usize, const VECTORS: usize>(self, simd: S) {
         let Padded { data, g, row, phase, rows } = self.padded;
-        let width = S::F32_LANES * VECTORS;
-        for r in 0..g.rows {
-            for c in (0..g.columns).step_by(width) {
-                let mut sums: [[S::f32s; VECTORS]; CHANNELS] =
-                    std::array::from_fn(|channel| [simd.splat_f32s(self.bias[channel]); VECTORS]);
-                let mut weights = self.weight.chunks_exact(CHANNELS);
-                for i in 0..g.channels_in {
-                    for u in 0..g.kernel_height {
-                        let from_row = self.picture * rows + r * g.stride + u;
-                        let line = (from_row * g.channels_in + i) * row + c;
-                        for (v, weights) in weights.by_ref().take(g.kernel_width).enumerate() {
-                            let x = &data[line + v % g.stride * phase + v / g.stride..][..width];
-                            let x = S::as_simd_f32s(x).0;
-                            for (sums, weight) in sums.iter_mut().zip(weights) {
-                                let weight = simd.splat_f32s(*weight);
-                                for (sum, x) in sums.iter_mut().zip(x) {
-                                    *sum = simd.mul_add_e_f32s(*x, weight, *sum);
+        let width = LANES * VECTORS;
+        for (first, planes) in (0..ALL).step_by(CHANNELS).zip(self.sums.chunks_mut(CHANNELS * g.rows * g.columns)) {
+            for r in 0..g.rows {
+                for c in (0..g.columns).step_by(width) {
+                    let mut sums: [[S::F32s; VECTORS]; CHANNELS] =
+                        std::array::from_fn(|channel| [simd.splat(self.bias[first + channel]); VECTORS]);
+                    let mut weights = self.weight.chunks_exact(ALL);
+                    for i in 0..g.channels_in {
+                        for u in 0..g.kernel_height {
+                            let from_row = self.picture * rows + r * g.stride + u;
+                            let line = (from_row * g.channels_in + i) * row + c;
+                            for (v, weights) in weights.by_ref().take(g.kernel_width).enumerate() {
+                                let x = &data[line + v % g.stride * phase + v / g.stride..][..width];
+                                let (x, _) = x.as_chunks::<LANES>();
+                                let x: [S::F32s; VECTORS] = std::array::from_fn(|vector| simd.load(&x[vector]));
+                                let weights = &weights[first..first + CHANNELS];
+                                for channel in 0..CHANNELS {
+                                    let weight = simd.splat(weights[channel]);
+                                    for vector in 0..VECTORS {
+                                        let sum = &mut sums[channel][vector];
+                                        *sum = simd.mul_add(x[vector], weight, *sum);
+                                    }
                                 }
                             }
                         }
                     }
-                }
-                let kept = width.min(g.columns - c);
-                for (sums, plane) in sums.iter().zip(self.sums.chunks_mut(g.rows * g.columns)) {
-                    let sums: &[f32] = bytemuck::cast_slice(sums);
-                    plane[r * g.columns + c..][..kept].copy_from_slice(&sums[..kept]);
+                    let kept = width.min(g.columns - c);
+                    for (sums, plane) in sums.iter().zip(planes.chunks_mut(g.rows * g.columns)) {
+                        let mut lanes = [[0.0; LANES]; VECTORS];
+                        for (sum, lanes) in sums.iter().zip(&mut lanes) {
+                            simd.store(*sum, lanes);
+                        }
+                        plane[r * g.columns + c..][..kept].copy_from_slice(&lanes.as_flattened()[..kept]);
+                    }
                 }
             }
         }
