@@ -6,7 +6,7 @@ pub mod cuda;
 pub mod wgpu;
 
 use crate::device::Handle;
-use crate::{Element, Error, Float, Result, Tensor, View, ViewMut};
+use crate::{Element, Error, Float, Layout, Result, Tensor, View, ViewMut};
 
 /// Copies `x` into `y`, element by element, whatever the two layouts.
 ///
@@ -74,14 +74,17 @@ fn copy_elements<T: Element>(x: View<'_, T>, mut y: ViewMut<'_, T>) {
         return;
     }
     // Whole last axes where both are dense, since a slice copy is far faster than a walk.
-    let run = match (x.layout.strides().last(), y.layout.strides().last()) {
-        (Some(1), Some(1)) => x.shape()[x.shape().len() - 1],
+    let last = x.shape().len() - 1;
+    let run = match (x.layout.strides()[last], y.layout.strides()[last]) {
+        (1, 1) => x.shape()[last],
         _ => 1,
     };
     if run == 0 {
         return;
     }
-    for (from, to) in x.layout.indices().step_by(run).zip(y.layout.indices().step_by(run)) {
+    let starts = |layout: &Layout| layout.narrow(last, 0, if run > 1 { 1 } else { layout.shape()[last] });
+    let (from, to) = (starts(x.layout).expect("a part"), starts(y.layout).expect("a part"));
+    for (from, to) in from.indices().zip(to.indices()) {
         y.data[to..to + run].copy_from_slice(&x.data[from..from + run]);
     }
 }

@@ -107,8 +107,9 @@ pub fn softmax<T: Float>(cpu: &Cpu, x: View<'_, T>, channels: usize, mut y: View
 }
 
 /// [`super::modulate`] into a contiguous `y`.
-pub fn modulate<T: Float>(x: View<'_, T>, scale: View<'_, T>, shift: View<'_, T>, y: ViewMut<'_, T>) {
+pub fn modulate<T: Float>(cpu: &Cpu, x: View<'_, T>, scale: View<'_, T>, shift: View<'_, T>, y: ViewMut<'_, T>) {
     combine(
+        cpu,
         x,
         scale,
         shift,
@@ -119,8 +120,9 @@ pub fn modulate<T: Float>(x: View<'_, T>, scale: View<'_, T>, shift: View<'_, T>
 }
 
 /// [`super::gated_add`] into a contiguous `y`.
-pub fn gated_add<T: Float>(x: View<'_, T>, gate: View<'_, T>, h: View<'_, T>, y: ViewMut<'_, T>) {
+pub fn gated_add<T: Float>(cpu: &Cpu, x: View<'_, T>, gate: View<'_, T>, h: View<'_, T>, y: ViewMut<'_, T>) {
     combine(
+        cpu,
         x,
         gate,
         h,
@@ -132,18 +134,18 @@ pub fn gated_add<T: Float>(x: View<'_, T>, gate: View<'_, T>, h: View<'_, T>, y:
 
 /// Row by row, each row in f32 on its way through.
 fn combine<T: Float>(
+    cpu: &Cpu,
     x: View<'_, T>,
     a: View<'_, T>,
     b: View<'_, T>,
     mut y: ViewMut<'_, T>,
-    formula: impl Fn(f32, f32, f32) -> f32,
+    formula: impl Fn(f32, f32, f32) -> f32 + Send + Sync,
 ) {
     let &[_, seq, channels] = x.shape() else { unreachable!("checked by the op: three axes") };
-    let y = y.as_mut_slice().expect("contiguous");
-    let mut rows = [const { Vec::new() }; 3];
-    rows.iter_mut().for_each(|row| row.resize(channels, 0.0));
-    for (row, y) in y.chunks_mut(channels.max(1)).enumerate() {
+    cpu.rows(y.as_mut_slice().expect("contiguous"), channels, |row, y| {
+        let mut rows = [const { Vec::new() }; 3];
         for (view, wide) in [x, a, b].iter().zip(&mut rows) {
+            wide.resize(channels, 0.0);
             let start = view.layout.index(&[row / seq, row % seq, 0]);
             match view.layout.strides()[2] {
                 1 => T::widen(&view.data[start..start + channels], wide),
@@ -160,7 +162,7 @@ fn combine<T: Float>(
             },
         );
         T::narrow(x, y);
-    }
+    });
 }
 
 #[inline(always)]

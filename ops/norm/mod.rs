@@ -210,7 +210,7 @@ pub fn modulate<T: Float>(x: &Tensor<T>, scale: &Tensor<T>, shift: &Tensor<T>) -
     match x.device().handle() {
         Handle::Reference => reference::modulate(x.host(), scale.host(), shift.host(), y.host_mut()),
         #[cfg(feature = "cpu")]
-        Handle::Cpu(_) => cpu::modulate(x.host(), scale.host(), shift.host(), y.host_mut()),
+        Handle::Cpu(cpu) => cpu::modulate(cpu, x.host(), scale.host(), shift.host(), y.host_mut()),
         #[cfg(feature = "cuda")]
         Handle::Cuda(cuda) => {
             let [x, scale, shift, y] = [x.cuda_operand(), scale.cuda_operand(), shift.cuda_operand(), y.cuda_operand()];
@@ -251,7 +251,7 @@ pub fn gated_add<T: Float>(x: &Tensor<T>, gate: &Tensor<T>, h: &Tensor<T>) -> Re
     match x.device().handle() {
         Handle::Reference => reference::gated_add(x.host(), gate.host(), h.host(), y.host_mut()),
         #[cfg(feature = "cpu")]
-        Handle::Cpu(_) => cpu::gated_add(x.host(), gate.host(), h.host(), y.host_mut()),
+        Handle::Cpu(cpu) => cpu::gated_add(cpu, x.host(), gate.host(), h.host(), y.host_mut()),
         #[cfg(feature = "cuda")]
         Handle::Cuda(cuda) => {
             let [x, gate, h, y] = [x.cuda_operand(), gate.cuda_operand(), h.cuda_operand(), y.cuda_operand()];
