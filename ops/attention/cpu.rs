@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use super::tile::{Arithmetic, GROUP, Pairs, Single, product};
 use super::{BLOCK, Compiled, Entry, Lengths, MAX_HEAD_DIM, Scoring, TILE};
 use crate::backend::cpu::{Cpu, vectorised};
-use crate::backend::simd::{self, Kernel, LANES, Simd};
+use crate::backend::simd::{self, Kernel, LANES, Line, Simd};
 use crate::{Element, Float, Layout, View, ViewMut, bf16};
 
 /// Queries that share a packed tile, at most.
@@ -81,7 +81,7 @@ fn widened<T: Float>(x: View<'_, T>) -> (Vec<f32>, Layout) {
     let mut wide = vec![0.0; layout.elements()];
     let &[_, heads, rows, head_dim] = x.shape() else { unreachable!("the op checked it") };
     for (index, wide) in wide.chunks_mut(head_dim).enumerate() {
-        T::widen(row(x, index / rows / heads, index / rows % heads, index % rows), wide);
+        T::widen(Head::new(x, index / rows / heads, index / rows % heads).row(index % rows), wide);
     }
     (wide, layout)
 }
@@ -238,11 +238,25 @@ fn last_key(words: &[u64]) -> usize {
     TILE - words.iter().fold(0, |all, word| all | word).leading_zeros() as usize
 }
 
-/// One row of one head.
-fn row<'a, T: Element>(x: View<'a, T>, batch: usize, head: usize, row: usize) -> &'a [T] {
-    let strides = x.layout.strides();
-    let at = x.layout.offset() + batch * strides[0] + head * strides[1] + row * strides[2];
-    &x.data[at..][..x.shape()[3]]
+/// The rows of one head.
+struct Head<'a, T> {
+    data: &'a [T],
+    start: usize,
+    stride: usize,
+    head_dim: usize,
+}
+
+impl<'a, T: Element> Head<'a, T> {
+    fn new(x: View<'a, T>, batch: usize, head: usize) -> Self {
+        let strides = x.layout.strides();
+        let start = x.layout.offset() + batch * strides[0] + head * strides[1];
+        Self { data: x.data, start, stride: strides[2], head_dim: x.shape()[3] }
+    }
+
+    #[inline(always)]
+    fn row(&self, index: usize) -> &'a [T] {
+        &self.data[self.start + index * self.stride..][..self.head_dim]
+    }
 }
 
 impl<A: Arithmetic> Kernel for Attend<'_, A> {
@@ -257,17 +271,18 @@ impl<A: Arithmetic> Kernel for Attend<'_, A> {
         let key_head = head / (q.shape()[1] / k.shape()[1]);
 
         let mut groups = vec![Group::<S, A>::new(simd); count.div_ceil(GROUP)];
+        let (q, k, v) = (Head::new(q, batch, head), Head::new(k, batch, key_head), Head::new(v, batch, key_head));
         for index in 0..count {
-            A::scalars(row(q, batch, head, first + index), &mut groups[index / GROUP].q[index % GROUP]);
+            A::scalars(q.row(first + index), &mut groups[index / GROUP].q[index % GROUP]);
         }
         let mut visible = Visible::new(mask, lengths, batch, first, count);
 
         // The results so far, each row padded to whole vectors.
         let vectors = head_dim.div_ceil(LANES);
-        let mut mixed = vec![[0.0; LANES]; groups.len() * GROUP * vectors];
+        let mut mixed = vec![Line::default(); groups.len() * GROUP * vectors];
         let depth = head_dim.div_ceil(A::INPUTS);
-        let mut keys = vec![[A::Step::default(); 4]; depth.next_multiple_of(LANES)];
-        let mut values = vec![[A::Step::default(); 4]; vectors.div_ceil(4) * TILE / A::INPUTS];
+        let mut keys = vec![[Line::default(); 4]; depth.next_multiple_of(LANES)];
+        let mut values = vec![[Line::default(); 4]; vectors.div_ceil(4) * TILE / A::INPUTS];
         let mut scores = [[0.0; TILE]; GROUP];
         let mut weights = [[A::Scalar::default(); TILE]; GROUP];
         for tile in (visible.start..visible.end).step_by(TILE) {
@@ -275,13 +290,10 @@ impl<A: Arithmetic> Kernel for Attend<'_, A> {
             if tile_keys == 0 {
                 continue;
             }
-            let tile_rows = |x| -> [&[A::Element]; TILE] {
-                std::array::from_fn(|key| row(x, batch, key_head, tile + key.min(tile_keys - 1)))
-            };
-            let (key_rows, value_rows) = (tile_rows(k), tile_rows(v));
-            pack_keys::<S, A>(simd, &key_rows[..tile_keys.next_multiple_of(LANES)], &mut keys);
+            pack_keys::<S, A>(simd, &k, tile, tile_keys, &mut keys);
+            let value = |key: usize| (key < tile_keys).then(|| v.row(tile + key));
             if !one_by_one {
-                pack_values::<A>(head_dim, |key| (key < tile_keys).then_some(value_rows[key]), &mut values);
+                pack_values::<A>(head_dim, value, &mut values);
             }
             for (index, (group, words)) in groups.iter_mut().zip(visible.words.chunks(GROUP)).enumerate() {
                 let used = last_key(words);
@@ -301,7 +313,7 @@ impl<A: Arithmetic> Kernel for Attend<'_, A> {
                     A::weights(simd, scores, weights);
                 }
                 if one_by_one {
-                    let seen = |key: usize| (key < used && scores[0][key] != 0.0).then_some(value_rows[key]);
+                    let seen = |key: usize| value(key).filter(|_| key < used && scores[0][key] != 0.0);
                     pack_values::<A>(head_dim, seen, &mut values);
                 }
                 let mixed = &mut mixed[index * GROUP * vectors..][..GROUP * vectors];
@@ -324,7 +336,7 @@ impl<A: Arithmetic> Kernel for Attend<'_, A> {
             simd.store(group.sum[index % GROUP], &mut lanes);
             let sum = fold(lanes);
             let scale = if sum == 0.0 { 0.0 } else { 1.0 / sum };
-            y.iter_mut().zip(mixed.as_flattened()).for_each(|(y, mixed)| *y = mixed * scale);
+            y.iter_mut().zip(mixed.iter().flat_map(Line::f32s)).for_each(|(y, mixed)| *y = mixed * scale);
             // ln(0) is what a row that sees nothing has.
             let largest = group.largest[index % GROUP];
             *lse = base(largest) * std::f32::consts::LN_2 + sum.ln();
@@ -332,20 +344,28 @@ impl<A: Arithmetic> Kernel for Attend<'_, A> {
     }
 }
 
-/// Packs a tile's keys, whole vectors of them: channel after channel, the keys side by side.
+/// Packs a tile's keys, whole vectors of them: channel after channel, the keys side by side. What fills up the last
+/// vector is the last key.
 #[inline(always)]
-fn pack_keys<S: Simd, A: Arithmetic>(simd: S, rows: &[&[A::Element]], keys: &mut [[A::Step; 4]]) {
-    for (vector, rows) in rows.as_chunks::<LANES>().0.iter().enumerate() {
+fn pack_keys<S: Simd, A: Arithmetic>(
+    simd: S,
+    k: &Head<'_, A::Element>,
+    tile: usize,
+    count: usize,
+    keys: &mut [[Line; 4]],
+) {
+    for vector in 0..count.div_ceil(LANES) {
         for (part, keys) in keys.chunks_mut(LANES).enumerate() {
             let start = part * LANES * A::INPUTS;
-            let mut block = [[0u32; LANES]; LANES];
-            for (row, block) in rows.iter().zip(&mut block) {
-                let channels = start.min(row.len())..(start + LANES * A::INPUTS).min(row.len());
-                A::scalars(&row[channels], bytemuck::cast_slice_mut(block));
+            let mut block = [Line::default(); LANES];
+            for (key, block) in block.iter_mut().enumerate() {
+                let row = &k.row(tile + (vector * LANES + key).min(count - 1))[start..];
+                let row = &row[..row.len().min(LANES * A::INPUTS)];
+                A::scalars(row, bytemuck::cast_slice_mut(std::slice::from_mut(block)));
             }
             simd.transpose(&mut block);
             for (keys, block) in keys.iter_mut().zip(&block) {
-                keys[vector] = bytemuck::cast(*block);
+                keys[vector] = *block;
             }
         }
     }
@@ -357,7 +377,7 @@ fn pack_keys<S: Simd, A: Arithmetic>(simd: S, rows: &[&[A::Element]], keys: &mut
 fn pack_values<'a, A: Arithmetic>(
     head_dim: usize,
     value: impl Fn(usize) -> Option<&'a [A::Element]>,
-    values: &mut [[A::Step; 4]],
+    values: &mut [[Line; 4]],
 ) {
     for key in 0..TILE / A::INPUTS {
         for vector in 0..head_dim.div_ceil(LANES) {
@@ -372,7 +392,7 @@ fn pack_values<'a, A: Arithmetic>(
 fn scores_of<S: Simd, A: Arithmetic, const ROWS: usize>(
     simd: S,
     q: &[[A::Scalar; MAX_HEAD_DIM]; GROUP],
-    keys: &[[A::Step; 4]],
+    keys: &[[Line; 4]],
     vectors: usize,
     scores: &mut [[f32; TILE]; GROUP],
 ) {
@@ -386,7 +406,7 @@ fn scores_of<S: Simd, A: Arithmetic, const ROWS: usize>(
 fn scores_in<S: Simd, A: Arithmetic, const ROWS: usize, const VECTORS: usize>(
     simd: S,
     q: &[[A::Scalar; MAX_HEAD_DIM]; GROUP],
-    keys: &[[A::Step; 4]],
+    keys: &[[Line; 4]],
     scores: &mut [[f32; TILE]; GROUP],
 ) {
     let mut sums = [[simd.splat(0.0); VECTORS]; ROWS];
@@ -492,9 +512,9 @@ fn cap_scores<S: Simd>(simd: S, cap: f32, scores: &mut [f32; LANES]) {
 fn mix<S: Simd, A: Arithmetic, const ROWS: usize>(
     simd: S,
     weights: &[[A::Scalar; TILE]; GROUP],
-    values: &[[A::Step; 4]],
+    values: &[[Line; 4]],
     shrink: [f32; GROUP],
-    mixed: &mut [[f32; LANES]],
+    mixed: &mut [Line],
     row_vectors: usize,
     chunk: [usize; 2],
 ) {
@@ -509,9 +529,9 @@ fn mix<S: Simd, A: Arithmetic, const ROWS: usize>(
 fn mix_in<'a, S: Simd, A: Arithmetic, const ROWS: usize, const VECTORS: usize>(
     simd: S,
     weights: &[[A::Scalar; TILE]; GROUP],
-    values: &[[A::Step; 4]],
+    values: &[[Line; 4]],
     shrink: [f32; GROUP],
-    rows: impl Iterator<Item = &'a mut [[f32; LANES]]>,
+    rows: impl Iterator<Item = &'a mut [Line]>,
 ) {
     let mut sums = [[simd.splat(0.0); VECTORS]; ROWS];
     product::<S, A, TILE, ROWS, VECTORS>(simd, weights, values, &mut sums);
@@ -519,7 +539,7 @@ fn mix_in<'a, S: Simd, A: Arithmetic, const ROWS: usize, const VECTORS: usize>(
     for ((sums, mixed), shrink) in sums.iter().zip(rows).zip(shrink) {
         let shrink = simd.splat(shrink);
         for (sum, mixed) in sums.iter().zip(mixed) {
-            simd.store(simd.mul_add(simd.load(mixed), shrink, *sum), mixed);
+            simd.store(simd.mul_add(simd.load(mixed.f32s()), shrink, *sum), mixed.f32s_mut());
         }
     }
 }

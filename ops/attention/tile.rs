@@ -3,7 +3,7 @@
 use bytemuck::Pod;
 
 use super::TILE;
-use crate::backend::simd::{LANES, Simd};
+use crate::backend::simd::{LANES, Line, Simd};
 use crate::{Element, bf16};
 
 /// Queries whose sums share the registers.
@@ -17,12 +17,10 @@ pub(super) trait Arithmetic: Copy {
     type Element: Element + 'static;
     /// What is spread over a vector: 4 bytes that hold [`Arithmetic::INPUTS`] numbers.
     type Scalar: Pod + Default;
-    /// A vector of the packed tile.
-    type Step: Pod + Default;
     type Operand<S: Simd>: Copy;
     const INPUTS: usize;
 
-    fn load<S: Simd>(simd: S, step: &Self::Step) -> Self::Operand<S>;
+    fn load<S: Simd>(simd: S, step: &Line) -> Self::Operand<S>;
     fn spread<S: Simd>(simd: S, scalar: Self::Scalar) -> Self::Operand<S>;
     fn add<S: Simd>(simd: S, a: Self::Operand<S>, b: Self::Operand<S>, sums: S::F32s) -> S::F32s;
 
@@ -31,7 +29,7 @@ pub(super) trait Arithmetic: Copy {
     /// A row of weights as scalars.
     fn weights<S: Simd>(simd: S, weights: &[f32; TILE], to: &mut [Self::Scalar; TILE]);
     /// Some channels of the values of the [`Arithmetic::INPUTS`] keys of a step; a key without a value gets zeros.
-    fn values<'a>(value: impl Fn(usize) -> Option<&'a [Self::Element]>, first: usize, to: &mut Self::Step);
+    fn values<'a>(value: impl Fn(usize) -> Option<&'a [Self::Element]>, first: usize, to: &mut Line);
 }
 
 /// In f32.
@@ -41,13 +39,12 @@ pub(super) struct Single;
 impl Arithmetic for Single {
     type Element = f32;
     type Scalar = f32;
-    type Step = [f32; LANES];
     type Operand<S: Simd> = S::F32s;
     const INPUTS: usize = 1;
 
     #[inline(always)]
-    fn load<S: Simd>(simd: S, step: &Self::Step) -> S::F32s {
-        simd.load(step)
+    fn load<S: Simd>(simd: S, step: &Line) -> S::F32s {
+        simd.load(step.f32s())
     }
     #[inline(always)]
     fn spread<S: Simd>(simd: S, scalar: f32) -> S::F32s {
@@ -70,7 +67,8 @@ impl Arithmetic for Single {
         *to = *weights;
     }
     #[inline(always)]
-    fn values<'a>(value: impl Fn(usize) -> Option<&'a [f32]>, first: usize, to: &mut Self::Step) {
+    fn values<'a>(value: impl Fn(usize) -> Option<&'a [f32]>, first: usize, to: &mut Line) {
+        let to = to.f32s_mut();
         match value(0).map(|value| &value[first..]) {
             None => *to = [0.0; LANES],
             Some(value) => match value.first_chunk() {
@@ -88,13 +86,12 @@ pub(super) struct Pairs;
 impl Arithmetic for Pairs {
     type Element = bf16;
     type Scalar = u32;
-    type Step = [u32; LANES];
     type Operand<S: Simd> = S::Pairs;
     const INPUTS: usize = 2;
 
     #[inline(always)]
-    fn load<S: Simd>(simd: S, step: &Self::Step) -> S::Pairs {
-        simd.load_pairs(bytemuck::cast_ref(step))
+    fn load<S: Simd>(simd: S, step: &Line) -> S::Pairs {
+        simd.load_pairs(step.bf16s())
     }
     #[inline(always)]
     fn spread<S: Simd>(simd: S, scalar: u32) -> S::Pairs {
@@ -122,7 +119,7 @@ impl Arithmetic for Pairs {
         }
     }
     #[inline(always)]
-    fn values<'a>(value: impl Fn(usize) -> Option<&'a [bf16]>, first: usize, to: &mut Self::Step) {
+    fn values<'a>(value: impl Fn(usize) -> Option<&'a [bf16]>, first: usize, to: &mut Line) {
         let part = |key: usize| -> [bf16; LANES] {
             let Some(value) = value(key) else { return [bf16::ZERO; LANES] };
             let value = &value[first..];
@@ -132,7 +129,7 @@ impl Arithmetic for Pairs {
             }
         };
         let (even, odd) = (part(0), part(1));
-        *to = std::array::from_fn(|channel| bytemuck::cast([even[channel], odd[channel]]));
+        *to = Line(std::array::from_fn(|channel| bytemuck::cast([even[channel], odd[channel]])));
     }
 }
 
@@ -141,7 +138,7 @@ impl Arithmetic for Pairs {
 pub(super) fn product<S: Simd, A: Arithmetic, const MOST: usize, const ROWS: usize, const VECTORS: usize>(
     simd: S,
     scalars: &[[A::Scalar; MOST]; GROUP],
-    steps: &[[A::Step; 4]],
+    steps: &[[Line; 4]],
     sums: &mut [[S::F32s; VECTORS]; ROWS],
 ) {
     let count = steps.len().min(MOST);

@@ -11,6 +11,29 @@ use crate::{bf16, f16};
 /// Floats in a vector.
 pub(crate) const LANES: usize = 16;
 
+/// What fills a vector, where a cache line starts: a load that crosses from one line into the next takes twice as long.
+#[derive(Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(64))]
+pub(crate) struct Line(pub(crate) [u32; LANES]);
+
+impl Line {
+    /// As floats.
+    #[inline(always)]
+    pub(crate) fn f32s(&self) -> &[f32; LANES] {
+        bytemuck::cast_ref(&self.0)
+    }
+    /// As floats.
+    #[inline(always)]
+    pub(crate) fn f32s_mut(&mut self) -> &mut [f32; LANES] {
+        bytemuck::cast_mut(&mut self.0)
+    }
+    /// As brain floats.
+    #[inline(always)]
+    pub(crate) fn bf16s(&self) -> &[bf16; 2 * LANES] {
+        bytemuck::cast_ref(&self.0)
+    }
+}
+
 /// Code that runs on vectors of any kind.
 pub(crate) trait Kernel {
     /// What it returns.
@@ -50,9 +73,9 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn sums(self, vectors: [Self::F32s; 4]) -> [f32; 4];
 
     /// Exchanges rows and columns.
-    fn transpose(self, block: &mut [[u32; LANES]; LANES]) {
+    fn transpose(self, block: &mut [Line; LANES]) {
         let rows = *block;
-        *block = std::array::from_fn(|column| rows.map(|row| row[column]));
+        *block = std::array::from_fn(|column| Line(rows.map(|row| row.0[column])));
     }
 
     /// Rounds to nearest, ties to even; subnormal values may become 0.
@@ -261,7 +284,7 @@ mod x86 {
 
     use std::arch::x86_64::*;
 
-    use super::{EXP2, Kernel, LANES, Simd};
+    use super::{EXP2, Kernel, LANES, Line, Simd};
     use crate::{bf16, f16};
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
@@ -363,9 +386,13 @@ mod x86 {
             }
         }
         #[inline(always)]
-        fn transpose(self, block: &mut [[u32; LANES]; LANES]) {
+        fn transpose(self, block: &mut [Line; LANES]) {
             unsafe {
-                let rows = block.each_ref().map(|row| _mm512_loadu_si512(row.as_ptr().cast()));
+                // Loops, since a closure would be compiled without these instructions.
+                let mut rows = [_mm512_setzero_si512(); LANES];
+                for (row, from) in rows.iter_mut().zip(&*block) {
+                    *row = _mm512_load_si512(from.0.as_ptr().cast());
+                }
                 // Within each quarter: pairs of rows, then fours.
                 let mut pairs = rows;
                 for two in 0..8 {
@@ -383,7 +410,7 @@ mod x86 {
                 }
                 // Then the quarters themselves.
                 for column in 0..4 {
-                    let [a, b, c, d] = [0, 1, 2, 3].map(|four| fours[4 * four + column]);
+                    let [a, b, c, d] = [fours[column], fours[4 + column], fours[8 + column], fours[12 + column]];
                     let even = [_mm512_shuffle_i32x4::<0x88>(a, b), _mm512_shuffle_i32x4::<0x88>(c, d)];
                     let odd = [_mm512_shuffle_i32x4::<0xdd>(a, b), _mm512_shuffle_i32x4::<0xdd>(c, d)];
                     let columns = [
@@ -393,7 +420,7 @@ mod x86 {
                         _mm512_shuffle_i32x4::<0xdd>(odd[0], odd[1]),
                     ];
                     for (quarter, value) in columns.into_iter().enumerate() {
-                        _mm512_storeu_si512(block[4 * quarter + column].as_mut_ptr().cast(), value);
+                        _mm512_store_si512(block[4 * quarter + column].0.as_mut_ptr().cast(), value);
                     }
                 }
             }

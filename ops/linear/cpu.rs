@@ -8,25 +8,25 @@
 //! One or two rows read the weight as it is stored and wait for memory alone. More rows share a copy of some outputs,
 //! packed (and widened) so that a tile reads neighbouring addresses.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
-use bytemuck::Zeroable;
 use rayon::prelude::*;
 
 use super::tile::{self, Arithmetic, Pairs, STREAM_OUTPUTS, Single, Stored, TILE_OUTPUTS, TILE_ROWS};
 use crate::backend::cpu::Cpu;
-use crate::backend::simd::{self, Kernel, LANES, Simd};
+use crate::backend::simd::{self, Kernel, Line, Simd};
 use crate::{Float, View, ViewMut, Weight, bf16, f16};
 
 /// Products below which another thread costs more than it saves.
 const WORTH_A_THREAD: usize = 1 << 17;
-/// Rows of a thread from which on it takes rows rather than outputs: each task then packs all outputs for itself.
-const MANY_ROWS: usize = 48;
-/// Rows that a task takes at once, at most.
-const ROWS_PER_TASK: usize = 96;
-/// Steps that are packed at a time: with them a tile's operands stay in the first level cache.
+/// Rows that share a packed weight, at most: enough to pay for the packing, few enough for the third level cache.
+const ROWS_AT_ONCE: usize = 768;
+/// Rows whose partial sums stay in the second level cache beside a packed block; whole tiles.
+const GROUP_ROWS: usize = 16 * TILE_ROWS;
+/// Steps that are taken at a time: with them a tile's operands stay in the first level cache.
 const PART_STEPS: usize = 32;
-/// Outputs that are packed at a time: with their sums they stay in the second level cache.
+/// Outputs that are packed at a time.
 const BLOCK_OUTPUTS: usize = 32;
 
 /// A matrix `[outputs, in]` as it is stored.
@@ -116,24 +116,66 @@ fn product<T: Float>(cpu: &Cpu, size: Size, x: &[T], matrix: Matrix<'_>, bias: O
         (Some(x), Matrix::Bf16(_)) => Operand::Bf16(x),
         _ => Operand::F32(as_f32(x, &mut wide)),
     };
-    if let Some(y) = T::as_f32_mut(y) {
-        return sums_of(cpu, size, x, matrix, bias, y);
+    let Size { rows, inputs, outputs } = size;
+    let threads = if rows * outputs * inputs.max(1) < WORTH_A_THREAD { 1 } else { cpu.threads() };
+    // A few tasks for each thread make up for one that is held up.
+    let whole = if rows <= TILE_ROWS { STREAM_OUTPUTS } else { BLOCK_OUTPUTS };
+    let outputs_per_task = outputs.div_ceil(8 * threads).next_multiple_of(whole);
+    let rows_at_once = rows.div_ceil(rows.div_ceil(ROWS_AT_ONCE)).next_multiple_of(GROUP_ROWS);
+    let mut sums = vec![0.0; outputs * rows.min(rows_at_once)];
+    for (part, y) in y.chunks_mut(rows_at_once * outputs).enumerate() {
+        let rows = y.len() / outputs;
+        let size = Size { rows, ..size };
+        let range = part * rows_at_once * inputs..(part * rows_at_once + rows) * inputs;
+        let x = match x {
+            Operand::F32(x) => Operand::F32(&x[range]),
+            Operand::Bf16(x) => Operand::Bf16(&x[range]),
+        };
+        let sums = &mut sums[..y.len()];
+        sums_of(cpu, Tasks { threads, outputs_per_task }, size, x, matrix, bias, sums);
+        cpu.rows(y, outputs, |row, y| {
+            for (sums, y) in sums.chunks(outputs_per_task * rows).zip(y.chunks_mut(outputs_per_task)) {
+                T::narrow(&sums[row * y.len()..][..y.len()], y);
+            }
+        });
     }
-    let mut sums = vec![0.0; y.len()];
-    sums_of(cpu, size, x, matrix, bias, &mut sums);
-    cpu.rows(y, size.outputs, |row, y| T::narrow(&sums[row * size.outputs..][..size.outputs], y));
 }
 
-/// Not generic, so that the kernels are compiled once and with this crate.
-fn sums_of(cpu: &Cpu, size: Size, x: Operand<'_>, matrix: Matrix<'_>, bias: Option<&[f32]>, y: &mut [f32]) {
+/// How a product is spread: each task takes all rows through some outputs, so that each part of the weight is read, and
+/// packed, by one thread alone.
+#[derive(Clone, Copy)]
+struct Tasks {
+    threads: usize,
+    outputs_per_task: usize,
+}
+
+/// The results of one task after the other, each `[rows, outputs of the task]`. Not generic, so that the kernels are
+/// compiled once and with this crate.
+fn sums_of(
+    cpu: &Cpu,
+    tasks: Tasks,
+    size: Size,
+    x: Operand<'_>,
+    matrix: Matrix<'_>,
+    bias: Option<&[f32]>,
+    sums: &mut [f32],
+) {
     match (x, matrix) {
-        (Operand::Bf16(x), Matrix::Bf16(weight)) => spread::<Pairs, _, _>(cpu, size, x, weight, matrix, bias, y),
+        (Operand::Bf16(x), Matrix::Bf16(weight)) => {
+            spread::<Pairs, _, _>(cpu, tasks, size, x, weight, matrix, bias, sums);
+        }
         (Operand::Bf16(_), _) => unreachable!("a bf16 operand meets a bf16 matrix alone"),
-        (Operand::F32(x), Matrix::F32(weight)) => spread::<Single, _, _>(cpu, size, x, weight, matrix, bias, y),
-        (Operand::F32(x), Matrix::F16(weight)) => spread::<Single, _, _>(cpu, size, x, weight, matrix, bias, y),
-        (Operand::F32(x), Matrix::Bf16(weight)) => spread::<Single, _, _>(cpu, size, x, weight, matrix, bias, y),
+        (Operand::F32(x), Matrix::F32(weight)) => {
+            spread::<Single, _, _>(cpu, tasks, size, x, weight, matrix, bias, sums);
+        }
+        (Operand::F32(x), Matrix::F16(weight)) => {
+            spread::<Single, _, _>(cpu, tasks, size, x, weight, matrix, bias, sums);
+        }
+        (Operand::F32(x), Matrix::Bf16(weight)) => {
+            spread::<Single, _, _>(cpu, tasks, size, x, weight, matrix, bias, sums);
+        }
         (Operand::F32(x), Matrix::Int8 { values, .. }) => {
-            spread::<Single, _, _>(cpu, size, x, values, matrix, bias, y);
+            spread::<Single, _, _>(cpu, tasks, size, x, values, matrix, bias, sums);
         }
     }
 }
@@ -141,19 +183,21 @@ fn sums_of(cpu: &Cpu, size: Size, x: Operand<'_>, matrix: Matrix<'_>, bias: Opti
 /// Spreads a product over the threads.
 fn spread<A: Arithmetic, X: Stored<A>, W: Stored<A>>(
     cpu: &Cpu,
+    tasks: Tasks,
     size: Size,
     x: &[X],
     weight: &[W],
     matrix: Matrix<'_>,
     bias: Option<&[f32]>,
-    y: &mut [f32],
+    sums: &mut [f32],
 ) {
-    let Size { rows, inputs, outputs } = size;
-    let threads = if rows * outputs * inputs.max(1) < WORTH_A_THREAD { 1 } else { cpu.threads() };
+    let arithmetic = PhantomData::<A>;
+    let Size { rows, inputs, .. } = size;
+    let Tasks { threads, outputs_per_task } = tasks;
     let steps = inputs.div_ceil(tile::step::<A, X>());
-    let mut packed: Vec<A::Step> = vec![A::Step::zeroed(); rows * steps];
+    let mut packed = vec![Line::default(); rows * steps];
     if inputs > 0 {
-        let pack = |(x, to): (&[X], &mut [A::Step])| pack_rows::<A, X>(x, inputs, steps, to);
+        let pack = |(x, to): (&[X], &mut [Line])| pack_rows::<A, X>(x, inputs, steps, to);
         if threads == 1 || rows <= TILE_ROWS {
             x.chunks(TILE_ROWS * inputs).zip(packed.chunks_mut(TILE_ROWS * steps)).for_each(pack);
         } else {
@@ -161,45 +205,20 @@ fn spread<A: Arithmetic, X: Stored<A>, W: Stored<A>>(
             cpu.run(|| x.par_chunks(TILE_ROWS * inputs).zip(to).for_each(pack));
         }
     }
-    let block = |x: &[A::Step], weight: &[W], sums: &mut [f32]| match x.len().checked_div(steps) {
-        None => sums.fill(0.0),
-        Some(1 | 2) => simd::dispatch(Stream { x, weight, inputs, steps, sums }),
-        Some(_) => tiles(x, weight, inputs, steps, sums),
-    };
-    if rows >= MANY_ROWS * threads {
-        // A task takes some rows through all outputs; all threads have as many tasks.
-        let tasks = rows.div_ceil(threads * ROWS_PER_TASK) * threads;
-        let rows_per_task = rows.div_ceil(tasks).next_multiple_of(TILE_ROWS);
-        let task = |(task, y): (usize, &mut [f32])| {
-            block(&packed[task * rows_per_task * steps..][..y.len() / outputs * steps], weight, y);
-            finish(matrix, bias, 0, outputs, y);
-        };
-        if threads == 1 {
-            y.chunks_mut(rows_per_task * outputs).enumerate().for_each(task);
-        } else {
-            cpu.run(|| y.par_chunks_mut(rows_per_task * outputs).enumerate().for_each(task));
-        }
-        return;
-    }
-    // A task takes all rows through some outputs, so that the weight is read once; a few tasks for each thread make up
-    // for one that is held up.
-    let outputs_per_task = outputs.div_ceil(8 * threads).next_multiple_of(STREAM_OUTPUTS);
-    let mut sums = vec![0.0; outputs * rows];
     let task = |(task, sums): (usize, &mut [f32])| {
         let (first, count) = (task * outputs_per_task, sums.len() / rows);
-        block(&packed, &weight[first * inputs..][..count * inputs], sums);
+        let weight = &weight[first * inputs..][..count * inputs];
+        match (rows, steps) {
+            (_, 0) => sums.fill(0.0),
+            (1 | 2, _) => simd::dispatch(Stream { arithmetic, x: &packed, weight, inputs, steps, sums }),
+            _ => tiles(arithmetic, &packed, weight, inputs, steps, sums),
+        }
         finish(matrix, bias, first, count, sums);
     };
     if threads == 1 {
         sums.chunks_mut(outputs_per_task * rows).enumerate().for_each(task);
     } else {
         cpu.run(|| sums.par_chunks_mut(outputs_per_task * rows).enumerate().for_each(task));
-    }
-    for (task, sums) in sums.chunks(outputs_per_task * rows).enumerate() {
-        let count = sums.len() / rows;
-        for (row, sums) in sums.chunks(count).enumerate() {
-            y[row * outputs + task * outputs_per_task..][..count].copy_from_slice(sums);
-        }
     }
 }
 
@@ -226,53 +245,69 @@ fn tile_rows(left: usize) -> usize {
 }
 
 /// Packs rows of `x`, tile after tile.
-fn pack_rows<A: Arithmetic, X: Stored<A>>(x: &[X], inputs: usize, steps: usize, to: &mut [A::Step]) {
+fn pack_rows<A: Arithmetic, X: Stored<A>>(x: &[X], inputs: usize, steps: usize, to: &mut [Line]) {
+    let arithmetic = PhantomData::<A>;
     let count = x.len() / inputs;
     let mut row = 0;
     while row < count {
         let rows = tile_rows(count - row);
         let (from, to) = (&x[row * inputs..][..rows * inputs], &mut to[row * steps..][..rows * steps]);
-        simd::dispatch(Pack { from, stride: inputs, taken: inputs, rows, to });
+        simd::dispatch(Pack { arithmetic, from, stride: inputs, taken: inputs, rows, to });
         row += rows;
     }
 }
 
 /// Many rows of `x`, packed, times some outputs: `sums` is `[rows, outputs]`.
-fn tiles<A: Arithmetic, W: Stored<A>>(x: &[A::Step], weight: &[W], inputs: usize, steps: usize, sums: &mut [f32]) {
+fn tiles<A: Arithmetic, W: Stored<A>>(
+    arithmetic: PhantomData<A>,
+    x: &[Line],
+    weight: &[W],
+    inputs: usize,
+    steps: usize,
+    sums: &mut [f32],
+) {
     let (rows, outputs) = (x.len() / steps, weight.len() / inputs);
     // What a single tile of rows reads once need not be kept.
     let block = if rows <= TILE_ROWS { TILE_OUTPUTS } else { BLOCK_OUTPUTS };
-    let mut packed = vec![A::Step::zeroed(); block * PART_STEPS.min(steps)];
-    let mut partial = vec![[[0.0; LANES]; TILE_OUTPUTS]; rows * block / TILE_OUTPUTS];
+    let mut packed = vec![Line::default(); block * steps];
+    let mut partial = vec![[Line::default(); TILE_OUTPUTS]; rows.min(GROUP_ROWS) * block / TILE_OUTPUTS];
     for first in (0..outputs).step_by(block) {
         let count = block.min(outputs - first);
-        for part in (0..steps).step_by(PART_STEPS) {
-            let part_steps = PART_STEPS.min(steps - part);
-            let start = part * tile::step::<A, W>();
-            let taken = (part_steps * tile::step::<A, W>()).min(inputs - start);
-            let from = &weight[first * inputs..][..count * inputs][start..];
-            let to = &mut packed[..count.next_multiple_of(TILE_OUTPUTS) * part_steps];
-            simd::dispatch(Pack { from, stride: inputs, taken, rows: TILE_OUTPUTS, to });
-            simd::dispatch(Part::<A> {
-                x,
-                weight: to,
-                steps,
-                range: part..part + part_steps,
-                outputs: [first, first + count, outputs],
-                partial: &mut partial,
-                sums,
-            });
+        let packed_outputs = count.next_multiple_of(TILE_OUTPUTS);
+        let groups = x.chunks(GROUP_ROWS * steps).zip(sums.chunks_mut(GROUP_ROWS * outputs));
+        for (group, (x, sums)) in groups.enumerate() {
+            for start in (0..steps).step_by(PART_STEPS) {
+                let range = start..steps.min(start + PART_STEPS);
+                let part = &mut packed[start * packed_outputs..][..range.len() * packed_outputs];
+                if group == 0 {
+                    let start = start * tile::step::<A, W>();
+                    let taken = (range.len() * tile::step::<A, W>()).min(inputs - start);
+                    let from = &weight[first * inputs..][..count * inputs][start..];
+                    simd::dispatch(Pack { arithmetic, from, stride: inputs, taken, rows: TILE_OUTPUTS, to: part });
+                }
+                simd::dispatch(Part {
+                    arithmetic,
+                    x,
+                    weight: part,
+                    steps,
+                    range,
+                    outputs: [first, first + count, outputs],
+                    partial: &mut partial,
+                    sums,
+                });
+            }
         }
     }
 }
 
 /// Packs rows, as many to a tile as `rows`.
 struct Pack<'a, A: Arithmetic, X> {
+    arithmetic: PhantomData<A>,
     from: &'a [X],
     stride: usize,
     taken: usize,
     rows: usize,
-    to: &'a mut [A::Step],
+    to: &'a mut [Line],
 }
 
 impl<A: Arithmetic, X: Stored<A>> Kernel for Pack<'_, A, X> {
@@ -280,17 +315,18 @@ impl<A: Arithmetic, X: Stored<A>> Kernel for Pack<'_, A, X> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { from, stride, taken, rows, to } = self;
+        let Self { from, stride, taken, rows, to, .. } = self;
         let steps = taken.div_ceil(tile::step::<A, X>());
         for (from, to) in from.chunks(rows * stride).zip(to.chunks_mut(rows * steps)) {
-            tile::pack(simd, from, stride, taken, rows, to);
+            tile::pack::<S, A, X>(simd, from, stride, taken, rows, to);
         }
     }
 }
 
 /// One or two rows of `x`, packed, times some outputs, read once as they are stored: `sums` is `[rows, outputs]`.
 struct Stream<'a, A: Arithmetic, W> {
-    x: &'a [A::Step],
+    arithmetic: PhantomData<A>,
+    x: &'a [Line],
     weight: &'a [W],
     inputs: usize,
     /// Of a row of `x`.
@@ -334,15 +370,16 @@ impl<A: Arithmetic, W: Stored<A>> Stream<'_, A, W> {
 
 /// All rows times some steps of some outputs, packed in tiles.
 struct Part<'a, A: Arithmetic> {
-    x: &'a [A::Step],
-    weight: &'a [A::Step],
+    arithmetic: PhantomData<A>,
+    x: &'a [Line],
+    weight: &'a [Line],
     /// Of a row, and which of them these are.
     steps: usize,
     range: Range<usize>,
     /// The first of these, one past the last, and how many there are in all.
     outputs: [usize; 3],
     /// Sums of the steps before, by row tile, output tile and row.
-    partial: &'a mut [[[f32; LANES]; TILE_OUTPUTS]],
+    partial: &'a mut [[Line; TILE_OUTPUTS]],
     sums: &'a mut [f32],
 }
 
@@ -378,7 +415,7 @@ impl<A: Arithmetic> Part<'_, A> {
             if self.range.start > 0 {
                 for (sums, partial) in sums.iter_mut().zip(&*partial) {
                     for (sum, partial) in sums.iter_mut().zip(partial) {
-                        *sum = simd.load(partial);
+                        *sum = simd.load(partial.f32s());
                     }
                 }
             }
@@ -386,7 +423,7 @@ impl<A: Arithmetic> Part<'_, A> {
             if self.range.end < self.steps {
                 for (sums, partial) in sums.iter().zip(partial) {
                     for (sum, partial) in sums.iter().zip(partial) {
-                        simd.store(*sum, partial);
+                        simd.store(*sum, partial.f32s_mut());
                     }
                 }
                 continue;
@@ -394,7 +431,12 @@ impl<A: Arithmetic> Part<'_, A> {
             let output = first + tile * TILE_OUTPUTS;
             let kept = TILE_OUTPUTS.min(end - output);
             for (next, sums) in sums.into_iter().enumerate() {
-                self.sums[(row + next) * outputs + output..][..kept].copy_from_slice(&simd.sums(sums)[..kept]);
+                let sums = simd.sums(sums);
+                let to = &mut self.sums[(row + next) * outputs + output..][..kept];
+                match to.as_chunks_mut() {
+                    ([all], []) => *all = sums,
+                    (_, some) => some.copy_from_slice(&sums[..kept]),
+                }
             }
         }
     }

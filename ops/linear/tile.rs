@@ -3,7 +3,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::backend::simd::{LANES, Simd};
+use crate::backend::simd::{LANES, Line, Simd};
 use crate::{bf16, f16};
 
 /// Rows of the tile that most of many rows pass through: with [`TILE_OUTPUTS`], as many sums as leave registers for the
@@ -14,12 +14,10 @@ pub(super) const TILE_OUTPUTS: usize = 4;
 /// Outputs of a tile of [`stream`], which has one or two rows.
 pub(super) const STREAM_OUTPUTS: usize = 8;
 
-/// What products are computed in.
-pub(super) trait Arithmetic: Copy {
-    /// What one step takes of a row.
-    type Step: Pod + Send + Sync;
+/// What products are computed in. A packed [`Line`] is what one step takes of a row.
+pub(super) trait Arithmetic: Copy + Send + Sync {
     type Operand<S: Simd>: Copy;
-    fn load<S: Simd>(simd: S, from: &Self::Step) -> Self::Operand<S>;
+    fn load<S: Simd>(simd: S, from: &Line) -> Self::Operand<S>;
     fn add<S: Simd>(simd: S, x: Self::Operand<S>, weight: Self::Operand<S>, sums: S::F32s) -> S::F32s;
 }
 
@@ -28,11 +26,10 @@ pub(super) trait Arithmetic: Copy {
 pub(super) struct Single;
 
 impl Arithmetic for Single {
-    type Step = [f32; LANES];
     type Operand<S: Simd> = S::F32s;
     #[inline(always)]
-    fn load<S: Simd>(simd: S, from: &Self::Step) -> S::F32s {
-        simd.load(from)
+    fn load<S: Simd>(simd: S, from: &Line) -> S::F32s {
+        simd.load(from.f32s())
     }
     #[inline(always)]
     fn add<S: Simd>(simd: S, x: S::F32s, weight: S::F32s, sums: S::F32s) -> S::F32s {
@@ -45,11 +42,10 @@ impl Arithmetic for Single {
 pub(super) struct Pairs;
 
 impl Arithmetic for Pairs {
-    type Step = [bf16; 2 * LANES];
     type Operand<S: Simd> = S::Pairs;
     #[inline(always)]
-    fn load<S: Simd>(simd: S, from: &Self::Step) -> S::Pairs {
-        simd.load_pairs(from)
+    fn load<S: Simd>(simd: S, from: &Line) -> S::Pairs {
+        simd.load_pairs(from.bf16s())
     }
     #[inline(always)]
     fn add<S: Simd>(simd: S, x: S::Pairs, weight: S::Pairs, sums: S::F32s) -> S::F32s {
@@ -62,7 +58,7 @@ pub(super) trait Stored<A: Arithmetic>: Pod + Sync {
     /// As many as one step takes.
     type Step: Pod;
     fn load<S: Simd>(simd: S, from: &Self::Step) -> A::Operand<S>;
-    fn pack<S: Simd>(simd: S, from: &Self::Step) -> A::Step;
+    fn pack<S: Simd>(simd: S, from: &Self::Step) -> Line;
 }
 
 macro_rules! stored {
@@ -74,9 +70,9 @@ macro_rules! stored {
                 simd.$load(from)
             }
             #[inline(always)]
-            fn pack<S: Simd>(simd: S, from: &Self::Step) -> [f32; LANES] {
-                let mut to = [0.0; LANES];
-                simd.store(simd.$load(from), &mut to);
+            fn pack<S: Simd>(simd: S, from: &Self::Step) -> Line {
+                let mut to = Line::default();
+                simd.store(simd.$load(from), to.f32s_mut());
                 to
             }
         }
@@ -91,8 +87,8 @@ impl Stored<Pairs> for bf16 {
         simd.load_pairs(from)
     }
     #[inline(always)]
-    fn pack<S: Simd>(_simd: S, from: &Self::Step) -> Self::Step {
-        *from
+    fn pack<S: Simd>(_simd: S, from: &Self::Step) -> Line {
+        Line(bytemuck::pod_read_unaligned(bytemuck::bytes_of(from)))
     }
 }
 
@@ -118,7 +114,7 @@ pub(super) fn pack<S: Simd, A: Arithmetic, E: Stored<A>>(
     stride: usize,
     taken: usize,
     rows: usize,
-    to: &mut [A::Step],
+    to: &mut [Line],
 ) {
     let step = step::<A, E>();
     for row in 0..from.len().div_ceil(stride).min(rows) {
@@ -140,8 +136,8 @@ pub(super) type Sums<S, const ROWS: usize> = [[<S as Simd>::F32s; TILE_OUTPUTS];
 #[inline(always)]
 pub(super) fn tile<S: Simd, A: Arithmetic, const ROWS: usize>(
     simd: S,
-    x: &[A::Step],
-    weight: &[A::Step],
+    x: &[Line],
+    weight: &[Line],
     mut sums: Sums<S, ROWS>,
 ) -> Sums<S, ROWS> {
     let steps = x.as_chunks::<ROWS>().0.iter().zip(weight.as_chunks::<TILE_OUTPUTS>().0);
@@ -180,7 +176,7 @@ pub(super) fn tile<S: Simd, A: Arithmetic, const ROWS: usize>(
 #[inline(always)]
 pub(super) fn stream<S: Simd, A: Arithmetic, E: Stored<A>, const ROWS: usize>(
     simd: S,
-    x: &[A::Step],
+    x: &[Line],
     weight: &[E],
     inputs: usize,
     stride: usize,
