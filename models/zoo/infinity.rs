@@ -3,7 +3,7 @@
 //! | part      | here                                                                                             |
 //! |-----------|--------------------------------------------------------------------------------------------------|
 //! | tokenizer | residual bits over growing grids ([`BitScales`]); its encoder and decoder are not here           |
-//! | backbone  | VAR's halves of a block ([`SelfAttention`], [`Mlp`]), attention to the text between them         |
+//! | backbone  | VAR's halves of a block (`SelfAttention`, `Mlp`), attention to the text between them         |
 //! | order     | scale by scale, all places of a scale at once                                                    |
 //! | mask      | block-causal over scales; with a cache, none; of a text its own rows alone                       |
 //! | position  | rotary by row and column, stretched to the last scale's grid; a learned vector per scale         |

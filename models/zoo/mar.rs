@@ -43,7 +43,7 @@ impl Mar {
     /// Loads official names under `mar.` and `vae.`.
     ///
     /// # Errors
-    /// [`Error::Weights`] with every tensor that does not fit; [`Error::Op`] if the device has no room.
+    /// [`crate::Error::Weights`] with every tensor that does not fit; [`crate::Error::Op`] if the device has no room.
     pub fn load(checkpoint: &Checkpoint, device: &Device) -> Result<Self> {
         let config = checkpoint.config()?;
         let notes = Notes::default();

@@ -5,11 +5,28 @@ use super::{MAX_HEAD_DIM, Scoring, Visible, compiled};
 use crate::backend::cuda::{Argument, Operand, Stream, aligned, blocks, dense, dense_or_absent, rows_launch, to_u32};
 use crate::{Dtype, Error, Result};
 
+/// Queries that one block has in every variant, and few enough to split the keys for.
+const FEW_QUERIES: usize = 8;
+
 /// Threads of a block where each has an element.
 const BLOCK: u32 = 256;
 
+/// Keys that are summed before they are added to the others, as the kernels have it.
+const SEGMENT: usize = 1024;
+
+/// Into how many segments the keys of a call should be split for a device with so many multiprocessors: 1 for one block
+/// of threads per block of queries. Results do not depend on it.
+#[must_use]
+pub fn segments([batch, heads, q_len, k_len]: [usize; 4], multiprocessors: usize) -> usize {
+    match k_len.div_ceil(SEGMENT) {
+        segments if segments > 1 && q_len <= FEW_QUERIES && batch * heads < 2 * multiprocessors => segments,
+        _ => 1,
+    }
+}
+
 /// [`super::attention`] over operands whose last axis is dense. `bias` is broadcast to `[batch, heads, q_len,
-/// k_len]`, `given` to `[batch, q_len, k_len]`. `y` and `lse` are contiguous.
+/// k_len]`, `given` to `[batch, q_len, k_len]`. `y` and `lse` are contiguous. With `parts`, f32 `[batch, heads, q_len,
+/// segments, head_dim + 2]`, contiguous, the keys are split into [`segments`].
 ///
 /// # Errors
 /// [`Error::Shape`] if a layout is none of these; [`Error::Value`] if a stride does not fit 32 bits.
@@ -25,6 +42,7 @@ pub fn attention(
     given: Option<Operand<'_>>,
     y: Operand<'_>,
     lse: Option<Operand<'_>>,
+    parts: Option<Operand<'_>>,
 ) -> Result<()> {
     const OP: &str = "attention";
     let (&[batch, heads, q_len, head_dim], &[_, kv_heads, ..]) = (q.shape(), k.shape()) else {
@@ -49,6 +67,7 @@ pub fn attention(
     let [q_strides, k_strides, v_strides] = [rows("q", q)?, rows("k", k)?, rows("v", v)?];
     let bias_strides = bias.map_or(Ok([0; 4]), |bias| strides("bias", bias))?;
     let given_strides = given.map_or(Ok([0; 3]), |given| strides("mask", given))?;
+    let segments = parts.and_then(|parts| parts.shape().get(3).copied()).unwrap_or(1);
     let arguments = [
         address(Some(q)),
         address(Some(k)),
@@ -61,6 +80,7 @@ pub fn attention(
         address(given),
         dense(OP, "y", y)?,
         dense_or_absent(OP, "lse", lse)?,
+        dense_or_absent(OP, "parts", parts)?,
         Argument::Words(&q_strides),
         Argument::Words(&k_strides),
         Argument::Words(&v_strides),
@@ -74,17 +94,30 @@ pub fn attention(
         Argument::U32(to_u32(OP, "q", head_dim)?),
         Argument::U32(first_key),
         Argument::U32(end_key),
+        Argument::U32(to_u32(OP, "parts", segments)?),
         Argument::F32(scoring.scale),
         Argument::F32(scoring.softcap.unwrap_or(0.0)),
     ];
     let multiprocessors = stream.cuda().multiprocessors() as usize;
     let variant = variant(q.dtype, [batch * heads, q_len, head_dim], multiprocessors);
-    let grid = blocks(OP, batch * heads * q_len.div_ceil(variant.rows), 1)?;
+    let grid = blocks(OP, batch * heads * q_len.div_ceil(variant.rows) * segments, 1)?;
     let entry = match variant.width {
         Some(width) => format!("attention_mma_{}_d{width}_q{}", q.dtype, variant.rows),
         None => format!("attention_{}_q{}", q.dtype, variant.rows),
     };
-    stream.launch(&entry, [grid, 1, 1], [variant.threads(), 1, 1], variant.shared_bytes(), &arguments)
+    stream.launch(&entry, [grid, 1, 1], [variant.threads(), 1, 1], variant.shared_bytes(), &arguments)?;
+    let Some(parts) = parts else { return Ok(()) };
+    let elements = y.layout.elements();
+    let arguments = [
+        dense(OP, "parts", parts)?,
+        dense(OP, "y", y)?,
+        dense_or_absent(OP, "lse", lse)?,
+        Argument::U32(to_u32(OP, "y", elements)?),
+        Argument::U32(to_u32(OP, "parts", segments)?),
+        Argument::U32(to_u32(OP, "q", head_dim)?),
+    ];
+    let grid = blocks(OP, elements, BLOCK as usize)?;
+    stream.launch(&format!("attention_fold_{}", y.dtype), [grid, 1, 1], [BLOCK, 1, 1], 0, &arguments)
 }
 
 /// Which kernel, by what its blocks take.
@@ -240,6 +273,14 @@ mod tests {
         assert_eq!(of(Dtype::F16, [131, 64, 64]), Variant { width: Some(64), rows: 16 });
         assert_eq!(of(Dtype::Bf16, [66, 65, 65]), Variant { width: Some(96), rows: 64 });
         assert_eq!(of(Dtype::Bf16, [132, 17, 256]), Variant { width: Some(256), rows: 64 });
+    }
+
+    #[test]
+    fn few_queries_split_many_keys() {
+        assert_eq!(segments([1, 16, 1, 1024], 132), 1);
+        assert_eq!(segments([1, 16, 1, 1025], 132), 2);
+        assert_eq!(segments([1, 16, 9, 4096], 132), 1, "many queries");
+        assert_eq!(segments([16, 20, 1, 4096], 132), 1, "many heads");
     }
 
     #[test]

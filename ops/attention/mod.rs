@@ -199,11 +199,9 @@ pub fn attention<T: Float>(q: &Tensor<T>, k: &Tensor<T>, v: &Tensor<T>, options:
             let plan = options.mask.plan(OP, lengths)?;
             let (mask, words) = (plan.compiled(), plan.words(device)?);
             let visible = mask.visible(words.as_ref().map(Tensor::cuda_operand));
-            let (bias, given) =
-                (bias.as_ref().map(Tensor::cuda_operand), mask.given.as_ref().map(Tensor::cuda_operand));
-            let (q, k, v) = (q.cuda_operand(), k.cuda_operand(), v.cuda_operand());
-            let (y, lse) = (y.cuda_operand(), options.lse.then(|| lse.cuda_operand()));
-            cuda::attention(&cuda.stream(), q, k, v, scoring, bias, visible, given, y, lse)?;
+            let bias = bias.as_ref().map(Tensor::cuda_operand);
+            let given = mask.given.as_ref().map(Tensor::cuda_operand);
+            on_cuda(cuda, [&q, &k, &v], scoring, bias, visible, given, &y, options.lse.then_some(&lse))?;
         }
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(_) => {
@@ -215,6 +213,30 @@ pub fn attention<T: Float>(q: &Tensor<T>, k: &Tensor<T>, v: &Tensor<T>, options:
         }
     }
     Ok(Attention { y, lse: options.lse.then_some(lse) })
+}
+
+/// Allocates what [`cuda::attention`] needs beside its operands and calls it.
+#[cfg(feature = "cuda")]
+fn on_cuda<T: Float>(
+    cuda: &crate::backend::cuda::Cuda,
+    [q, k, v]: [&Tensor<T>; 3],
+    scoring: Scoring,
+    bias: Option<crate::backend::cuda::Operand<'_>>,
+    visible: Visible<crate::backend::cuda::Operand<'_>>,
+    given: Option<crate::backend::cuda::Operand<'_>>,
+    y: &Tensor<T>,
+    lse: Option<&Tensor<f32>>,
+) -> Result<()> {
+    let (&[batch, heads, q_len, head_dim], &[_, _, k_len, _]) = (q.shape(), k.shape()) else {
+        unreachable!("the op checked it")
+    };
+    let parts = match cuda::segments([batch, heads, q_len, k_len], cuda.multiprocessors() as usize) {
+        1 => None,
+        segments => Some(Tensor::<f32>::empty(q.device(), &[batch, heads, q_len, segments, head_dim + 2])?),
+    };
+    let (lse, parts) = (lse.map(Tensor::cuda_operand), parts.as_ref().map(Tensor::cuda_operand));
+    let [q, k, v, y] = [q, k, v, y].map(Tensor::cuda_operand);
+    cuda::attention(&cuda.stream(), q, k, v, scoring, bias, visible, given, y, lse, parts)
 }
 
 /// Allocates what [`wgpu::attention`] writes and calls it; returns `y`.

@@ -120,9 +120,7 @@ pub fn paged<T: Float>(
             let words = mask.words();
             let words = Tensor::from_vec(device, &[words.len()], words)?;
             let visible = mask.visible(Some(words.cuda_operand()));
-            let (k, v) = (k.cuda_operand(), v.cuda_operand());
-            let (y, lse) = (y.cuda_operand(), Some(lse.cuda_operand()));
-            cuda::attention(&stream, q.cuda_operand(), k, v, scoring, None, visible, None, y, lse)?;
+            super::on_cuda(gpu, [&q, &k, &v], scoring, None, visible, None, &y, Some(&lse))?;
         }
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(_) => {

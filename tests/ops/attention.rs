@@ -50,6 +50,12 @@ fn cases() -> Vec<Case> {
         case("split decode", [1, 6, 2, 1, 1300, 40], Mask::Full),
         case("split, few queries", [2, 2, 2, 3, 1030, 64], Mask::KeyLengths(vec![1030, 513])),
         case("split, tiles", [1, 1, 1, 2, 1100, 8], Mask::from_fn(2, 1100, |i, j| j / 64 % 3 == i && j % 7 < 5)),
+        case(
+            "split, parts of tiles",
+            [1, 1, 1, 5, 2100, 200],
+            Mask::from_fn(5, 2100, |i, j| j / 96 % 4 == i % 2 && j % 5 < 4),
+        ),
+        case("folded, tiles", [1, 1, 1, 20, 2100, 8], Mask::from_fn(20, 2100, |i, j| j / 64 % 9 == i % 7 && j % 7 < 5)),
         case("no keys", [1, 2, 2, 3, 0, 8], Mask::Full),
         case("no queries", [1, 2, 2, 0, 3, 8], Mask::Full),
         case("causal square", [1, 2, 2, 65, 65, 64], top.clone()),
@@ -204,7 +210,7 @@ fn attention_nan_stays_in_rows_that_see_it() {
 
 fn row_does_not_depend_on_the_number_of_rows<T: Float>() {
     for device in devices() {
-        // More keys than a segment: on wgpu a query alone has them split over workgroups.
+        // More keys than a segment: on a GPU a query alone has them split over workgroups or blocks.
         let [batch, heads, q_len, k_len, head_dim] = [2, 4, 37, 1150, 48];
         let q = tensor::<T>(device, &[batch, heads, q_len, head_dim], &spread(1, batch * heads * q_len * head_dim));
         let k = tensor::<T>(device, &[batch, 2, k_len, head_dim], &spread(2, batch * 2 * k_len * head_dim));
@@ -217,6 +223,17 @@ fn row_does_not_depend_on_the_number_of_rows<T: Float>() {
             let expected = whole.narrow(2, i, 1).unwrap().to_vec().unwrap();
             assert!(alone.to_vec().unwrap() == expected, "{} {device}: query {i}", T::DTYPE);
         }
+        // Also where the mask is a list of tiles, some segments without any.
+        let k_len = 2100;
+        let k = tensor::<T>(device, &[1, 1, k_len, head_dim], &spread(4, k_len * head_dim));
+        let sees = |i: usize, j: usize| !(600..=1900).contains(&j) && (i + j / 16) % 5 < 2;
+        let q = q.narrow(0, 0, 1).unwrap().narrow(1, 0, 1).unwrap();
+        let tiles =
+            |first: usize, q_len| Options::new(0.2).mask(Mask::from_fn(q_len, k_len, |i, j| sees(first + i, j)));
+        let whole = attention::attention(&q, &k, &k, &tiles(0, q_len)).unwrap().y;
+        let some = attention::attention(&q.narrow(2, 9, 5).unwrap(), &k, &k, &tiles(9, 5)).unwrap().y;
+        let expected = whole.narrow(2, 9, 5).unwrap().to_vec().unwrap();
+        assert!(some.to_vec().unwrap() == expected, "{} {device}: tiles", T::DTYPE);
         // So many heads that on CUDA the whole has blocks of 64 queries, and one head alone blocks of 16.
         let shape = [136, 1, 17, 8];
         let q = tensor::<T>(device, &shape, &spread(3, shape.iter().product()));
