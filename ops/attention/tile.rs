@@ -120,16 +120,21 @@ impl Arithmetic for Pairs {
     }
     #[inline(always)]
     fn values<'a>(value: impl Fn(usize) -> Option<&'a [bf16]>, first: usize, to: &mut Line) {
-        let part = |key: usize| -> [bf16; LANES] {
-            let Some(value) = value(key) else { return [bf16::ZERO; LANES] };
-            let value = &value[first..];
-            match value.first_chunk() {
-                Some(part) => *part,
-                None => std::array::from_fn(|channel| value.get(channel).copied().unwrap_or_default()),
-            }
-        };
+        let part = |key: usize| value(key).map(|value| &value[first..]);
         let (even, odd) = (part(0), part(1));
-        *to = Line(std::array::from_fn(|channel| bytemuck::cast([even[channel], odd[channel]])));
+        if let (Some(even), Some(odd)) = (even.and_then(<[_]>::first_chunk), odd.and_then(<[_]>::first_chunk)) {
+            let (even, odd): (&[bf16; LANES], &[bf16; LANES]) = (even, odd);
+            for channel in 0..LANES {
+                to.0[channel] = bytemuck::cast([even[channel], odd[channel]]);
+            }
+            return;
+        }
+        let at = |part: Option<&[bf16]>, channel: usize| -> bf16 {
+            part.and_then(|part| part.get(channel).copied()).unwrap_or_default()
+        };
+        for channel in 0..LANES {
+            to.0[channel] = bytemuck::cast([at(even, channel), at(odd, channel)]);
+        }
     }
 }
 
