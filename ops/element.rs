@@ -4,6 +4,8 @@ use std::fmt;
 
 pub use half::{bf16, f16};
 
+use crate::backend::vectorised;
+
 /// An element type as a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -166,7 +168,7 @@ impl Float for f32 {
 }
 
 macro_rules! half_float {
-    ($type:ty $(, $as_itself:item)?) => {
+    ($type:ident: $($slices:item)*) => {
         impl Float for $type {
             const EPSILON: f64 = <$type>::EPSILON.to_f64_const();
             fn from_f64(value: f64) -> Self {
@@ -181,20 +183,45 @@ macro_rules! half_float {
             fn to_f32(self) -> f32 {
                 <$type>::to_f32(self)
             }
-            fn widen(from: &[Self], to: &mut [f32]) {
-                half::slice::HalfFloatSliceExt::convert_to_f32_slice(from, to);
-            }
-            fn narrow(from: &[f32], to: &mut [Self]) {
-                half::slice::HalfFloatSliceExt::convert_from_f32_slice(to, from);
-            }
-            $($as_itself)?
+            $($slices)*
         }
     };
 }
-half_float!(f16);
-half_float!(
-    bf16,
+half_float! {
+    f16:
+    fn widen(from: &[Self], to: &mut [f32]) {
+        half::slice::HalfFloatSliceExt::convert_to_f32_slice(from, to);
+    }
+    fn narrow(from: &[f32], to: &mut [Self]) {
+        half::slice::HalfFloatSliceExt::convert_from_f32_slice(to, from);
+    }
+}
+half_float! {
+    bf16:
+    fn widen(from: &[Self], to: &mut [f32]) {
+        vectorised(
+            #[inline(always)]
+            || from.iter().zip(to).for_each(|(from, to)| *to = f32::from_bits(u32::from(from.to_bits()) << 16)),
+        );
+    }
+    fn narrow(from: &[f32], to: &mut [Self]) {
+        vectorised(
+            #[inline(always)]
+            || from.iter().zip(to).for_each(|(from, to)| *to = rounded(*from)),
+        );
+    }
     fn as_bf16(slice: &[Self]) -> Option<&[bf16]> {
         Some(slice)
     }
-);
+}
+
+/// Rounds to nearest, ties to even, without a branch: unlike `bf16::from_f32`, a loop of it is vectorised.
+#[inline(always)]
+pub(crate) fn rounded(value: f32) -> bf16 {
+    let bits = value.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+    // A NaN whose bits are only in the lower half would round to an infinity.
+    let quiet = bits >> 16 | 0x40;
+    #[expect(clippy::cast_possible_truncation, reason = "the upper half, shifted down")]
+    bf16::from_bits(if value.is_nan() { quiet } else { rounded } as u16)
+}

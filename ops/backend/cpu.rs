@@ -4,6 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use rayon::prelude::*;
 
+use super::simd::{self, Kernel, Simd};
 use crate::device::{Backend, DeviceInfo};
 use crate::{Error, Result};
 
@@ -77,15 +78,14 @@ impl Cpu {
 #[inline(always)]
 pub fn vectorised<R>(work: impl FnOnce() -> R) -> R {
     struct Work<F>(F);
-    impl<R, F: FnOnce() -> R> pulp::NullaryFnOnce for Work<F> {
+    impl<R, F: FnOnce() -> R> Kernel for Work<F> {
         type Output = R;
         #[inline(always)]
-        fn call(self) -> R {
+        fn run<S: Simd>(self, _simd: S) -> R {
             (self.0)()
         }
     }
-    static ARCH: OnceLock<pulp::Arch> = OnceLock::new();
-    ARCH.get_or_init(pulp::Arch::new).dispatch(Work(work))
+    simd::dispatch(Work(work))
 }
 
 /// How [`Device::list`](crate::Device::list) describes this backend.

@@ -8,3 +8,13 @@ pub mod cuda;
 pub(crate) mod simd;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
+
+#[cfg(feature = "cpu")]
+pub(crate) use cpu::vectorised;
+
+/// As the CPU's, but for what every processor has.
+#[cfg(not(feature = "cpu"))]
+#[inline(always)]
+pub(crate) fn vectorised<R>(work: impl FnOnce() -> R) -> R {
+    work()
+}

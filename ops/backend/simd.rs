@@ -6,6 +6,7 @@
 
 use std::sync::OnceLock;
 
+use crate::element::rounded;
 use crate::{bf16, f16};
 
 /// Floats in a vector.
@@ -67,6 +68,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn max(self, a: Self::F32s, b: Self::F32s) -> Self::F32s;
     /// The largest lane; if one is NaN, any.
     fn largest(self, a: Self::F32s) -> f32;
+    /// Whether any lane of four vectors is less than `limit`.
+    fn any_below(self, vectors: [Self::F32s; 4], limit: f32) -> bool;
     /// 2 to the power of each `x`, to about 1e-7 of it; 0 below -160 or earlier, for `x` up to 127. NaN stays.
     fn exp2(self, x: Self::F32s) -> Self::F32s;
     /// The sum of the lanes of each of four vectors, in an order that is the same for all four.
@@ -162,17 +165,6 @@ pub(crate) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
 /// largest relative error is 1.1e-7. The constant is 1.
 const EXP2: [f32; 5] = [1.326_472_6e-3, 9.671_513e-3, 5.550_733_6e-2, 2.402_224_2e-1, 6.931_470_4e-1];
 
-/// Rounds to nearest, ties to even, without a branch.
-#[inline(always)]
-fn narrow(value: f32) -> bf16 {
-    let bits = value.to_bits();
-    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
-    // A NaN whose bits are only in the lower half would round to an infinity.
-    let quiet = bits >> 16 | 0x40;
-    #[expect(clippy::cast_possible_truncation, reason = "the upper half, shifted down")]
-    bf16::from_bits(if value.is_nan() { quiet } else { rounded } as u16)
-}
-
 /// Plain loops over arrays, for any processor.
 #[derive(Clone, Copy)]
 pub(crate) struct Portable;
@@ -232,6 +224,10 @@ impl Simd for Portable {
         a.into_iter().fold(f32::NEG_INFINITY, |most, a| if most > a { most } else { a })
     }
     #[inline(always)]
+    fn any_below(self, vectors: [Self::F32s; 4], limit: f32) -> bool {
+        vectors.as_flattened().iter().any(|lane| *lane < limit)
+    }
+    #[inline(always)]
     fn exp2(self, x: Self::F32s) -> Self::F32s {
         // 1.5 * 2^23: adding it rounds to an integer, which its lowest bits then hold.
         const ROUND: f32 = 12_582_912.0;
@@ -257,7 +253,7 @@ impl Simd for Portable {
     }
     #[inline(always)]
     fn narrow_bf16(self, value: Self::F32s) -> [bf16; LANES] {
-        value.map(narrow)
+        value.map(rounded)
     }
     #[inline(always)]
     fn splat_pair(self, pair: u32) -> Self::Pairs {
@@ -359,6 +355,15 @@ mod x86 {
             unsafe { _mm512_reduce_max_ps(a) }
         }
         #[inline(always)]
+        fn any_below(self, [a, b, c, d]: [__m512; 4], limit: f32) -> bool {
+            unsafe {
+                let limit = _mm512_set1_ps(limit);
+                let ab = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, limit) | _mm512_cmp_ps_mask::<_CMP_LT_OQ>(b, limit);
+                let cd = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(c, limit) | _mm512_cmp_ps_mask::<_CMP_LT_OQ>(d, limit);
+                ab | cd != 0
+            }
+        }
+        #[inline(always)]
         fn exp2(self, x: __m512) -> __m512 {
             unsafe {
                 let x = _mm512_max_ps(_mm512_set1_ps(-160.0), x);
@@ -434,7 +439,7 @@ mod x86 {
                 } else {
                     let mut lanes = [0.0; LANES];
                     self.store(value, &mut lanes);
-                    lanes.map(super::narrow)
+                    lanes.map(super::rounded)
                 }
             }
         }
@@ -537,6 +542,17 @@ mod x86 {
             }
         }
         #[inline(always)]
+        fn any_below(self, vectors: [[__m256; 2]; 4], limit: f32) -> bool {
+            unsafe {
+                let limit = _mm256_set1_ps(limit);
+                let mut below = _mm256_setzero_ps();
+                for half in vectors.as_flattened() {
+                    below = _mm256_or_ps(below, _mm256_cmp_ps::<_CMP_LT_OQ>(*half, limit));
+                }
+                _mm256_movemask_ps(below) != 0
+            }
+        }
+        #[inline(always)]
         fn exp2(self, x: [__m256; 2]) -> [__m256; 2] {
             x.map(|x| unsafe {
                 let x = _mm256_max_ps(_mm256_set1_ps(-127.0), x);
@@ -568,7 +584,7 @@ mod x86 {
         fn narrow_bf16(self, value: [__m256; 2]) -> [bf16; LANES] {
             let mut lanes = [0.0; LANES];
             self.store(value, &mut lanes);
-            lanes.map(super::narrow)
+            lanes.map(super::rounded)
         }
         #[inline(always)]
         fn splat_pair(self, pair: u32) -> [__m256i; 2] {

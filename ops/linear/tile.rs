@@ -121,6 +121,8 @@ pub(super) fn pack<S: Simd, A: Arithmetic, E: Stored<A>>(
         let from = &from[row * stride..][..taken];
         let whole: &[E::Step] = bytemuck::cast_slice(&from[..taken / step * step]);
         for (from, to) in whole.iter().zip(to[row..].iter_mut().step_by(rows)) {
+            // Memory is what this waits for: ask for what the next tile reads.
+            simd.prefetch(std::ptr::from_ref(from).cast::<E>().wrapping_add(rows * stride));
             *to = E::pack(simd, from);
         }
         if !taken.is_multiple_of(step) {

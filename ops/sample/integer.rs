@@ -6,6 +6,8 @@
 
 use super::Filter;
 use super::logarithm::exponential;
+use super::select::{Boundary, Select};
+use crate::backend::vectorised;
 use crate::{Error, Result};
 
 /// The weight of the largest logit.
@@ -111,13 +113,30 @@ pub fn weights_of_shares(shares: &[f32], weights: &mut [u32]) -> Option<()> {
 /// weights are 0.
 #[must_use]
 pub fn draw(weights: &[u32], fraction: u32) -> Option<u32> {
-    let total: u64 = weights.iter().map(|weight| u64::from(*weight)).sum();
-    let target = ((u128::from(total) * u128::from(fraction)) >> 32) as u64;
-    let mut sum = 0;
-    (0..).zip(weights).find_map(|(token, weight)| {
-        sum += u64::from(*weight);
-        (sum > target).then_some(token)
-    })
+    /// Tokens whose weights are added before they are looked at one by one.
+    const RUN: usize = 64;
+    #[inline(always)]
+    fn mass(weights: &[u32]) -> u64 {
+        weights.iter().map(|weight| u64::from(*weight)).sum()
+    }
+    vectorised(
+        #[inline(always)]
+        || {
+            let target = ((u128::from(mass(weights)) * u128::from(fraction)) >> 32) as u64;
+            let mut sum = 0;
+            for (run, weights) in (0..).step_by(RUN).zip(weights.chunks(RUN)) {
+                let after = sum + mass(weights);
+                if after > target {
+                    return (run..).zip(weights).find_map(|(token, weight)| {
+                        sum += u64::from(*weight);
+                        (sum > target).then_some(token)
+                    });
+                }
+                sum = after;
+            }
+            None
+        },
+    )
 }
 
 /// The first to arrive where each token arrives after `-log2(noise / 2^32) / weight`: Gumbel-max. Among equals the
@@ -153,7 +172,8 @@ pub struct Row {
     pub weights: Vec<u32>,
     /// Per token of the vocabulary.
     pub kept: Vec<bool>,
-    ranked: Vec<u32>,
+    orders: Vec<u32>,
+    select: Select,
 }
 
 impl Row {
@@ -162,43 +182,50 @@ impl Row {
     /// # Errors
     /// [`Error::Value`] if the row has a NaN, `+inf`, or no finite logit.
     pub fn fill(&mut self, op: &'static str, row: usize, logits: &[f32], plan: Plan) -> Result<()> {
-        let largest = logits.iter().fold(f32::NEG_INFINITY, |largest, logit| largest.max(*logit));
-        if !largest.is_finite() || logits.iter().any(|logit| logit.is_nan()) {
-            let got = if largest == f32::NEG_INFINITY { "without a finite logit" } else { "not finite" };
+        let Some(largest) = largest(logits).filter(|largest| largest.is_finite()) else {
+            let nothing = logits.iter().all(|logit| *logit == f32::NEG_INFINITY);
+            let got = if nothing { "without a finite logit" } else { "not finite" };
             return Err(Error::value(op, "logits", format!("{got} in row {row}"), "finite numbers or -inf"));
-        }
-        self.weights.clear();
-        self.weights.extend(logits.iter().map(|logit| weight(*logit, largest, plan.factor)));
-        self.kept.clear();
-        let count = plan.top_k as usize;
-        if count >= logits.len() && plan.top_p == 0 {
-            self.kept.resize(logits.len(), true);
-        } else {
-            self.kept.resize(logits.len(), false);
-            self.rank(logits, count);
-            let total = self.ranked.iter().map(|token| u64::from(self.weights[*token as usize])).sum::<u64>();
-            let target = match plan.top_p {
-                0 => u64::MAX,
-                top_p => share(total, top_p),
-            };
-            let mut before = 0;
-            for token in &self.ranked {
-                if before >= target {
-                    break;
+        };
+        self.weights.resize(logits.len(), 0);
+        vectorised(
+            #[inline(always)]
+            || {
+                for (to, logit) in self.weights.iter_mut().zip(logits) {
+                    *to = weight(*logit, largest, plan.factor);
                 }
-                self.kept[*token as usize] = true;
-                before += u64::from(self.weights[*token as usize]);
+            },
+        );
+        self.kept.clear();
+        self.kept.resize(logits.len(), true);
+        let count = plan.top_k as usize;
+        if count < logits.len() || plan.top_p > 0 {
+            self.orders.resize(logits.len(), 0);
+            vectorised(
+                #[inline(always)]
+                || self.orders.iter_mut().zip(logits).for_each(|(to, logit)| *to = order(*logit)),
+            );
+            let boundary = self.select.boundary(&self.orders, &self.weights, count, plan.top_p);
+            if let Some(Boundary { above, equals }) = boundary {
+                vectorised(
+                    #[inline(always)]
+                    || self.kept.iter_mut().zip(&self.orders).for_each(|(kept, order)| *kept = *order > above),
+                );
+                equals.iter().for_each(|token| self.kept[*token as usize] = true);
             }
         }
-        for (kept, weight) in self.kept.iter_mut().zip(&self.weights) {
-            *kept &= *weight >= plan.least;
+        if plan.least > 0 {
+            for (kept, weight) in self.kept.iter_mut().zip(&self.weights) {
+                *kept &= *weight >= plan.least;
+            }
         }
         if plan.typical > 0 {
             self.keep_typical(logits, largest, plan);
         }
-        for (kept, weight) in self.kept.iter().zip(&mut self.weights) {
-            *weight = if *kept { *weight } else { 0 };
-        }
+        vectorised(
+            #[inline(always)]
+            || self.weights.iter_mut().zip(&self.kept).for_each(|(weight, kept)| *weight *= u32::from(*kept)),
+        );
         Ok(())
     }
 
@@ -229,22 +256,35 @@ impl Row {
             before += weight(self, token);
         }
     }
+}
 
-    /// The `count` largest logits in descending order, among equals by index.
-    fn rank(&mut self, logits: &[f32], count: usize) {
-        let key = |token: &u32| (std::cmp::Reverse(order(logits[*token as usize])), *token);
-        self.ranked.clear();
-        self.ranked.extend((0..).take(logits.len()));
-        if count < logits.len() {
-            self.ranked.select_nth_unstable_by_key(count, key);
-            self.ranked.truncate(count);
+/// The largest logit; none if one is NaN.
+fn largest(logits: &[f32]) -> Option<f32> {
+    const LANES: usize = 32;
+    #[inline(always)]
+    fn take(logits: &[f32], most: &mut [f32; LANES], none: &mut [bool; LANES]) {
+        for ((most, none), logit) in most.iter_mut().zip(none).zip(logits) {
+            *most = if *logit > *most { *logit } else { *most };
+            *none |= logit.is_nan();
         }
-        self.ranked.sort_unstable_by_key(key);
     }
+    vectorised(
+        #[inline(always)]
+        || {
+            let (mut most, mut none) = ([f32::NEG_INFINITY; LANES], [false; LANES]);
+            let (whole, rest) = logits.as_chunks::<LANES>();
+            for logits in whole {
+                take(logits, &mut most, &mut none);
+            }
+            take(rest, &mut most, &mut none);
+            let largest = most.into_iter().fold(f32::NEG_INFINITY, f32::max);
+            (!none.contains(&true)).then_some(largest)
+        },
+    )
 }
 
 /// The least mass that is not below this share (over 2^32) of the total.
-fn share(total: u64, fraction: u32) -> u64 {
+pub(super) fn share(total: u64, fraction: u32) -> u64 {
     ((u128::from(total) * u128::from(fraction) + 0xffff_ffff) >> 32) as u64
 }
 

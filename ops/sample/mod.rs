@@ -14,6 +14,7 @@ pub mod integer;
 pub mod logarithm;
 pub mod maskgit;
 pub mod reference;
+mod select;
 mod watermark;
 mod weights;
 #[cfg(feature = "wgpu")]
