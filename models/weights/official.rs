@@ -14,14 +14,18 @@ struct StateDict {
     marks: [&'static str; 2],
 }
 
-/// Of two that could be at one place the first is: some have all names of another and more.
-const STATE_DICTS: [StateDict; 10] = [
+/// Of two that could be at one place the first is: some have all names of another and more. Systems with the very names
+/// of another (FlexVAR, DAR) are not here: a file must note its `system`.
+const STATE_DICTS: [StateDict; 13] = [
     transformer("arpg", "", ["layers.cross_dec.0.attn.to_q.weight", "layers.cross_dec.0.attn.to_k.weight"]),
     transformer("rar", "", ["target_aware_pos_embed", "timesteps_embeddings"]),
     transformer("randar", "", ["pos_instruct_embeddings", "pos_instruct_embeddings"]),
     transformer("lpd", "", ["z_proj_ln.weight", "z_proj_ln.bias"]),
     transformer("nar", "", ["medusa_output.weight", "output_D.weight"]),
     transformer("par", "", ["spe_tok_embeddings.special_embeddings.weight", "spe_tok_embeddings.weight"]),
+    transformer("larp", "", ["abs_pe", "abs_pe"]),
+    transformer("maskgil", "", ["tok_emb.weight", "tok_emb.weight"]),
+    transformer("hmar", "hmar.", ["word_embed_bias", "mask_blocks.0.attn.mat_qkv.weight"]),
     transformer("llamagen", "gpt.", ["tok_embeddings.weight", "layers.0.attention.wqkv.weight"]),
     transformer("var", "var.", ["pos_1LC", "blocks.0.attn.mat_qkv.weight"]),
     tokenizer("vq.", ["decoder.mid.0.conv1.weight", "encoder.mid.0.conv1.weight"]),

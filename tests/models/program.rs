@@ -55,6 +55,41 @@ fn generate_writes_a_picture_and_says_how() {
 }
 
 #[test]
+fn generate_draws_in_every_dtype_on_every_device() {
+    let folder = folder();
+    let checkpoint = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/checkpoints").join(name);
+    let listed = stdout(&smalti(&["devices"]));
+    for device in ["cpu", "wgpu", "cuda"].into_iter().filter(|device| {
+        // Absent ones are listed too, with the reason.
+        listed.lines().any(|line| line.starts_with(device) && !line.contains("absent:"))
+    }) {
+        for files in [["gpt_zip.pt", "vq_legacy.pt"], ["var_legacy.pth", "vae_zip.pth"]] {
+            let [transformer, tokenizer] = files.map(checkpoint);
+            for dtype in ["f32", "f16", "bf16"] {
+                let out = folder.path().join(format!("{device}_{dtype}.png"));
+                let output = smalti(&[
+                    "generate",
+                    "--device",
+                    device,
+                    "--dtype",
+                    dtype,
+                    "--count",
+                    "1",
+                    "--out",
+                    text(&out),
+                    "--weights",
+                    text(&transformer),
+                    "--weights",
+                    text(&tokenizer),
+                ]);
+                assert_eq!(code(&output), 0, "{files:?} {device} {dtype}: {}", stderr(&output));
+                assert!(std::fs::read(&out).expect("a picture").starts_with(b"\x89PNG"));
+            }
+        }
+    }
+}
+
+#[test]
 fn generate_does_not_depend_on_threads_or_shards() {
     let folder = folder();
     let draw = |name: &str, options: &[&str]| {

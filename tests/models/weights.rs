@@ -266,3 +266,28 @@ fn sizes_beyond_memory_are_errors() {
         assert!(message.contains("absurd.safetensors"), "{config}: {message}");
     }
 }
+
+#[test]
+fn systems_are_known_by_the_names_of_their_tensors() {
+    const KNOWN: [&str; 11] =
+        ["arpg", "hmar", "larp", "llamagen", "lpd", "maskgil", "nar", "par", "randar", "rar", "var"];
+    let folder = folder();
+    let dumps = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/dumps/models")).expect("dumps");
+    for dump in dumps.map(|entry| entry.expect("an entry").path()) {
+        let bytes = std::fs::read(&dump).expect("a dump");
+        let noted = Checkpoint::open(&dump).expect("a dump");
+        let Ok(held) = noted.under("w.") else { continue };
+        // A tokenizer alone tells no system.
+        let transformer = held.names().any(|name| name.contains("layers.") || name.contains("blocks."));
+        if !transformer || !noted.metadata("system").is_some_and(|system| KNOWN.contains(&system)) {
+            continue;
+        }
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("a dump");
+        let weights = tensors.iter().filter_map(|(name, tensor)| Some((name.strip_prefix("w.")?, tensor)));
+        let path = folder.path().join("weights.safetensors");
+        safetensors::serialize_to_file(weights, None, &path).expect("room");
+        let unnoted = Checkpoint::open_all(&[&path]).expect("as the dump");
+        assert_eq!(unnoted.system(), noted.metadata("system"), "{}", dump.display());
+        assert!(unnoted.names().eq(held.names()), "{}", dump.display());
+    }
+}
