@@ -11,6 +11,8 @@
 //     y[i] = max(x[i], 0)
 /*% elif function == "sigmoid" %*/
 //     y[i] = 1 / (1 + exp(-x[i]))
+/*% elif function == "softplus" %*/
+//     y[i] = ln(1 + exp(x[i]))
 /*% else %*/
 //     y[i] = tanh(x[i])
 /*% endif %*/
@@ -25,8 +27,8 @@
 // Two elements to an invocation, since two of a half type share a word. A NaN comes through as it is, by
 // its bits, since a device may compare it as it likes. Arguments of exp are held to where it is finite.
 //
-// Variants: function silu, gelu, gelu_tanh, relu, sigmoid, tanh; dtype f32, f16, bf16 (the half types as
-// u32 pairs).
+// Variants: function silu, gelu, gelu_tanh, relu, sigmoid, tanh, softplus; dtype f32, f16, bf16 (the half
+// types as u32 pairs).
 // Source: gelu: Hendrycks and Gimpel 2016, arXiv:1606.08415. silu: Elfwing, Uchibe and Doya 2017,
 // arXiv:1702.03118.
 struct Params {
@@ -71,6 +73,17 @@ fn apply(value: f32) -> f32 {
     return max(value, 0.0);
 /*% elif function == "sigmoid" %*/
     return sigmoid(value);
+/*% elif function == "softplus" %*/
+    // max(x, 0) + ln(1 + e) with e = exp(-|x|), so that nothing overflows; ln(1 + e) is 2 atanh(e / (2 + e)),
+    // whose argument is at most a third.
+    let e = exp(max(-abs(value), -87.0));
+    let part = e / (2.0 + e);
+    let square = part * part;
+    var series = 1.0 / 13.0;
+    /*% for odd in [11, 9, 7, 5, 3, 1] %*/
+    series = series * square + 1.0 / ${ odd }.0;
+    /*% endfor %*/
+    return max(value, 0.0) + 2.0 * part * series;
 /*% else %*/
     // Near 0 the quotient loses digits, so there it is the series.
     if abs(value) < 0.25 {

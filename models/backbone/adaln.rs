@@ -189,8 +189,10 @@ pub(crate) enum Modulation {
 
 /// A condition as blocks take it.
 pub(crate) struct Condition<T: smalti::Element> {
-    active: Tensor<T>,
-    shared: Option<Tensor<T>>,
+    /// After its activation, `[batch, dim]`.
+    pub active: Tensor<T>,
+    /// The modulations that blocks share, `[batch, vectors * dim]`.
+    pub shared: Option<Tensor<T>>,
 }
 
 impl<T: Float> Condition<T> {

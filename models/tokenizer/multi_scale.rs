@@ -15,12 +15,12 @@ pub struct MultiScaleTokenizer {
     /// With the convolution after it; absent where a checkpoint can only draw.
     encoder: Option<(Encoder, Conv)>,
     quantiser: Scales,
-    post_quant_conv: Conv,
-    decoder: Decoder,
+    /// With the convolution before it; absent where a checkpoint holds the codes alone.
+    decoder: Option<(Conv, Decoder)>,
 }
 
 impl MultiScaleTokenizer {
-    /// Loads the official names under the loader's prefix, the encoder if it is there. `phi_ratio` is the official
+    /// Loads the official names under the loader's prefix, encoder and decoder if they are there. `phi_ratio` is the official
     /// `quant_resi`.
     ///
     /// # Errors
@@ -55,12 +55,17 @@ impl MultiScaleTokenizer {
         } else {
             None
         };
-        let post_quant_conv = Conv::load_from(loader, "post_quant_conv", channels, None, 3)?;
+        let decoder = if loader.has("decoder") {
+            let post_quant_conv = Conv::load_from(loader, "post_quant_conv", channels, None, 3)?;
+            let decoder = Decoder::load(&loader.at("decoder"), Names::Var, post_quant_conv.channels(), groups)?;
+            Some((post_quant_conv, decoder))
+        } else {
+            None
+        };
         Ok(Self {
             encoder,
             quantiser: Scales { codebook, cosine: false, phi, phi_ratio, phi_of_scale, patch_nums },
-            decoder: Decoder::load(&loader.at("decoder"), Names::Var, post_quant_conv.channels(), groups)?,
-            post_quant_conv,
+            decoder,
         })
     }
 
@@ -70,10 +75,10 @@ impl MultiScaleTokenizer {
         &self.quantiser
     }
 
-    /// Pixels per token of the last scale, along one side.
+    /// Pixels per token of the last scale, along one side; 1 without a decoder.
     #[must_use]
     pub fn factor(&self) -> usize {
-        1 << self.decoder.doublings()
+        self.decoder.as_ref().map_or(1, |(_, decoder)| 1 << decoder.doublings())
     }
 
     /// Pixels `[batch, 3, height, width]` in [-1, 1] to latents `[batch, channels, side, side]`.
@@ -89,9 +94,11 @@ impl MultiScaleTokenizer {
     /// Latents to pixels, clamped to [-1, 1] by whoever shows them.
     ///
     /// # Errors
-    /// If shapes do not fit or the device fails.
+    /// [`Error::Request`] if the checkpoint has no decoder; [`Error::Op`] if shapes do not fit or the device fails.
     pub fn decode<T: Float>(&self, latents: &Tensor<T>) -> Result<Tensor<T>> {
-        self.decoder.run(&self.post_quant_conv.run(latents)?)
+        let missing = || Error::Request("the checkpoint holds no decoder of latents (no vae.decoder)".to_owned());
+        let (post_quant_conv, decoder) = self.decoder.as_ref().ok_or_else(missing)?;
+        decoder.run(&post_quant_conv.run(latents)?)
     }
 }
 

@@ -1,5 +1,6 @@
 //! A file per system: its paper, its upstream code, and the parts it combines.
 
+pub mod aim;
 pub mod arinar;
 pub mod arpg;
 pub mod axial;
@@ -13,6 +14,7 @@ pub mod llamagen;
 pub mod lpd;
 pub mod mar;
 pub mod maskgil;
+pub mod mvar;
 pub mod nar;
 pub mod par;
 pub mod parseq;
@@ -44,6 +46,7 @@ pub fn load<T: Float>(checkpoint: &Checkpoint, device: &Device) -> Result<Box<dy
             request("draws from features of a text: zoo::infinity::Infinity::generate takes them".to_owned())
         }
         Some(_) if !tokenizer => request("holds a transformer without its tokenizer: give that file too".to_owned()),
+        Some("aim") => Ok(Box::new(InDtype::<T, _>::new(aim::Aim::load(checkpoint, device)?))),
         Some("arinar") => Ok(Box::new(arinar::Arinar::<T>::load(checkpoint, device)?)),
         Some("arpg") => Ok(Box::new(InDtype::<T, _>::new(arpg::Arpg::load(checkpoint, device)?))),
         Some("dar_diffusion") => {
@@ -56,6 +59,7 @@ pub fn load<T: Float>(checkpoint: &Checkpoint, device: &Device) -> Result<Box<dy
         Some("lpd") => Ok(Box::new(InDtype::<T, _>::new(lpd::Lpd::load(checkpoint, device)?))),
         Some("mar") => Ok(Box::new(mar::MarIn::<T>::new(mar::Mar::load(checkpoint, device)?))),
         Some("maskgil") => Ok(Box::new(InDtype::<T, _>::new(maskgil::MaskGil::load(checkpoint, device)?))),
+        Some("mvar") => Ok(Box::new(mvar::MVar::<T>::load(checkpoint, device)?)),
         Some("nar") => Ok(Box::new(InDtype::<T, _>::new(nar::Nar::load(checkpoint, device)?))),
         Some("par") => Ok(Box::new(InDtype::<T, _>::new(par::Par::load(checkpoint, device)?))),
         Some("randar") => Ok(Box::new(InDtype::<T, _>::new(randar::RandAr::load(checkpoint, device)?))),

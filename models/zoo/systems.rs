@@ -45,6 +45,14 @@ pub struct System {
 /// Every system, in the order of their names.
 pub const SYSTEMS: &[System] = &[
     System {
+        name: "aim",
+        paper: "arXiv:2408.12245",
+        parts: "VQ, Mamba-2 modulated by the class, raster, sequential",
+        condition: "class",
+        runs: Runs::Pictures,
+        passes: "256 of n = 256",
+    },
+    System {
         name: "arinar",
         paper: "arXiv:2503.02883",
         parts: "KL autoencoder, ViT encoder and decoder, random order, value by value: mixture or flow head",
@@ -147,6 +155,14 @@ pub const SYSTEMS: &[System] = &[
         condition: "class",
         runs: Runs::Pictures,
         passes: "12 of n = 256",
+    },
+    System {
+        name: "mvar",
+        paper: "arXiv:2411.10433",
+        parts: "multi-scale VQ, AdaLN, attention inside a scale, Mamba-2 across them, scale by scale",
+        condition: "class",
+        runs: Runs::Pictures,
+        passes: "one per scale, 10",
     },
     System {
         name: "nar",

@@ -15,14 +15,15 @@
 
 use std::ops::ControlFlow;
 
-use smalti::attention::{Mask, ScalesKind};
-use smalti::sample::{self, Draws, Filter, Guidance};
+use smalti::attention::{KvCache, Mask, ScalesKind};
+use smalti::sample::Guidance;
 use smalti::{Device, Float, Tensor, Weight, copy, elementwise, embedding, linear};
 
 use super::class_names;
-use super::llamagen::{Steps, join, to_host};
+use super::codes::go_on;
+use super::llamagen::to_host;
 use crate::backbone::adaln::{AdaLn, ModulatedHead, layer, scale_positions};
-use crate::decode::at_tokens;
+use crate::decode::{Random, Sampler, Steps, concatenate, guide, twice};
 use crate::tokenizer::multi_scale::MultiScaleTokenizer;
 use crate::weights::{Checkpoint, Loader, Notes};
 use crate::{Drawn, Error, Generator, Result, Sampling};
@@ -37,8 +38,57 @@ const PATCH_NUMS: [&[usize]; 3] = [
 /// A side no published model comes near.
 const LONGEST_SIDE: usize = 256;
 
+/// What the places of scales run through.
+pub trait Backbone<T: Float>: Sized {
+    /// The system's name, and the prefix of its tensors.
+    const SYSTEM: &'static str;
+    /// What it remembers of earlier scales.
+    type State;
+
+    /// Loads `blocks` and what they share.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    fn load(loader: &Loader<'_>, dim: usize, heads: usize, norm_eps: f32) -> Result<Self>;
+
+    /// What it remembers before the first of `places` places.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    fn start(&self, device: &Device, batch: usize, places: usize) -> Result<Self::State>;
+
+    /// Runs the next scales, whose grids have these sides: `x` is `[batch, their places, dim]`, `condition`
+    /// `[batch, dim]`.
+    ///
+    /// # Errors
+    /// If shapes do not fit or the device fails.
+    fn run(&self, x: &Tensor<T>, condition: &Tensor<T>, state: &mut Self::State, sides: &[usize]) -> Result<Tensor<T>>;
+}
+
+impl<T: Float> Backbone<T> for AdaLn<T> {
+    const SYSTEM: &'static str = "var";
+    type State = Vec<KvCache<T>>;
+
+    fn load(loader: &Loader<'_>, dim: usize, heads: usize, norm_eps: f32) -> Result<Self> {
+        Self::load(loader, &["blocks"], dim, heads, norm_eps)
+    }
+
+    fn start(&self, device: &Device, batch: usize, places: usize) -> Result<Self::State> {
+        self.caches(device, batch, places)
+    }
+
+    fn run(&self, x: &Tensor<T>, condition: &Tensor<T>, state: &mut Self::State, sides: &[usize]) -> Result<Tensor<T>> {
+        let mask = match sides {
+            // One scale sees all of itself and of what came before.
+            [_] => Mask::Full,
+            _ => Mask::Scales { patch_nums: sides.to_vec(), kind: ScalesKind::BlockCausal },
+        };
+        self.run(x, condition, state, &self.options().mask(mask))
+    }
+}
+
 /// The model with its weights on a device.
-pub struct Var<T: smalti::Element> {
+pub struct Var<T: smalti::Element, B = AdaLn<T>> {
     device: Device,
     patch_nums: Vec<usize>,
     dim: usize,
@@ -47,15 +97,15 @@ pub struct Var<T: smalti::Element> {
     /// Position and scale together, `[1, places, dim]`.
     positions: Tensor<T>,
     word_embed: (Weight, Tensor<f32>),
-    backbone: AdaLn<T>,
+    backbone: B,
     head: ModulatedHead,
     classes: Vec<String>,
     sampling: Sampling,
     tokenizer: MultiScaleTokenizer,
 }
 
-impl<T: Float> Var<T> {
-    /// Loads official names under `var.` and `vae.`.
+impl<T: Float, B: Backbone<T>> Var<T, B> {
+    /// Loads official names under `var.`, or the prefix of the backbone, and `vae.`.
     ///
     /// # Errors
     /// [`Error::Weights`] with every tensor that does not fit; [`Error::Op`] if the device has no room.
@@ -63,7 +113,7 @@ impl<T: Float> Var<T> {
         let config = checkpoint.config()?;
         let notes = Notes::default();
         let root = Loader::new(checkpoint, device, &notes);
-        let var = root.at("var");
+        let var = root.at(B::SYSTEM);
         let held = var.length("pos_1LC", 1);
         let places = |sides: &[usize]| sides.iter().map(|side| side * side).sum::<usize>();
         let official = PATCH_NUMS.iter().find(|sides| places(sides) == held).or(PATCH_NUMS.first());
@@ -99,14 +149,14 @@ impl<T: Float> Var<T> {
             start: copy::convert(&var.vector("pos_start", &[1, 1, dim])?)?,
             positions: copy::convert(&positions)?,
             word_embed: layer(&var, "word_embed", [dim, channels])?,
-            backbone: AdaLn::load(&var, &["blocks"], dim, heads, norm_eps)?,
+            backbone: B::load(&var, dim, heads, norm_eps)?,
             head: ModulatedHead::load(&var, "head_nm", "head", dim, norm_eps)?,
             classes: class_names(checkpoint, classes),
             sampling: Sampling {
                 cfg: config.number("cfg").unwrap_or(1.5),
                 temperature: config.number("temperature").unwrap_or(1.0),
                 top_k: config.count("top_k").unwrap_or(900),
-                top_p: config.number("top_p").unwrap_or(0.96),
+                top_p: config.number("top_p").filter(|top_p| *top_p > 0.0).unwrap_or(0.96),
                 seed: 0,
             },
             tokenizer: MultiScaleTokenizer::load(
@@ -128,7 +178,7 @@ impl<T: Float> Var<T> {
             notes.add(format!("the transformer draws from {vocabulary} codes, the tokenizer has {codes}"));
         }
         // Buffers: how often each code was used, and masks that the official code saves.
-        notes.finish(checkpoint, &["ema_vocab_hit_SV", "attn_bias_for_masking", "lvl_1L"])?;
+        notes.finish(checkpoint, &["ema_vocab_hit_SV", "attn_bias_for_masking", "lvl_1L", "attn.patch_nums"])?;
         Ok(model)
     }
 
@@ -136,6 +186,18 @@ impl<T: Float> Var<T> {
     #[must_use]
     pub fn tokenizer(&self) -> &MultiScaleTokenizer {
         &self.tokenizer
+    }
+
+    /// What the places run through.
+    #[must_use]
+    pub fn backbone(&self) -> &B {
+        &self.backbone
+    }
+
+    /// Places of all scales.
+    #[must_use]
+    pub fn places(&self) -> usize {
+        self.positions.shape()[1]
     }
 
     /// Tokens along one side of each scale.
@@ -150,7 +212,10 @@ impl<T: Float> Var<T> {
         let rows = labels.iter().map(|label| match label {
             None => Ok(none as u32),
             Some(label) if (*label as usize) < none => Ok(*label),
-            Some(label) => Err(Error::Request(format!("var: class {label}, expected 0 to {}", none.saturating_sub(1)))),
+            Some(label) => {
+                let (system, last) = (B::SYSTEM, none.saturating_sub(1));
+                Err(Error::Request(format!("{system}: class {label}, expected 0 to {last}")))
+            }
         });
         let rows = Tensor::from_vec(&self.device, &[labels.len()], rows.collect::<Result<Vec<_>>>()?)?;
         Ok(embedding::embedding(&self.class_embedding, &rows)?)
@@ -174,15 +239,10 @@ impl<T: Float> Var<T> {
     pub fn teacher(&self, labels: &[u32], inputs: &Tensor<T>) -> Result<Tensor<T>> {
         let labels: Vec<_> = labels.iter().copied().map(Some).collect();
         let condition = self.condition(&labels)?;
-        let places = self.positions.shape()[1];
-        let mut x = Tensor::zeros(&self.device, &[labels.len(), places, self.dim])?;
-        copy::copy_into_slice(&self.first(&condition)?, &mut x, 1, 0)?;
         let words = linear::linear(inputs, &self.word_embed.0, Some(&self.word_embed.1))?;
-        copy::copy_into_slice(&words, &mut x, 1, 1)?;
-        let x = self.positioned(&x, 0)?;
-        let mask = Mask::Scales { patch_nums: self.patch_nums.clone(), kind: ScalesKind::BlockCausal };
-        let mut caches = self.backbone.caches(&self.device, labels.len(), places)?;
-        let x = self.backbone.run(&x, &condition, &mut caches, &self.backbone.options().mask(mask))?;
+        let x = self.positioned(&concatenate(&[&self.first(&condition)?, &words], 1)?, 0)?;
+        let mut state = self.backbone.start(&self.device, labels.len(), self.places())?;
+        let x = self.backbone.run(&x, &condition, &mut state, &self.patch_nums)?;
         self.head.run(&x, &condition)
     }
 
@@ -193,21 +253,13 @@ impl<T: Float> Var<T> {
     pub fn generate(
         &self,
         labels: &[u32],
-        first_picture: u64,
-        sampling: &Sampling,
+        sampler: &Sampler<'_>,
         steps: Steps<'_, T>,
     ) -> Result<(Tensor<u32>, Tensor<T>)> {
-        let batch = labels.len();
-        let places = self.positions.shape()[1];
+        let (batch, places) = (labels.len(), self.places());
         let with_none = labels.iter().copied().map(Some).chain(labels.iter().map(|_| None));
         let condition = self.condition(&with_none.collect::<Vec<_>>())?;
-        let filter = Filter {
-            temperature: sampling.temperature,
-            top_k: sampling.top_k,
-            top_p: sampling.top_p,
-            ..Filter::default()
-        };
-        let mut caches = self.backbone.caches(&self.device, 2 * batch, places)?;
+        let mut state = self.backbone.start(&self.device, 2 * batch, places)?;
         let mut tokens = Tensor::<u32>::zeros(&self.device, &[batch, places])?;
         let full = self.patch_nums.last().copied().unwrap_or(1);
         let mut latents =
@@ -215,41 +267,27 @@ impl<T: Float> Var<T> {
         let mut x = self.positioned(&self.first(&condition)?, 0)?;
         let mut settled = 0;
         for (scale, &side) in self.patch_nums.iter().enumerate() {
-            let count = side * side;
-            let h = self.backbone.run(&x, &condition, &mut caches, &self.backbone.options())?;
-            let logits = self.head.run(&h, &condition)?;
-            let t = sampling.cfg * scale as f32 / (self.patch_nums.len() - 1).max(1) as f32;
-            let (with, without) = (logits.narrow(0, 0, batch)?, logits.narrow(0, batch, batch)?);
-            let guided = sample::guide(&with, &without, t, Guidance::Extra)?;
-            let vocabulary = guided.shape()[2];
-            // A place of a picture has its own random numbers, whichever scale it belongs to.
-            let streams = (0..batch as u64).flat_map(|picture| {
-                (0..count as u64).map(move |place| ((first_picture + picture) << 24) | (settled as u64 + place))
-            });
-            let draws = Draws::Philox { seed: sampling.seed, streams: streams.collect(), position: 0 };
-            let drawn = sample::sample(&guided.reshape(&[batch * count, vocabulary])?, &filter, &draws);
-            let drawn = drawn.map_err(|error| at_tokens(error, settled, count))?;
-            let drawn = drawn.reshape(&[batch, count])?;
+            let h = self.backbone.run(&x, &condition, &mut state, &[side])?;
+            let t = sampler.sampling.cfg * scale as f32 / (self.patch_nums.len() - 1).max(1) as f32;
+            let guided = guide(&self.head.run(&h, &condition)?, batch, t, Guidance::Extra)?;
+            let drawn = sampler.draw(&guided, settled)?;
             copy::copy_into_slice(&drawn, &mut tokens, 1, settled)?;
             latents = elementwise::add(&latents, &self.tokenizer.quantiser().contribution(&drawn, scale)?)?;
-            settled += count;
-            if steps(settled, &guided).is_break() {
-                return Err(Error::Interrupted);
-            }
+            settled += side * side;
+            go_on(steps(settled, &guided))?;
             if scale + 1 < self.patch_nums.len() {
                 let seen = self.tokenizer.quantiser().next_input(&latents, scale)?;
                 let words = linear::linear(&seen, &self.word_embed.0, Some(&self.word_embed.1))?;
-                let words = self.positioned(&words, settled)?;
-                x = join(&words, &words)?;
+                x = twice(&self.positioned(&words, settled)?)?;
             }
         }
         Ok((tokens, latents))
     }
 }
 
-impl<T: Float> Generator for Var<T> {
+impl<T: Float, B: Backbone<T>> Generator for Var<T, B> {
     fn system(&self) -> &'static str {
-        "var"
+        B::SYSTEM
     }
 
     fn classes(&self) -> &[String] {
@@ -261,7 +299,7 @@ impl<T: Float> Generator for Var<T> {
     }
 
     fn tokens_per_picture(&self) -> usize {
-        self.positions.shape()[1]
+        self.places()
     }
 
     fn picture_size(&self) -> [usize; 2] {
@@ -276,9 +314,9 @@ impl<T: Float> Generator for Var<T> {
         sampling: &Sampling,
         progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Drawn> {
-        let all = labels.len() * self.tokens_per_picture();
-        let (tokens, latents) =
-            self.generate(labels, first_picture, sampling, &mut |done, _| progress(done * labels.len(), all))?;
+        let all = labels.len() * self.places();
+        let sampler = Sampler { sampling: *sampling, random: Random::Philox { first_picture }, places: self.places() };
+        let (tokens, latents) = self.generate(labels, &sampler, &mut |done, _| progress(done * labels.len(), all))?;
         to_host(&tokens, &self.tokenizer.decode(&latents)?)
     }
 }

@@ -16,6 +16,7 @@ pub fn activation<T: Float>(cpu: &Cpu, x: View<'_, T>, activation: Activation, y
         Activation::Relu => map(cpu, x, y, |x| if x < 0.0 { 0.0 } else { x }),
         Activation::Sigmoid => map(cpu, x, y, sigmoid),
         Activation::Tanh => map(cpu, x, y, tanh),
+        Activation::Softplus => map(cpu, x, y, softplus),
     }
 }
 
@@ -92,6 +93,18 @@ fn tanh(x: f32) -> f32 {
         [62.0 / 2835.0, -17.0 / 315.0, 2.0 / 15.0, -1.0 / 3.0, 1.0].iter().fold(0.0, |sum, f| sum * square + f);
     let quotient = 1.0 - 2.0 / (exp(2.0 * x) + 1.0);
     if x.abs() < 0.25 { x * series } else { quotient }
+}
+
+/// `max(x, 0) + ln(1 + e)` with `e = exp(-|x|)`, so that nothing overflows; `ln(1 + e)` is `2 atanh(e / (2 + e))`, whose
+/// argument is at most a third.
+#[inline(always)]
+fn softplus(x: f32) -> f32 {
+    const SERIES: [f32; 7] = [1.0 / 13.0, 1.0 / 11.0, 1.0 / 9.0, 1.0 / 7.0, 1.0 / 5.0, 1.0 / 3.0, 1.0];
+    let e = exp(-x.abs());
+    let part = e / (2.0 + e);
+    let square = part * part;
+    let series = SERIES.iter().fold(0.0, |sum, factor| sum * square + factor);
+    2.0 * part * series + if x > 0.0 { x } else { 0.0 }
 }
 
 /// e to the power of `x`, held to the range of normal floats; about 1 unit in the last place off. A NaN stays one.

@@ -27,6 +27,8 @@ pub enum Activation {
     Sigmoid,
     /// `tanh(x)`
     Tanh,
+    /// `ln(1 + exp(x))`
+    Softplus,
 }
 
 impl Activation {
@@ -40,6 +42,7 @@ impl Activation {
             Self::Relu => "relu",
             Self::Sigmoid => "sigmoid",
             Self::Tanh => "tanh",
+            Self::Softplus => "softplus",
         }
     }
 }

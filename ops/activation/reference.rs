@@ -18,6 +18,7 @@ pub fn activation<T: Float>(x: View<'_, T>, activation: Activation, mut y: ViewM
             Activation::Relu => x,
             Activation::Sigmoid => sigmoid(x),
             Activation::Tanh => x.tanh(),
+            Activation::Softplus => x.max(0.0) + (-x.abs()).exp().ln_1p(),
         });
     }
 }

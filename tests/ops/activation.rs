@@ -6,8 +6,15 @@ use smalti::{Device, Error, Float, Tensor, bf16, f16};
 use crate::common::{assert_close, devices, tensor, uniform, widened};
 use crate::dumps::{self, Dump};
 
-const ACTIVATIONS: [Activation; 6] =
-    [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::Sigmoid, Activation::Tanh];
+const ACTIVATIONS: [Activation; 7] = [
+    Activation::Silu,
+    Activation::Gelu,
+    Activation::GeluTanh,
+    Activation::Relu,
+    Activation::Sigmoid,
+    Activation::Tanh,
+    Activation::Softplus,
+];
 
 fn activation_agrees<T: Float>() {
     for device in devices() {

@@ -1,5 +1,6 @@
 //! Whole models: each system's inputs, run as its dump was.
 
+mod aim;
 mod arinar;
 mod arpg;
 mod axial;
@@ -13,6 +14,7 @@ mod llamagen;
 mod lpd;
 mod mar;
 mod maskgil;
+mod mvar;
 mod nar;
 mod par;
 mod parseq;
@@ -28,6 +30,7 @@ use smalti::rope::Table;
 use smalti::{Float, Tensor};
 
 use super::{Computed, Dump, Values};
+use crate::backbone::mamba::Mamba2;
 use crate::decode::{Random, Sampler, Steps};
 use crate::weights::Checkpoint;
 use crate::zoo::codes::DrawsCodes;
@@ -36,6 +39,7 @@ use crate::{Error, Result, Sampling};
 /// Repeats a model dump.
 pub(super) fn run<T: Float>(system: &str, dump: &Dump<'_>) -> Result<Vec<Computed>> {
     match system {
+        "aim" => aim::run::<T>(dump),
         "axial" => axial::run::<T>(dump),
         "arinar" => arinar::run::<T>(dump),
         "arpg" => arpg::run::<T>(dump),
@@ -49,6 +53,7 @@ pub(super) fn run<T: Float>(system: &str, dump: &Dump<'_>) -> Result<Vec<Compute
         "lpd" => lpd::run::<T>(dump),
         "mar" => mar::run::<T>(dump),
         "maskgil" => maskgil::run::<T>(dump),
+        "mvar" => mvar::run::<T>(dump),
         "nar" => nar::run::<T>(dump),
         "par" => par::run::<T>(dump),
         "parseq" => parseq::run::<T>(dump),
@@ -188,6 +193,20 @@ fn repeat<T: Float>(dump: &Dump<'_>, model: &impl DrawsCodes, sampling: Sampling
         run.logits.0.iter_mut().flat_map(|(_, step)| step).for_each(|logit| *logit /= temperature);
     }
     Ok(run)
+}
+
+/// A Mamba-2 mixer alone on `in.NAME_x`: its output, its state and its window afterwards.
+fn mixer<T: Float>(dump: &Dump<'_>, name: &str, mixer: Option<&Mamba2>) -> Result<Vec<Computed>> {
+    let missing = || Error::Weights(format!("{}: the model has no layers", dump.checkpoint.name()));
+    let mixer = mixer.ok_or_else(missing)?;
+    let x = dump.tensor::<T>(&format!("{name}_x"))?;
+    let mut memory = mixer.start(dump.device, x.shape()[0])?;
+    let y = mixer.run(&x, &mut memory)?;
+    Ok(vec![
+        Computed::floats(&format!("{name}_y"), &y)?,
+        Computed::floats(&format!("{name}_state"), &memory.state)?,
+        Computed::floats(&format!("{name}_window"), &memory.window)?,
+    ])
 }
 
 /// A rotary table as pairs of cosine and sine.

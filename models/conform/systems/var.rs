@@ -5,6 +5,7 @@ use smalti::{Float, Tensor, copy};
 use super::{generated, greedy, mapped, weights};
 use crate::Result;
 use crate::conform::{Computed, Dump};
+use crate::decode::{Random, Sampler};
 use crate::zoo::var::Var;
 
 pub(super) fn run<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
@@ -31,9 +32,10 @@ pub(super) fn run<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
     computed.push(mapped("reconstruction", &pixels, |pixel| pixel.clamp(-1.0, 1.0))?);
     computed.push(Computed::floats("teacher_logits", &model.teacher(&labels, &dump.tensor("teacher_input")?)?)?);
 
+    let sampler = Sampler { sampling, random: Random::Philox { first_picture: 0 }, places: model.places() };
     let mut latents = None;
     let run = generated::<T>(|steps| {
-        let (tokens, sum) = model.generate(&labels, 0, &sampling, steps)?;
+        let (tokens, sum) = model.generate(&labels, &sampler, steps)?;
         latents = Some(sum);
         Ok(tokens)
     })?;
