@@ -80,6 +80,11 @@ fn cases() -> Vec<Case> {
             [1, 1, 1, 130, 200, 200],
             Mask::from_fn(130, 200, |i, j| i / 16 % 3 == j / 32 % 4 || i == j),
         ),
+        case(
+            "tiles of many heads",
+            [40, 1, 1, 130, 330, 8],
+            Mask::from_fn(130, 330, |i, j| (i / 16 + j / 64) % 3 != 1),
+        ),
         case("permuted", [1, 2, 2, 70, 70, 16], Mask::permuted(&order).unwrap()),
         case("grouped", [1, 2, 2, 70, 70, 16], Mask::grouped(&order, &[1, 2, 30, 0, 37]).unwrap()),
         case("query stream", [1, 2, 2, 140, 140, 8], Mask::two_stream(&steps)[1].clone()),
