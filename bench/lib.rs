@@ -5,6 +5,7 @@
 //! PyTorch; a peer that is not there is named as absent. `SMALTI_THREADS` is how many threads all take.
 
 mod ceilings;
+mod page;
 mod peer;
 mod report;
 
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 pub use ceilings::Ceilings;
 use criterion::{Criterion, SamplingMode};
 pub use peer::{Operand, Peer};
-pub use report::{Memory, Row, write};
+pub use report::{Memory, Row, compare, write};
 use smalti::{Device, Float};
 
 /// How many threads all take: `SMALTI_THREADS`, or one per core.
@@ -41,6 +42,15 @@ pub fn numbers<T: Float>(count: usize) -> Vec<T> {
 pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// The distance between the quartiles, over the median.
+#[must_use]
+pub fn spread(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let quartile = |quarter: usize| sorted.get(sorted.len() * quarter / 4).or(sorted.last()).copied().unwrap_or(0.0);
+    (quartile(3) - quartile(1)) / median(sorted.clone())
 }
 
 /// Seconds that work takes.
@@ -87,6 +97,19 @@ pub struct Task {
     pub bytes: f64,
     /// Operations that must be done at least.
     pub operations: f64,
+    /// Where it stands in the plots of time against work.
+    pub place: Option<Place>,
+}
+
+/// A point of a curve.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The curve.
+    pub series: String,
+    /// The length of a sequence.
+    pub length: f64,
+    /// The share of pairs that see each other.
+    pub density: f64,
 }
 
 /// The bench of one family on the CPU.
@@ -158,6 +181,7 @@ impl Bench {
         let rated = names.zip(&peer_seconds).filter_map(|(name, peer)| Rated::new(name, &our_seconds, peer));
         self.rows.push(Row {
             peers: rated.collect(),
+            spread: spread(&our_seconds),
             seconds: median(our_seconds),
             product_ceiling: self.ceilings.product::<T>(),
             memory: None,

@@ -1,11 +1,12 @@
 //! The report: a file per bench, and all that are there together as a table.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::{Ceilings, Rated, Task};
+use crate::{Ceilings, Place, Rated, Task, page};
 
 /// Memory of a process, in bytes.
 #[derive(Debug, Clone, Copy)]
@@ -23,6 +24,8 @@ pub struct Row {
     pub task: Task,
     /// Seconds that ours took.
     pub seconds: f64,
+    /// The distance between the quartiles of these, over their median.
+    pub spread: f64,
     /// Those who took turns with it.
     pub peers: Vec<Rated>,
     /// Operations of the product ceiling in a second.
@@ -41,10 +44,13 @@ impl Row {
     fn json(&self, ceilings: &Ceilings) -> Value {
         let Self { task, seconds, .. } = self;
         let peer = |peer: &Rated| json!({"name": peer.name, "seconds": peer.seconds, "ratio": peer.ratio});
+        let place = |place: &Place| json!({"series": place.series, "length": place.length, "density": place.density});
         let memory = |memory: Memory| json!({"peak": memory.peak, "needed": memory.needed});
         json!({
             "name": task.name,
             "seconds": seconds,
+            "spread": self.spread,
+            "place": task.place.as_ref().map(place),
             "bytes": task.bytes,
             "operations": task.operations,
             "gigabytes_per_second": task.bytes / seconds / 1e9,
@@ -57,7 +63,8 @@ impl Row {
     }
 }
 
-/// Writes `target/report/FAMILY.json`, then `report.json` and `report.md` of all families there; prints this one.
+/// Writes `target/report/FAMILY.json`, then `report.json`, `report.md` and `index.html` of all families there; prints
+/// this one.
 ///
 /// # Errors
 /// If the folder cannot be written.
@@ -89,7 +96,46 @@ pub fn write(family: &str, device: &str, peers: &[String], ceilings: &Ceilings, 
     }
     let tables: Vec<_> = families.iter().map(table).collect();
     std::fs::write(folder.join("report.md"), format!("# Benches\n\n{}", tables.join("\n")))?;
+    std::fs::write(folder.join("index.html"), page::page(&families))?;
     std::fs::write(folder.join("report.json"), format!("{:#}\n", Value::from(families)))
+}
+
+/// Compares two reports row by row: the lines to print, and whether any row became slower by more than 5% and the spread
+/// of both.
+#[must_use]
+pub fn compare(before: &Value, after: &Value) -> (Vec<String>, bool) {
+    let rows = |report: &Value| -> BTreeMap<String, [f64; 2]> {
+        let families = report.as_array().cloned().unwrap_or_default();
+        let rows = families.iter().flat_map(|family| {
+            let rows = family["rows"].as_array().cloned().unwrap_or_default();
+            let name = family["family"].as_str().unwrap_or_default().to_owned();
+            rows.into_iter().filter_map(move |row| {
+                let numbers = [row["seconds"].as_f64()?, row["spread"].as_f64().unwrap_or(0.0)];
+                Some((format!("{name}: {}", row["name"].as_str()?), numbers))
+            })
+        });
+        rows.collect()
+    };
+    let (before, after) = (rows(before), rows(after));
+    let mut slower = false;
+    let mut lines = Vec::new();
+    for (name, [seconds, spread]) in &after {
+        let Some([seconds_before, spread_before]) = before.get(name) else {
+            lines.push(format!("new      {name}: {:.3} ms", seconds * 1e3));
+            continue;
+        };
+        let (ratio, noise) = (seconds / seconds_before, 0.05 + spread + spread_before);
+        let verdict = match ratio {
+            _ if ratio > 1.0 + noise => "SLOWER ",
+            _ if ratio < 1.0 / (1.0 + noise) => "faster ",
+            _ => "same   ",
+        };
+        slower |= ratio > 1.0 + noise;
+        let [from, to] = [seconds_before, seconds].map(|seconds| seconds * 1e3);
+        lines.push(format!("{verdict}  {name}: {from:.3} to {to:.3} ms, times {ratio:.2}, noise {noise:.2}"));
+    }
+    lines.extend(before.keys().filter(|name| !after.contains_key(*name)).map(|name| format!("gone     {name}")));
+    (lines, slower)
 }
 
 fn table(family: &Value) -> String {
@@ -140,4 +186,19 @@ fn table(family: &Value) -> String {
         );
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn compare_tells_a_slower_row_from_noise() {
+        let report = |seconds: f64, spread: f64| json!([{"family": "f", "rows": [{"name": "r", "seconds": seconds, "spread": spread}]}]);
+        assert!(compare(&report(1.0, 0.01), &report(1.2, 0.01)).1);
+        assert!(!compare(&report(1.0, 0.1), &report(1.2, 0.1)).1);
+        assert!(!compare(&report(1.2, 0.01), &report(1.0, 0.01)).1);
+        let (lines, slower) = compare(&json!([]), &report(1.0, 0.0));
+        assert!(lines[0].starts_with("new") && !slower);
+    }
 }

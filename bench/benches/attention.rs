@@ -3,7 +3,7 @@
 use serde_json::json;
 use smalti::attention::{self, Align, Mask, Options, ScalesKind};
 use smalti::{Float, Tensor, bf16};
-use smalti_bench::{Bench, Operand, Task, numbers};
+use smalti_bench::{Bench, Operand, Place, Task, numbers};
 
 const BATCH: usize = 2;
 const HEAD_DIM: usize = 64;
@@ -22,6 +22,16 @@ struct Case {
     pairs: usize,
 }
 
+/// Masks by groups of neighbours, as the peer gets them: a query sees a key whose group is not later, or is the same.
+fn grouped(lengths: &[usize], same: bool) -> (serde_json::Value, usize) {
+    let mut before = 0;
+    let pairs = lengths.iter().map(|length| {
+        before += length;
+        length * if same { *length } else { before }
+    });
+    (json!({"lengths": lengths, "same": same}), pairs.sum())
+}
+
 fn cases() -> Vec<Case> {
     let square = |name, length: usize| Case {
         name,
@@ -38,20 +48,15 @@ fn cases() -> Vec<Case> {
         pairs: length * (length + 1) / 2,
         ..square("causal", length)
     };
-    let tokens: usize = PATCH_NUMS.iter().map(|side| side * side).sum();
-    let mut seen = 0;
-    let pairs = PATCH_NUMS.iter().map(|side| {
-        seen += side * side;
-        side * side * seen
-    });
-    let scales = Case {
-        name: "block-causal over scales",
-        heads: 16,
-        pairs: pairs.sum(),
-        mask: Mask::Scales { patch_nums: PATCH_NUMS.to_vec(), kind: ScalesKind::BlockCausal },
-        peer_mask: json!(PATCH_NUMS),
-        ..square("", tokens)
+    let sizes = PATCH_NUMS.map(|side| side * side);
+    let scales = |name, kind| {
+        let (peer_mask, pairs) = grouped(&sizes, kind == ScalesKind::MarkovSelf);
+        let mask = Mask::Scales { patch_nums: PATCH_NUMS.to_vec(), kind };
+        Case { heads: 16, mask, peer_mask, pairs, ..square(name, sizes.iter().sum()) }
     };
+    let packed = [410, 410, 410, 410, 410, 410, 409, 409, 409, 409];
+    let (peer_mask, pairs) = grouped(&packed, true);
+    let sparse = Case { mask: Mask::packed(&packed, false), peer_mask, pairs, ..square("a tenth seen", 4096) };
     let decode = Case { name: "decode", queries: 1, pairs: 256, ..square("", 256) };
     vec![
         square("full", 256),
@@ -60,7 +65,9 @@ fn cases() -> Vec<Case> {
         causal(1024),
         square("full", 4096),
         causal(4096),
-        scales,
+        sparse,
+        scales("block-causal over scales", ScalesKind::BlockCausal),
+        scales("each scale by itself", ScalesKind::MarkovSelf),
         decode,
     ]
 }
@@ -84,6 +91,11 @@ fn compare<T: Float>(bench: &mut Bench) {
             name: format!("{} {name} {queries} x {keys}, {heads} heads", T::DTYPE),
             bytes: (BATCH * heads * HEAD_DIM * 2 * (queries + keys) * T::DTYPE.bytes()) as f64,
             operations: (4 * BATCH * heads * pairs * HEAD_DIM) as f64,
+            place: Some(Place {
+                series: format!("{} {name}", T::DTYPE),
+                length: keys as f64,
+                density: pairs as f64 / (queries * keys) as f64,
+            }),
         };
         let ours = || {
             std::hint::black_box(attention::attention(&q, &k, &v, &options).expect("shapes that fit"));

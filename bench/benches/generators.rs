@@ -9,7 +9,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 use smalti::{Device, Dtype, Float, Tensor, bf16};
 use smalti_bench::{
-    Ceilings, Memory, Operand, Peer, Rated, Row, Task, median, numbers, peak_memory, seconds, threads, write,
+    Ceilings, Memory, Operand, Peer, Rated, Row, Task, median, numbers, peak_memory, seconds, spread, threads, write,
 };
 use smalti_models::Sampling;
 use smalti_models::backbone::adaln::{AdaLn, ModulatedHead};
@@ -130,14 +130,20 @@ impl Shape {
 
     /// Bytes of weights that are read, and operations that are done, by all steps together.
     fn floor<T: Float>(&self) -> [f64; 2] {
-        // Of the tables of embeddings a few rows are read; all else is matrices.
-        let matrices = match self.system {
-            "llamagen" => self.parameters() - (self.vocabulary + 1001) * self.dim,
-            _ => self.parameters(),
-        };
-        let steps = if self.system == "llamagen" { self.tokens() } else { PATCH_NUMS.len() };
-        let rows = 2 * self.tokens();
-        [(matrices * T::DTYPE.bytes() * steps) as f64, 2.0 * (matrices * rows) as f64]
+        let (mut bytes, mut operations) = (0, 0);
+        for (name, shape) in self.tensors() {
+            let count: usize = shape.iter().product();
+            let steps = if self.system == "llamagen" { self.tokens() } else { PATCH_NUMS.len() };
+            // Of the tables of embeddings a few rows are read.
+            if name.contains("embedding") {
+                continue;
+            }
+            // Modulations follow from the condition, once a step.
+            let rows = 2 * if name.contains("ada_lin") { steps } else { self.tokens() };
+            bytes += count * T::DTYPE.bytes() * steps;
+            operations += 2 * count * rows;
+        }
+        [bytes as f64, operations as f64]
     }
 }
 
@@ -193,6 +199,7 @@ fn run<T: Float>(shape: &Shape, path: &Path) -> Result<Value, Failure> {
     }
     let rated = Rated::new("PyTorch", &our_seconds, &peer_seconds);
     Ok(json!({
+        "spread": spread(&our_seconds),
         "seconds": median(our_seconds),
         "peer": rated.as_ref().map(|rated| rated.seconds),
         "ratio": rated.as_ref().map(|rated| rated.ratio),
@@ -245,7 +252,9 @@ fn row<T: Float>(shape: &Shape, folder: &Path, ceilings: &Ceilings) -> Result<Ro
             name: format!("{} {dtype}, {}M parameters", shape.name, shape.parameters() / 1_000_000),
             bytes,
             operations,
+            place: None,
         },
+        spread: number("spread").unwrap_or(0.0),
         seconds: number("seconds").ok_or("no time")?,
         peers: rated.into_iter().collect(),
         product_ceiling: ceilings.product::<T>(),

@@ -33,6 +33,7 @@ where
                 name: format!("{} {count} x {inputs} -> {outputs}", T::DTYPE),
                 bytes: (weight_bytes + count * (inputs + outputs) * T::DTYPE.bytes()) as f64,
                 operations: (2 * count * inputs * outputs) as f64,
+                place: None,
             };
             let ours = || {
                 let weight = next.next().expect("a cycle has no end");

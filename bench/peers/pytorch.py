@@ -35,11 +35,72 @@ def linear(task):
 def attention(task):
     q, k, v = (operand(task[name]) for name in "qkv")
     mask = None
-    if isinstance(task["mask"], list):
-        scale = torch.cat([torch.full((side * side,), s) for s, side in enumerate(task["mask"])])
-        mask = scale[:, None] >= scale[None, :]
+    if isinstance(task["mask"], dict):
+        group = torch.cat([torch.full((length,), n) for n, length in enumerate(task["mask"]["lengths"])])
+        same = task["mask"]["same"]
+        mask = group[:, None] == group[None, :] if same else group[:, None] >= group[None, :]
     causal = task["mask"] == "causal"
     return lambda: F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+
+
+def nearest(task):
+    x, codebook = operand(task["x"]), operand(task["codebook"])
+    return lambda: torch.cdist(x, codebook).argmin(-1)
+
+
+def filtered(logits, top_k, top_p):
+    """The filter of LlamaGen's and many others' code: the k largest, then a sort."""
+    if top_k > 0:
+        logits = logits.masked_fill(logits < torch.topk(logits, top_k)[0][..., -1:], -math.inf)
+    if top_p < 1:
+        ordered, order = torch.sort(logits, descending=True)
+        removed = torch.softmax(ordered, -1).cumsum(-1) > top_p
+        removed[..., 1:] = removed[..., :-1].clone()
+        removed[..., 0] = False
+        logits = logits.masked_fill(removed.scatter(-1, order, removed), -math.inf)
+    return torch.softmax(logits, -1)
+
+
+def sample(task):
+    logits = operand(task["logits"])
+    return lambda: torch.multinomial(filtered(logits, task["top_k"], task["top_p"]), 1)
+
+
+def jacobi(task):
+    """A step of speculative Jacobi decoding: verify the drafts, draw rejected ones from what is left."""
+    logits, old = operand(task["logits"]), operand(task["old"])
+    p = filtered(old, task["top_k"], 1)
+    draft = torch.multinomial(p, 1)
+
+    def run():
+        q = filtered(logits, task["top_k"], 1)
+        kept = torch.rand(draft.shape) * p.gather(-1, draft) < q.gather(-1, draft)
+        rest = (q - p).clamp_min(0)
+        anew = torch.multinomial(rest / rest.sum(-1, keepdim=True).clamp_min(1e-12) + 1e-20, 1)
+        return torch.where(kept, draft, anew)
+
+    return run
+
+
+def norm(task):
+    x, channels = operand(task["x"]), task["x"]["shape"][-1]
+    weight = torch.ones(channels, dtype=x.dtype)
+    return {
+        "rms_norm": lambda: F.rms_norm(x, (channels,), weight, 1e-5),
+        "layer_norm": lambda: F.layer_norm(x, (channels,), weight, weight, 1e-5),
+        "softmax": lambda: torch.softmax(x, -1),
+    }[task["op"]]
+
+
+def rope(task):
+    x, angles = operand(task["x"]), operand(task["angles"])
+    cos, sin = torch.cos(angles).to(x.dtype), torch.sin(angles).to(x.dtype)
+
+    def run():
+        even, odd = x[..., 0::2], x[..., 1::2]
+        return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2)
+
+    return run
 
 
 def load(path):
@@ -145,7 +206,8 @@ def var(task):
 def main():
     torch.set_num_threads(int(sys.argv[1]))
     answer(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads")
-    tasks = {"linear": linear, "attention": attention, "llamagen": llamagen, "var": var}
+    tasks = [linear, attention, nearest, sample, jacobi, norm, rope, llamagen, var]
+    tasks = {task.__name__: task for task in tasks}
     run = None
     with torch.inference_mode():
         for line in sys.stdin:

@@ -1,0 +1,47 @@
+//! Norms and softmax of rows as wide as the models' channels and vocabularies.
+
+use serde_json::json;
+use smalti::{Float, Tensor, bf16, norm};
+use smalti_bench::{Bench, Operand, Task, numbers};
+
+fn compare<T: Float>(bench: &mut Bench) -> smalti::Result<()> {
+    let device = bench.device();
+    for (op, [rows, channels]) in [
+        ("rms_norm", [2, 768]),
+        ("rms_norm", [512, 1024]),
+        ("layer_norm", [512, 1024]),
+        ("layer_norm", [4096, 1920]),
+        ("softmax", [8, 16384]),
+        ("softmax", [4096, 1024]),
+    ] {
+        let x = numbers::<T>(rows * channels);
+        bench
+            .pytorch
+            .prepare(json!({"task": "norm", "op": op}), &[Operand { name: "x", shape: &[rows, channels], values: &x }]);
+        let x = Tensor::from_vec(&device, &[rows, channels], x)?;
+        let weight = Tensor::from_vec(&device, &[channels], vec![1.0; channels])?;
+        let task = Task {
+            name: format!("{} {op} {rows} x {channels}", T::DTYPE),
+            bytes: (2 * rows * channels * T::DTYPE.bytes()) as f64,
+            operations: 0.0,
+            place: None,
+        };
+        let ours = || {
+            let y = match op {
+                "rms_norm" => norm::rms_norm(&x, Some(&weight), 1e-5),
+                "layer_norm" => norm::layer_norm(&x, Some(&weight), Some(&weight), 1e-5),
+                _ => norm::softmax(&x),
+            };
+            std::hint::black_box(y.expect("shapes that fit"));
+        };
+        bench.compare::<T>(task, ours, &mut []);
+    }
+    Ok(())
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let mut bench = Bench::new("norm")?;
+    compare::<f32>(&mut bench)?;
+    compare::<bf16>(&mut bench)?;
+    Ok(bench.finish()?)
+}

@@ -1,0 +1,29 @@
+//! Draws of 8 rows from LlamaGen's vocabulary, with the filters of its program.
+
+use serde_json::json;
+use smalti::Tensor;
+use smalti::sample::{self, Draws, Filter};
+use smalti_bench::{Bench, Operand, Task, numbers};
+
+const SHAPE: [usize; 2] = [8, 16384];
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let mut bench = Bench::new("sample")?;
+    let device = bench.device();
+    let logits: Vec<f32> = numbers::<f32>(SHAPE[0] * SHAPE[1]).iter().map(|logit| 5.0 * logit).collect();
+    for (top_k, top_p) in [(0, 1.0), (2000, 1.0), (0, 0.9), (2000, 0.9)] {
+        let operands = [Operand { name: "logits", shape: &SHAPE, values: &logits }];
+        bench.pytorch.prepare(json!({"task": "sample", "top_k": top_k, "top_p": top_p}), &operands);
+        let logits = Tensor::from_slice(&device, &SHAPE, &logits)?;
+        let filter = Filter { top_k, top_p, ..Filter::default() };
+        let draws = Draws::Philox { seed: 1, streams: (0..SHAPE[0] as u64).collect(), position: 0 };
+        let bytes = (logits.elements() * 4) as f64;
+        let task =
+            Task { name: format!("f32 8 x 16384, top-k {top_k}, top-p {top_p}"), bytes, operations: 0.0, place: None };
+        let ours = || {
+            std::hint::black_box(sample::sample(&logits, &filter, &draws).expect("finite logits"));
+        };
+        bench.compare::<f32>(task, ours, &mut []);
+    }
+    Ok(bench.finish()?)
+}
