@@ -163,9 +163,16 @@ fn attention_multiplies_only_the_tiles_that_its_mask_visits() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
     let report = std::fs::read_to_string(&report).unwrap();
     let launches = report.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
-    let attention = launches.filter(|launch| launch["kernel"].as_str().unwrap().starts_with("attention_mma"));
-    let multiplied: Vec<u64> =
-        attention.map(|launch| launch["warp_instructions"]["matrix"].as_u64().unwrap()).collect();
+    let attention: Vec<_> =
+        launches.filter(|launch| launch["kernel"].as_str().unwrap().starts_with("attention_mma")).collect();
+    let count = |path: &str| -> Vec<u64> {
+        attention.iter().map(|launch| launch.pointer(path).and_then(|count| count.as_u64()).unwrap()).collect()
+    };
+    let multiplied = count("/warp_instructions/matrix");
     assert_eq!(multiplied.len(), 2, "{report}");
     assert_eq!(multiplied[0], 10 * multiplied[1], "{report}");
+    // Banks of shared memory: no conflict while keys are visited.
+    assert_eq!(count("/shared_stores/bank_conflicts"), [0, 0], "{report}");
+    let loads = count("/shared_loads/bank_conflicts");
+    assert_eq!(loads[0], loads[1], "{report}");
 }
