@@ -109,7 +109,7 @@ fn softplus(x: f32) -> f32 {
 
 /// e to the power of `x`, held to the range of normal floats; about 1 unit in the last place off. A NaN stays one.
 #[inline(always)]
-fn exp(x: f32) -> f32 {
+pub(crate) fn exp(x: f32) -> f32 {
     /// Adding 1.5 * 2^23 leaves no bits behind the point, so the sum's lowest bits are the rounded number.
     const ROUND: f32 = 12_582_912.0;
     /// The logarithm of 2 in two parts; the first has so few bits that its product with a power is exact.

@@ -1,6 +1,7 @@
 //! Vectorised over the channels of a row, spread over threads by rows.
 
 use super::Groups;
+use crate::activation::cpu::exp;
 use crate::backend::cpu::{Cpu, vectorised};
 use crate::{Float, View, ViewMut};
 
@@ -61,10 +62,12 @@ pub fn normalise<T: Float>(
                 let scale = 1.0 / (sum_of_squares(&wide) / count + eps).sqrt();
                 let first = groups.channel(row, 0);
                 if groups.run == 1 {
-                    for (index, x) in wide.iter_mut().enumerate() {
-                        let weight = weight.map_or(1.0, |weight| weight[first + index]);
-                        let bias = bias.map_or(0.0, |bias| bias[first + index]);
-                        *x = *x * scale * weight + bias;
+                    wide.iter_mut().for_each(|x| *x *= scale);
+                    if let Some(weight) = weight {
+                        wide.iter_mut().zip(&weight[first..]).for_each(|(x, weight)| *x *= weight);
+                    }
+                    if let Some(bias) = bias {
+                        wide.iter_mut().zip(&bias[first..]).for_each(|(x, bias)| *x += bias);
                     }
                 } else {
                     for (index, run) in wide.chunks_mut(groups.run).enumerate() {
@@ -85,13 +88,13 @@ pub fn softmax<T: Float>(cpu: &Cpu, x: View<'_, T>, channels: usize, mut y: View
     cpu.rows(y.as_mut_slice().expect("contiguous"), channels, |row, y| {
         let mut wide = vec![0.0; channels];
         T::widen(&x[row * channels..][..channels], &mut wide);
-        let largest = wide.iter().fold(f32::NEG_INFINITY, |largest, x| largest.max(*x));
-        for x in &mut wide {
-            *x = if *x == f32::NEG_INFINITY { 0.0 } else { (*x - largest).exp() };
-        }
         vectorised(
             #[inline(always)]
             || {
+                let largest = largest(&wide);
+                for x in &mut wide {
+                    *x = if *x == f32::NEG_INFINITY { 0.0 } else { exp(*x - largest) };
+                }
                 let sum = sum(
                     &wide,
                     #[inline(always)]
@@ -163,6 +166,20 @@ fn combine<T: Float>(
         );
         T::narrow(x, y);
     });
+}
+
+/// NaNs are left out.
+#[inline(always)]
+fn largest(x: &[f32]) -> f32 {
+    let mut most = [f32::NEG_INFINITY; LANES];
+    let chunks = x.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for chunk in chunks.chain(std::iter::once(rest)) {
+        for (most, x) in most.iter_mut().zip(chunk) {
+            *most = if *x > *most { *x } else { *most };
+        }
+    }
+    most.into_iter().fold(f32::NEG_INFINITY, f32::max)
 }
 
 #[inline(always)]
