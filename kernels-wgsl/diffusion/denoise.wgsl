@@ -2,7 +2,7 @@
 //% set width = 64
 // denoise: one step of a diffusion, from the network's prediction of the noise.
 //
-//     x0 = from_x x - from_epsilon epsilon
+//     x0 = from_x x - from_epsilon epsilon, held to a magnitude of bound if that is not 0
 //     with a learned variance (DDPM), model = [epsilon | v]:
 //         mean = mean_x0 x0 + mean_x x;  log_variance = lerp(least, most, (v + 1) / 2);  y = mean + exp(log_variance / 2) amount noise
 //     with a given one (DDIM), model = epsilon:
@@ -39,6 +39,7 @@ struct Params {
     least: f32,
     most: f32,
     amount: f32,
+    bound: f32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -58,7 +59,10 @@ fn outputs(at: u32) -> vec4<f32> {
     // With a learned variance a row of the model is twice as long.
     let epsilon_at = params.model_offset + at + row * params.channels * params.learned;
     let epsilon = ${ element.load(dtype, "model", "epsilon_at") };
-    let clean = fma(params.from_x, own, -params.from_epsilon * epsilon);
+    var clean = fma(params.from_x, own, -params.from_epsilon * epsilon);
+    if params.bound > 0.0 && abs(clean) > params.bound {
+        clean = sign(clean) * params.bound;
+    }
     let middle = fma(params.mean_x0, clean, fma(params.mean_x, own, params.mean_epsilon * epsilon));
     var variance = 0.0;
     var result = middle;

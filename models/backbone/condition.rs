@@ -1,7 +1,8 @@
-//! What a class-conditional model is told of the class.
+//! What a model is told of the picture: a class, or the features of a caption.
 
-use smalti::{Float, Tensor, Weight, embedding};
+use smalti::{Device, Float, Tensor, Weight, activation, copy, embedding, linear};
 
+use crate::decode::concatenate;
 use crate::weights::Loader;
 use crate::{Error, Result};
 
@@ -42,4 +43,103 @@ impl ClassTable {
         let ids = Tensor::from_vec(self.table.device(), &[ids.len(), 1], ids)?;
         Ok(embedding::embedding(&self.table, &ids)?)
     }
+}
+
+/// Two layers without a bias, a GELU between: `fc1`, `fc2`.
+pub struct Projection([Weight; 2]);
+
+impl Projection {
+    /// Loads both layers under the loader's prefix, `shape` being inputs, outputs.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    pub fn load(loader: &Loader<'_>, [inputs, outputs]: [usize; 2]) -> Result<Self> {
+        let hidden = loader.length("fc1.weight", 0);
+        let first = loader.weight("fc1.weight", &[hidden, inputs])?;
+        Ok(Self([first, loader.weight("fc2.weight", &[outputs, hidden])?]))
+    }
+
+    /// The second layer's output. Zeros stay zeros.
+    ///
+    /// # Errors
+    /// If shapes do not fit or the device fails.
+    pub fn run<T: Float>(&self, x: &Tensor<T>) -> Result<Tensor<T>> {
+        let hidden = activation::activation(&linear::linear(x, &self.0[0], None)?, activation::Activation::GeluTanh)?;
+        Ok(linear::linear(&hidden, &self.0[1], None)?)
+    }
+}
+
+/// Caption features, projected, and features that stand for no caption.
+pub struct Captions {
+    projection: Projection,
+    /// `[rows, features]`.
+    none: Tensor<f32>,
+}
+
+impl Captions {
+    /// Loads `cap_proj` and `uncond_embedding` under the loader's prefix, for `dim` channels.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    pub fn load(loader: &Loader<'_>, dim: usize) -> Result<Self> {
+        let (rows, features) = (loader.length("uncond_embedding", 0), loader.length("cap_proj.fc1.weight", 1));
+        Ok(Self {
+            projection: Projection::load(&loader.at("cap_proj"), [features, dim])?,
+            none: loader.vector("uncond_embedding", &[rows, features])?,
+        })
+    }
+
+    /// Rows of a caption, padding included.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.none.shape()[0]
+    }
+
+    /// The rows of captions `[batch, rows, features]`, then, if `guided`, as many of no caption:
+    /// `[batch or 2 batch, rows, dim]`.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if the features are of another shape; [`Error::Op`] if the device fails.
+    pub fn project<T: Float>(&self, captions: &Tensor<T>, guided: bool) -> Result<Tensor<T>> {
+        let none = self.none.shape();
+        if captions.shape().get(1..) != Some(none) {
+            let expected = format!("[batch, {}, {}]", none[0], none[1]);
+            return Err(Error::Request(format!("captions of shape {:?}, expected {expected}", captions.shape())));
+        }
+        if !guided {
+            return self.projection.run(captions);
+        }
+        let none = copy::convert(&self.none.broadcast(captions.shape())?.contiguous()?)?;
+        self.projection.run(&concatenate(&[captions, &none], 0)?)
+    }
+}
+
+/// Added to the scores of padding: nothing that is not padding itself is left with any weight on it.
+const HIDDEN: f32 = -1e30;
+
+/// A bias of scores `[rows, 1, queries, keys]`, the queries being the last of the keys: the first `condition_len` keys
+/// are captions, of which those that are not `visible` (`[pictures, condition_len]`, 1 or 0) are hidden from every place
+/// but themselves. The pictures' rows repeat under guidance.
+///
+/// # Errors
+/// If the device has no room.
+pub fn padding_bias(
+    device: &Device,
+    visible: &[f32],
+    condition_len: usize,
+    [rows, queries, keys]: [usize; 3],
+) -> Result<Tensor<f32>> {
+    let pictures = visible.len() / condition_len.max(1);
+    let mut bias = vec![0.0; rows * queries * keys];
+    for (row, bias) in bias.chunks_mut((queries * keys).max(1)).enumerate() {
+        let visible = &visible[row % pictures.max(1) * condition_len..][..condition_len];
+        for (query, bias) in bias.chunks_mut(keys).enumerate() {
+            for (key, bias) in bias.iter_mut().take(condition_len).enumerate() {
+                if visible[key] == 0.0 && key != keys - queries + query {
+                    *bias = HIDDEN;
+                }
+            }
+        }
+    }
+    Ok(Tensor::from_vec(device, &[rows, 1, queries, keys], bias)?)
 }

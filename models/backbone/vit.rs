@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use smalti::attention::{self, KvCache, Options};
-use smalti::{Device, Float, Tensor, Weight, activation, elementwise, linear, norm};
+use smalti::{Device, Float, Tensor, Weight, activation, copy, elementwise, linear, norm};
 
 use super::adaln::layer;
 use crate::weights::Loader;
@@ -83,6 +83,31 @@ struct Block {
     fc2: Linear,
     /// Shift, scale, gate of the attention, then of the network.
     modulation: Option<Linear>,
+    /// `[1, 1, dim]` each: fixed gates of the attention and of the network.
+    gates: Option<[Tensor<f32>; 2]>,
+}
+
+/// Whose names the blocks have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Names {
+    /// timm's, and DiT's modulation.
+    Timm,
+    /// Those of transformers' `ViTModel`.
+    Transformers,
+    /// Those of transformers' `Dinov2Model`, with its fixed gates.
+    Dino,
+}
+
+/// Queries, keys and values that are stored apart, as one layer.
+fn joined(loader: &Loader<'_>, dim: usize) -> Result<Linear> {
+    let (mut weight, mut bias) = (Vec::new(), Vec::new());
+    for name in ["query", "key", "value"] {
+        let at = loader.at(name);
+        weight.extend(at.vector("weight", &[dim, dim])?.to_vec()?);
+        bias.extend(at.vector("bias", &[dim])?.to_vec()?);
+    }
+    let weight = Tensor::from_vec(loader.device(), &[3 * dim, dim], weight)?;
+    Ok(Linear::new(weight.into(), Tensor::from_vec(loader.device(), &[3 * dim], bias)?))
 }
 
 /// A stack of blocks.
@@ -93,30 +118,56 @@ pub struct Vit {
 }
 
 impl Vit {
-    /// Loads `NAME.N` under the loader's prefix.
+    /// Loads `NAME.N` under the loader's prefix, with timm's names.
     ///
     /// # Errors
     /// If the device has no room.
     pub fn load(loader: &Loader<'_>, name: &str, dim: usize, heads: usize, eps: f32) -> Result<Self> {
+        Self::load_as(loader, name, Names::Timm, dim, heads, eps)
+    }
+
+    /// Loads `NAME.N` under the loader's prefix.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    pub fn load_as(loader: &Loader<'_>, name: &str, names: Names, dim: usize, heads: usize, eps: f32) -> Result<Self> {
         let head_dim = dim / heads.max(1);
+        let [norm1, norm2, proj, fc1, fc2] = match names {
+            Names::Timm => ["norm1", "norm2", "attn.proj", "mlp.fc1", "mlp.fc2"],
+            Names::Transformers => {
+                let norms = ["layernorm_before", "layernorm_after"];
+                [norms[0], norms[1], "attention.output.dense", "intermediate.dense", "output.dense"]
+            }
+            Names::Dino => ["norm1", "norm2", "attention.output.dense", "mlp.fc1", "mlp.fc2"],
+        };
         let blocks = (0..loader.count(name)).map(|index| {
             let at = loader.at(name).at(index);
-            let hidden = at.length("mlp.fc1.weight", 0);
+            let hidden = at.at(fc1).length("weight", 0);
+            let gate = |name: &str| -> Result<Tensor<f32>> {
+                Ok(at.at(name).vector("lambda1", &[dim])?.reshape(&[1, 1, dim])?)
+            };
             let head_norm = |name: &str| LayerNorm::load(&at, name, head_dim, eps);
             Ok(Block {
-                norm1: LayerNorm::load(&at, "norm1", dim, eps)?,
-                qkv: Linear::load(&at, "attn.qkv", [3 * dim, dim])?,
+                norm1: LayerNorm::load(&at, norm1, dim, eps)?,
+                qkv: match names {
+                    Names::Timm => Linear::load(&at, "attn.qkv", [3 * dim, dim])?,
+                    _ => joined(&at.at("attention.attention"), dim)?,
+                },
                 qk_norm: match at.has("attn.q_norm") {
                     true => Some([head_norm("attn.q_norm")?, head_norm("attn.k_norm")?]),
                     false => None,
                 },
-                proj: Linear::load(&at, "attn.proj", [dim, dim])?,
-                norm2: LayerNorm::load(&at, "norm2", dim, eps)?,
-                fc1: Linear::load(&at, "mlp.fc1", [hidden, dim])?,
-                fc2: Linear::load(&at, "mlp.fc2", [dim, hidden])?,
+                proj: Linear::load(&at, proj, [dim, dim])?,
+                norm2: LayerNorm::load(&at, norm2, dim, eps)?,
+                fc1: Linear::load(&at, fc1, [hidden, dim])?,
+                fc2: Linear::load(&at, fc2, [dim, hidden])?,
                 modulation: match at.has("adaLN_modulation") {
                     true => Some(Linear::load(&at, "adaLN_modulation.1", [6 * dim, dim])?),
                     false => None,
+                },
+                gates: match names {
+                    Names::Dino => Some([gate("layer_scale1")?, gate("layer_scale2")?]),
+                    _ => None,
                 },
             })
         });
@@ -200,6 +251,12 @@ impl Vit {
                 (None, _) => None,
             };
             let part = |index: usize| six.as_ref().map(|six| six.narrow(2, index * dim, dim)).transpose();
+            let gate = |half: usize| -> Result<Option<Tensor<T>>> {
+                match &block.gates {
+                    Some(gates) => Ok(Some(copy::convert(&gates[half])?)),
+                    None => Ok(part(2 + 3 * half)?),
+                }
+            };
 
             let h = modulated(&block.norm1.run(&x)?, part(0)?, part(1)?)?;
             let qkv = block.qkv.run(&h)?.reshape(&[batch, seq, 3 * heads, dim / heads])?.permute(&[0, 2, 1, 3])?;
@@ -214,11 +271,11 @@ impl Vit {
             }
             let h = attention::attention(&q, &k, &v, options)?.y;
             let h = block.proj.run(&h.permute(&[0, 2, 1, 3])?.reshape(&[batch, seq, dim])?)?;
-            x = gated(&x, part(2)?, &h)?;
+            x = gated(&x, gate(0)?, &h)?;
 
             let h = modulated(&block.norm2.run(&x)?, part(3)?, part(4)?)?;
             let h = activation::activation(&block.fc1.run(&h)?, activation::Activation::Gelu)?;
-            x = gated(&x, part(5)?, &block.fc2.run(&h)?)?;
+            x = gated(&x, gate(1)?, &block.fc2.run(&h)?)?;
         }
         Ok(x)
     }

@@ -17,6 +17,8 @@ const TRAIN_STEPS: usize = 1000;
 pub struct DiffusionHead {
     network: ModulatedMlp,
     schedule: NoiseSchedule,
+    /// The largest magnitude of a clean value.
+    bound: Option<f32>,
 }
 
 impl DiffusionHead {
@@ -28,7 +30,15 @@ impl DiffusionHead {
         Ok(Self {
             network: ModulatedMlp::load(loader)?,
             schedule: NoiseSchedule::new(NoiseCurve::Cosine, TRAIN_STEPS, steps)?,
+            bound: None,
         })
+    }
+
+    /// The same head, whose clean values lie between `-bound` and `bound` at each step.
+    #[must_use]
+    pub fn within(mut self, bound: f32) -> Self {
+        self.bound = Some(bound);
+        self
     }
 
     /// Channels of a token.
@@ -81,7 +91,10 @@ impl DiffusionHead {
                     crate::decode::concatenate(&[&noise, &part(0, channels)?], 1)?
                 }
             };
-            x = diffusion::ddpm_step(&x, &model, &next()?, level, temperature)?.y;
+            x = match self.bound {
+                None => diffusion::ddpm_step(&x, &model, &next()?, level, temperature)?.y,
+                Some(bound) => diffusion::ddpm_step_within(&x, &model, &next()?, level, temperature, bound)?.y,
+            };
         }
         Ok(x)
     }

@@ -13,14 +13,16 @@
 //!
 //! Paper: Sun et al. 2024, arXiv:2406.06525. Upstream: FoundationVision/LlamaGen, `autoregressive/models/gpt.py`.
 
+use std::marker::PhantomData;
 use std::ops::ControlFlow;
 
 use smalti::attention::{Align, KvCache, Mask, Options};
 use smalti::rope::{NullRows, Table};
 use smalti::sample::{self, Draws, Filter, Guidance};
-use smalti::{Device, Float, Tensor, Weight, activation, copy, embedding, linear};
+use smalti::{Device, Float, Tensor, Weight, copy, embedding, linear};
 
 use super::class_names;
+use crate::backbone::condition::{Captions, padding_bias};
 use crate::backbone::llama::{Llama, Sizes};
 use crate::decode::at_tokens;
 use crate::tokenizer::vq::VqTokenizer;
@@ -29,17 +31,17 @@ use crate::{Drawn, Error, Generator, Result, Sampling};
 
 /// What the pictures are conditioned on.
 #[expect(clippy::large_enum_variant, reason = "a model holds one, so its size does not matter")]
-enum Condition<T: smalti::Element> {
+enum Condition {
     /// A row per class, and one for none.
     Class { table: Weight, classes: usize },
-    /// A projection of caption features, and the features that stand for no caption.
-    Caption { fc1: Weight, fc2: Weight, none: Tensor<T> },
+    /// Features of captions.
+    Captions(Captions),
 }
 
 /// The model with its weights on a device.
 pub struct LlamaGen<T: smalti::Element> {
     device: Device,
-    condition: Condition<T>,
+    condition: Condition,
     tokens: Weight,
     llama: Llama,
     output: Weight,
@@ -49,13 +51,12 @@ pub struct LlamaGen<T: smalti::Element> {
     classes: Vec<String>,
     sampling: Sampling,
     tokenizer: Option<VqTokenizer>,
+    /// What it computes in.
+    element: PhantomData<T>,
 }
 
 /// Far more tokens to a picture than any published model draws.
 const MOST_PLACES: usize = 1 << 16;
-
-/// Added to the scores of padding: nothing that is not padding itself is left with any weight on it.
-const HIDDEN: f32 = -1e30;
 
 impl<T: Float> LlamaGen<T> {
     /// Loads official names under `gpt.`, and `vq.` if the tokenizer is there too.
@@ -94,17 +95,8 @@ impl<T: Float> LlamaGen<T> {
         }
 
         let embedding = gpt.at("cls_embedding");
-        let captions = embedding.has("cap_proj");
-        let condition_len = if captions { embedding.length("uncond_embedding", 0) } else { 1 };
-        let condition = if captions {
-            let fc1 = embedding.length("cap_proj.fc1.weight", 0);
-            let features = embedding.length("cap_proj.fc1.weight", 1);
-            let none = embedding.vector("uncond_embedding", &[condition_len, features])?;
-            Condition::Caption {
-                fc1: embedding.weight("cap_proj.fc1.weight", &[fc1, features])?,
-                fc2: embedding.weight("cap_proj.fc2.weight", &[dim, fc1])?,
-                none: copy::convert(&none)?,
-            }
+        let condition = if embedding.has("cap_proj") {
+            Condition::Captions(Captions::load(&embedding, dim)?)
         } else {
             let rows = embedding.length("embedding_table.weight", 0);
             let classes = config.count("num_classes").unwrap_or(rows.saturating_sub(1));
@@ -114,9 +106,9 @@ impl<T: Float> LlamaGen<T> {
             let classes = classes.min(rows);
             Condition::Class { table: embedding.weight("embedding_table.weight", &[rows, dim])?, classes }
         };
-        let classes = match &condition {
-            Condition::Class { classes, .. } => class_names(checkpoint, *classes),
-            Condition::Caption { .. } => Vec::new(),
+        let (classes, condition_len) = match &condition {
+            Condition::Class { classes, .. } => (class_names(checkpoint, *classes), 1),
+            Condition::Captions(captions) => (Vec::new(), captions.rows()),
         };
 
         let theta = config.number("rope_base").unwrap_or(10_000.0);
@@ -145,6 +137,7 @@ impl<T: Float> LlamaGen<T> {
             } else {
                 None
             },
+            element: PhantomData,
         };
         if let Some(codes) = model.tokenizer.as_ref().map(VqTokenizer::codes)
             && codes < vocabulary
@@ -190,13 +183,10 @@ impl<T: Float> LlamaGen<T> {
 
     /// Caption features `[batch, condition_len, features]` and as many of no caption, projected.
     fn embed_captions(&self, captions: &Tensor<T>) -> Result<Tensor<T>> {
-        let Condition::Caption { fc1, fc2, none } = &self.condition else {
+        let Condition::Captions(known) = &self.condition else {
             return Err(Error::Request("llamagen: this model is conditioned on classes, not on captions".to_owned()));
         };
-        let both = join(captions, &none.broadcast(captions.shape())?.contiguous()?)?;
-        let hidden = linear::linear(&both, fc1, None)?;
-        let hidden = activation::activation(&hidden, activation::Activation::GeluTanh)?;
-        Ok(linear::linear(&hidden, fc2, None)?)
+        known.project(captions, true)
     }
 
     fn causal(&self) -> Options {
@@ -284,7 +274,10 @@ impl<T: Float> LlamaGen<T> {
             let queries = x.shape()[1];
             let keys = caches.first().map_or(0, KvCache::len) + queries;
             let options = match visible {
-                Some(visible) => self.causal().bias(self.padding_bias(visible, rows, queries, keys)?),
+                Some(visible) => {
+                    let lengths = [rows, queries, keys];
+                    self.causal().bias(padding_bias(&self.device, visible, self.condition_len, lengths)?)
+                }
                 None => self.causal(),
             };
             let logits = self.logits(&x, &mut caches, &options)?;
@@ -307,23 +300,6 @@ impl<T: Float> LlamaGen<T> {
             x = if rows == batch { token } else { join(&token, &token)? };
         }
         Ok(drawn)
-    }
-
-    /// `[rows, 1, queries, keys]`: padding is hidden from every place but itself.
-    fn padding_bias(&self, visible: &[f32], rows: usize, queries: usize, keys: usize) -> Result<Tensor<f32>> {
-        let pictures = visible.len() / self.condition_len;
-        let mut bias = vec![0.0; rows * queries * keys];
-        for (row, bias) in bias.chunks_mut(queries * keys).enumerate() {
-            let visible = &visible[row % pictures * self.condition_len..][..self.condition_len];
-            for (query, bias) in bias.chunks_mut(keys).enumerate() {
-                for (key, bias) in bias.iter_mut().take(self.condition_len).enumerate() {
-                    if visible[key] == 0.0 && key != keys - queries + query {
-                        *bias = HIDDEN;
-                    }
-                }
-            }
-        }
-        Ok(Tensor::from_vec(&self.device, &[rows, 1, queries, keys], bias)?)
     }
 
     /// Tokens `[batch, grid * grid]` to pixels `[batch, 3, height, width]`.

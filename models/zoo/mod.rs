@@ -5,8 +5,10 @@ pub mod arinar;
 pub mod arpg;
 pub mod axial;
 pub mod codes;
+pub mod controlar;
 pub mod dar_diffusion;
 pub mod flexvar;
+pub mod hart;
 pub mod hmar;
 pub mod infinity;
 pub mod larp;
@@ -42,6 +44,10 @@ pub fn load<T: Float>(checkpoint: &Checkpoint, device: &Device) -> Result<Box<dy
     let request = |reason: String| Err(Error::Request(format!("{}: {reason}", checkpoint.name())));
     let tokenizer = checkpoint.names().any(|name| name.starts_with("vq.") || name.starts_with("vae."));
     match checkpoint.system() {
+        Some("controlar") => {
+            request("draws from a control picture: zoo::controlar::ControlAr::generate takes it".to_owned())
+        }
+        Some("hart") => request("draws from features of a text: zoo::hart::Hart::generate takes them".to_owned()),
         Some("infinity") => {
             request("draws from features of a text: zoo::infinity::Infinity::generate takes them".to_owned())
         }

@@ -85,6 +85,14 @@ pub const SYSTEMS: &[System] = &[
         passes: "one per order",
     },
     System {
+        name: "controlar",
+        paper: "arXiv:2410.02705",
+        parts: "VQ, Llama, a ViT over the control picture, raster, a control token added to each token",
+        condition: "class or caption features, and a control picture",
+        runs: Runs::Tokens,
+        passes: "256 of n = 256",
+    },
+    System {
         name: "dar_diffusion",
         paper: "arXiv:2505.23660",
         parts: "1-D codes of a flow, Llama, sequential, rising guidance",
@@ -99,6 +107,14 @@ pub const SYSTEMS: &[System] = &[
         condition: "class",
         runs: Runs::Pictures,
         passes: "one per scale, 10",
+    },
+    System {
+        name: "hart",
+        paper: "arXiv:2410.10812",
+        parts: "multi-scale VQ and a continuous rest, VAR's attention with RoPE, scale by scale, diffusion head",
+        condition: "caption features",
+        runs: Runs::Tokens,
+        passes: "one per scale, 14",
     },
     System {
         name: "hmar",

@@ -33,7 +33,9 @@ pub fn denoise<T: Float>([x, model, noise]: [View<'_, T>; 3], c: Coefficients, m
     for at in 0..x.len() {
         let first = at / channels * width + at % channels;
         let epsilon = model[first];
-        let clean = f(c.from_x) * x[at] - f(c.from_epsilon) * epsilon;
+        let implied = f(c.from_x) * x[at] - f(c.from_epsilon) * epsilon;
+        let outside = c.bound > 0.0 && implied.abs() > f(c.bound);
+        let clean = if outside { f(c.bound).copysign(implied) } else { implied };
         let middle = f(c.mean_x0) * clean + f(c.mean_x) * x[at] + f(c.mean_epsilon) * epsilon;
         let mut deviation = 1.0;
         if let Some([least, most]) = c.learned {

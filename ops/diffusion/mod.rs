@@ -73,7 +73,7 @@ pub fn flow_euler<T: Float>(
 pub struct Denoised<T: Float> {
     /// The state of the next step.
     pub y: Tensor<T>,
-    /// The clean state that the prediction implies, not clipped.
+    /// The clean state that the prediction implies; [`ddpm_step_within`] alone holds it.
     pub x0: Tensor<T>,
     /// `y` without noise.
     pub mean: Tensor<T>,
@@ -81,7 +81,7 @@ pub struct Denoised<T: Float> {
     pub log_variance: Tensor<T>,
 }
 
-/// The coefficients of a step. `x0 = from_x x - from_epsilon epsilon`,
+/// The coefficients of a step. `x0 = from_x x - from_epsilon epsilon`, held to `bound`,
 /// `mean = mean_x0 x0 + mean_x x + mean_epsilon epsilon`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Coefficients {
@@ -99,6 +99,8 @@ pub struct Coefficients {
     pub learned: Option<[f64; 2]>,
     /// Of the noise; 0 adds none.
     pub amount: f64,
+    /// The largest magnitude of `x0`; 0 holds none.
+    pub bound: f64,
 }
 
 /// One step of DDPM with a learned variance, at a level of a [`NoiseSchedule`].
@@ -128,8 +130,35 @@ pub fn ddpm_step<T: Float>(
     level: &Level,
     temperature: f32,
 ) -> Result<Denoised<T>> {
+    denoise("ddpm_step", x, model, noise, ddpm(level, temperature))
+}
+
+/// [`ddpm_step`] with the values of `x0` held to `-bound` to `bound`, where those of data lie: the mean is of the held
+/// ones.
+///
+/// # Errors
+/// As [`ddpm_step`]; [`Error::Value`] if `bound` is not a finite number above 0.
+///
+/// # Source
+/// `clip_denoised` of the code of Dhariwal and Nichol 2021, arXiv:2105.05233.
+pub fn ddpm_step_within<T: Float>(
+    x: &Tensor<T>,
+    model: &Tensor<T>,
+    noise: &Tensor<T>,
+    level: &Level,
+    temperature: f32,
+    bound: f32,
+) -> Result<Denoised<T>> {
+    const OP: &str = "ddpm_step_within";
+    if !(bound.is_finite() && bound > 0.0) {
+        return Err(Error::value(OP, "bound", bound, "a finite number above 0"));
+    }
+    denoise(OP, x, model, noise, Coefficients { bound: f64::from(bound), ..ddpm(level, temperature) })
+}
+
+fn ddpm(level: &Level, temperature: f32) -> Coefficients {
     let (a, before) = (level.alpha_bar, level.alpha_bar_before);
-    let coefficients = Coefficients {
+    Coefficients {
         from_x: 1.0 / a.sqrt(),
         from_epsilon: (1.0 / a - 1.0).sqrt(),
         mean_x0: level.beta * before.sqrt() / (1.0 - a),
@@ -137,8 +166,8 @@ pub fn ddpm_step<T: Float>(
         mean_epsilon: 0.0,
         learned: Some([level.log_variance, level.beta.ln()]),
         amount: if level.index == 0 { 0.0 } else { f64::from(temperature) },
-    };
-    denoise("ddpm_step", x, model, noise, coefficients)
+        bound: 0.0,
+    }
 }
 
 /// One step of DDIM, at a level of a [`NoiseSchedule`].
@@ -177,6 +206,7 @@ pub fn ddim_step<T: Float>(
         mean_epsilon: (1.0 - before - sigma * sigma).max(0.0).sqrt(),
         learned: None,
         amount: if level.index == 0 { 0.0 } else { sigma },
+        bound: 0.0,
     };
     denoise("ddim_step", x, epsilon, noise, coefficients)
 }

@@ -30,7 +30,9 @@ pub fn denoise<T: Float>([x, model, noise]: [View<'_, T>; 3], c: Coefficients, m
     for at in 0..x.len() {
         let (row, channel) = (at / channels, at % channels);
         let epsilon = model[row * width + channel].to_f64();
-        let clean = c.from_x * x[at].to_f64() - c.from_epsilon * epsilon;
+        let implied = c.from_x * x[at].to_f64() - c.from_epsilon * epsilon;
+        let outside = c.bound > 0.0 && implied.abs() > c.bound;
+        let clean = if outside { c.bound.copysign(implied) } else { implied };
         let middle = c.mean_x0 * clean + c.mean_x * x[at].to_f64() + c.mean_epsilon * epsilon;
         let variance = c.learned.map(|[least, most]| {
             let r = (model[row * width + channels + channel].to_f64() + 1.0) / 2.0;

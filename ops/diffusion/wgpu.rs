@@ -66,6 +66,7 @@ params! {
         least: f32,
         most: f32,
         amount: f32,
+        bound: f32,
     }
 }
 
@@ -97,6 +98,7 @@ pub(crate) fn denoise<T: Float>(
         least: least as f32,
         most: most as f32,
         amount: coefficients.amount as f32,
+        bound: coefficients.bound as f32,
     };
     let entry = format!("{OP}_{}", x.dtype);
     let outputs = [&denoised.x0, &denoised.mean, &denoised.log_variance, &denoised.y].map(|y| y.operand().buffer);

@@ -87,17 +87,31 @@ impl Scales {
     /// its grid; as the ops that it is made of.
     pub fn contribution<T: Float>(&self, tokens: &Tensor<u32>, scale: usize) -> Result<Tensor<T>> {
         let side = self.side(scale)?;
-        let full = self.full();
-        let phi = self.phi_of_scale.get(scale).and_then(|phi| self.phi.get(*phi));
-        let (weight, bias) =
-            phi.ok_or_else(|| Error::value(OP, "phi_of_scale", scale, "a convolution for each scale"))?;
-        let &[batch, cells] = tokens.shape() else {
+        let &[_, cells] = tokens.shape() else {
             return Err(Error::shape(OP, "tokens", tokens.shape(), "[batch, side * side]"));
         };
         if cells != side * side {
             return Err(Error::shape(OP, "tokens", tokens.shape(), format!("[batch, {side} * {side}]")));
         }
-        let codes: Tensor<T> = embedding::embedding(&self.codebook, tokens)?;
+        self.contribution_of(&embedding::embedding(&self.codebook, tokens)?, scale)
+    }
+
+    /// What codes, or vectors in their place, add: as [`Scales::contribution`] of `[batch, side * side, channels]`.
+    ///
+    /// # Errors
+    /// [`Error::Value`] if there is no such scale or it has no convolution; [`Error::Shape`] if the codes are not of its
+    /// grid; as the ops that it is made of.
+    pub fn contribution_of<T: Float>(&self, codes: &Tensor<T>, scale: usize) -> Result<Tensor<T>> {
+        let side = self.side(scale)?;
+        let full = self.full();
+        let phi = self.phi_of_scale.get(scale).and_then(|phi| self.phi.get(*phi));
+        let (weight, bias) =
+            phi.ok_or_else(|| Error::value(OP, "phi_of_scale", scale, "a convolution for each scale"))?;
+        let batch = codes.shape().first().copied().unwrap_or(0);
+        if codes.shape() != [batch, side * side, self.channels()] {
+            let expected = format!("[batch, {side} * {side}, {}]", self.channels());
+            return Err(Error::shape(OP, "codes", codes.shape(), expected));
+        }
         let grid = codes.reshape(&[batch, side, side, self.channels()])?.permute(&[0, 3, 1, 2])?;
         let mut h = grid.contiguous()?;
         if side != full {

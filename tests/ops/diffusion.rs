@@ -43,6 +43,11 @@ fn steps_agree_with_reference<T: Float>() {
                 let expected =
                     diffusion::ddpm_step(&widened(&x), &widened(&model), &widened(&noise), level, 0.9).unwrap();
                 compare(&format!("ddpm_step {index}"), got, expected);
+                // Some of the values are beyond the bound, others are not.
+                let within = diffusion::ddpm_step_within(&x, &model, &noise, level, 0.9, 0.5).unwrap();
+                let home = [&x, &model, &noise].map(widened);
+                let expected = diffusion::ddpm_step_within(&home[0], &home[1], &home[2], level, 0.9, 0.5).unwrap();
+                compare(&format!("ddpm_step_within {index}"), within, expected);
                 for eta in [0.0, 0.7] {
                     let got = diffusion::ddim_step(&x, &other, &noise, level, eta).unwrap();
                     let expected =
@@ -99,6 +104,10 @@ fn schedules_and_steps_name_what_does_not_fit() {
     let x = Tensor::<f32>::zeros(&device, &[2, 4]).unwrap();
     let error = diffusion::ddpm_step(&x, &x, &x, &one.levels()[0], 1.0).unwrap_err().to_string();
     assert!(error.contains("ddpm_step: model has shape [2, 4]"), "{error}");
+    for bound in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+        let error = diffusion::ddpm_step_within(&x, &x, &x, &one.levels()[0], 1.0, bound).unwrap_err().to_string();
+        assert!(error.contains("ddpm_step_within: bound is"), "{error}");
+    }
     assert!(diffusion::ddim_step(&x, &x, &x, &one.levels()[0], 1.5).is_err());
     let other = Tensor::<f32>::zeros(&device, &[4, 2]).unwrap();
     assert!(diffusion::flow_euler(&x, &other, None, 0.1).is_err());

@@ -5,8 +5,10 @@ mod arinar;
 mod arpg;
 mod axial;
 mod cascade;
+mod controlar;
 mod dar_diffusion;
 mod flexvar;
+mod hart;
 mod hmar;
 mod infinity;
 mod larp;
@@ -44,8 +46,10 @@ pub(super) fn run<T: Float>(system: &str, dump: &Dump<'_>) -> Result<Vec<Compute
         "arinar" => arinar::run::<T>(dump),
         "arpg" => arpg::run::<T>(dump),
         "cascade" => cascade::run(dump),
+        "controlar" => controlar::run::<T>(dump),
         "dar_diffusion" => dar_diffusion::run::<T>(dump),
         "flexvar" => flexvar::run::<T>(dump),
+        "hart" => hart::run::<T>(dump),
         "hmar" => hmar::run::<T>(dump),
         "infinity" => infinity::run::<T>(dump),
         "larp" => larp::run::<T>(dump),
