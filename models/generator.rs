@@ -38,6 +38,13 @@ pub trait Generator {
     fn tokens_per_picture(&self) -> usize;
     /// Height and width in pixels.
     fn picture_size(&self) -> [usize; 2];
+    /// Decodes another way than the system's own from now on: by `jacobi`, `sjd` or `gsd`, where a network is causal.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if the system has no such decoder; [`Error::Op`] if the device has no room.
+    fn use_decoder(&mut self, name: &str) -> Result<()> {
+        Err(Error::Request(format!("{} has no decoder \"{name}\", only its own", self.system())))
+    }
     /// Draws one picture per label. Picture `i` of the call is picture `first_picture + i` of the run: that number
     /// and the seed alone choose its random numbers, so that batches and shards do not change tokens.
     ///

@@ -3,6 +3,7 @@
 pub mod cascade;
 mod chance;
 mod sequential;
+pub mod speculative;
 
 use std::ops::ControlFlow;
 

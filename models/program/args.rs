@@ -87,6 +87,9 @@ pub struct Generate {
     /// Draw from the likeliest tokens that together have this probability, in (0, 1] [default: the model's]
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub top_p: Option<f32>,
+    /// Decode another way than the model's own: jacobi, sjd or gsd, where the network is causal
+    #[arg(long, value_name = "NAME")]
+    pub decoder: Option<String>,
     /// The device, as `smalti devices` lists it [default: the best that is not software]
     #[arg(long)]
     pub device: Option<String>,

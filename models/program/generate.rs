@@ -28,7 +28,10 @@ pub fn run(options: &Generate) -> Result<ExitCode, Failure> {
     let output = Output::reserve(&options.out).map_err(Failure::Input)?;
     let device = open_device(options)?;
     let checkpoint = open_weights(&options.model)?;
-    let generator = load(&checkpoint, &device, options.dtype)?;
+    let mut generator = load(&checkpoint, &device, options.dtype)?;
+    if let Some(decoder) = &options.decoder {
+        generator.use_decoder(decoder).map_err(|error| Failure::Input(format!("--decoder: {error}")))?;
+    }
     let sampling = sampling(generator.as_ref(), options)?;
     let labels = labels(generator.classes(), &options.classes)?;
 

@@ -83,6 +83,12 @@ impl Checkpoint {
         Ok(whole)
     }
 
+    /// The same tensors with the prefixes that [`Checkpoint::open_all`] gives official names.
+    #[must_use]
+    pub fn prefixed(self) -> Self {
+        Self { tensors: official::prefixed(self.tensors), ..self }
+    }
+
     /// Takes the bytes of a safetensors file; `name` is for messages.
     ///
     /// # Errors

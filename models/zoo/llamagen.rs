@@ -8,7 +8,7 @@
 //! | mask      | causal; captions are padded at the left, and padding is seen by nothing but itself |
 //! | position  | RoPE over rows and columns, interleaved; the condition's rows of the table are 0  |
 //! | head      | softmax over codes                                                               |
-//! | decoder   | sequential with a cache                                                          |
+//! | decoder   | sequential with a cache; or Jacobi's ([`speculative`])                            |
 //! | guidance  | `uncond + cfg (cond - uncond)` on the logits                                     |
 //!
 //! Paper: Sun et al. 2024, arXiv:2406.06525. Upstream: FoundationVision/LlamaGen, `autoregressive/models/gpt.py`.
@@ -19,12 +19,14 @@ use std::ops::ControlFlow;
 use smalti::attention::{Align, KvCache, Mask, Options};
 use smalti::rope::{NullRows, Table};
 use smalti::sample::{self, Draws, Filter, Guidance};
-use smalti::{Device, Float, Tensor, Weight, copy, embedding, linear};
+use smalti::{Device, Float, Tensor, Weight, copy, embedding, jacobi, linear};
 
 use super::class_names;
+use super::codes::go_on;
 use crate::backbone::condition::{Captions, padding_bias};
 use crate::backbone::llama::{Llama, Sizes};
-use crate::decode::at_tokens;
+use crate::decode::speculative::{Luck, OfPicture, Pass, Rewind, Speculation, Test, speculative, squared_distances};
+use crate::decode::{Network, at_tokens};
 use crate::tokenizer::vq::VqTokenizer;
 use crate::weights::{Checkpoint, Loader, Notes};
 use crate::{Drawn, Error, Generator, Result, Sampling};
@@ -53,7 +55,20 @@ pub struct LlamaGen<T: smalti::Element> {
     tokenizer: Option<VqTokenizer>,
     /// What it computes in.
     element: PhantomData<T>,
+    /// Without, one token after the other.
+    decoder: Option<Speculation>,
 }
+
+/// The network in the middle of a sequence.
+struct Running<'a, T: Float> {
+    model: &'a LlamaGen<T>,
+    caches: Vec<KvCache<T>>,
+}
+
+/// Tokens that a pass of a Jacobi decoder is fed (SJD, section 4.1).
+const WINDOW: usize = 16;
+/// Which tokens are like a draft, as GSD's authors set it.
+const ALIKE: jacobi::Window = jacobi::Window { below: 7, above: 6, band: 0.15, reach: 0.5 };
 
 /// Far more tokens to a picture than any published model draws.
 const MOST_PLACES: usize = 1 << 16;
@@ -138,6 +153,7 @@ impl<T: Float> LlamaGen<T> {
                 None
             },
             element: PhantomData,
+            decoder: None,
         };
         if let Some(codes) = model.tokenizer.as_ref().map(VqTokenizer::codes)
             && codes < vocabulary
@@ -232,6 +248,27 @@ impl<T: Float> LlamaGen<T> {
         self.sequence(&condition, labels.len(), None, first_picture, sampling, steps)
     }
 
+    /// Draws the tokens of one picture by Jacobi decoding; `steps` sees each pass.
+    ///
+    /// # Errors
+    /// As [`Generator::draw`], or whatever `steps` returns.
+    pub fn speculate(
+        &self,
+        label: u32,
+        sampling: &Sampling,
+        speculation: &Speculation,
+        luck: &mut dyn Luck,
+        steps: &mut dyn FnMut(&Pass<'_, T>) -> Result<()>,
+    ) -> Result<Vec<u32>> {
+        let rows: &[_] = if sampling.cfg == 1.0 { &[Some(label)] } else { &[Some(label), None] };
+        let condition = self.embed_labels(rows)?;
+        let places = self.grid * self.grid;
+        let caches = self.llama.caches(rows.len(), self.condition_len + places)?;
+        let mut running = Running { model: self, caches };
+        let filter = filter(sampling);
+        speculative(&mut running, &condition, places, sampling.cfg, &filter, speculation, luck, steps)
+    }
+
     /// The same for caption features `[batch, condition_len, features]`; `visible` (`[batch, condition_len]`, 1 or 0)
     /// tells captions from padding.
     ///
@@ -260,12 +297,7 @@ impl<T: Float> LlamaGen<T> {
     ) -> Result<Tensor<u32>> {
         let places = self.grid * self.grid;
         let rows = condition.shape()[0];
-        let filter = Filter {
-            temperature: sampling.temperature,
-            top_k: sampling.top_k,
-            top_p: sampling.top_p,
-            ..Filter::default()
-        };
+        let filter = filter(sampling);
         let pictures: Vec<_> = (0..batch as u64).map(|picture| first_picture + picture).collect();
         let mut caches = self.llama.caches(rows, self.condition_len + places)?;
         let mut drawn = Tensor::<u32>::zeros(&self.device, &[batch, places])?;
@@ -309,6 +341,27 @@ impl<T: Float> LlamaGen<T> {
     pub fn decode(&self, tokens: &Tensor<u32>) -> Result<Tensor<T>> {
         let missing = || Error::Request("llamagen: the checkpoint holds no tokenizer (no vq.*)".to_owned());
         self.tokenizer.as_ref().ok_or_else(missing)?.decode(tokens, [self.grid, self.grid])
+    }
+}
+
+fn filter(sampling: &Sampling) -> Filter {
+    let Sampling { temperature, top_k, top_p, .. } = *sampling;
+    Filter { temperature, top_k, top_p, ..Filter::default() }
+}
+
+impl<T: Float> Network<T> for Running<'_, T> {
+    fn logits(&mut self, x: &Tensor<T>) -> Result<Tensor<T>> {
+        self.model.logits(x, &mut self.caches, &self.model.causal())
+    }
+
+    fn embed(&mut self, tokens: &Tensor<u32>) -> Result<Tensor<T>> {
+        Ok(embedding::embedding(&self.model.tokens, tokens)?)
+    }
+}
+
+impl<T: Float> Rewind<T> for Running<'_, T> {
+    fn rewind(&mut self, places: usize) {
+        self.caches.iter_mut().for_each(|cache| cache.truncate(cache.len().saturating_sub(places)));
     }
 }
 
@@ -364,6 +417,22 @@ impl<T: Float> Generator for LlamaGen<T> {
         [side, side]
     }
 
+    fn use_decoder(&mut self, name: &str) -> Result<()> {
+        let test = match name {
+            "jacobi" => Test::Same,
+            "sjd" => Test::Ratio,
+            "gsd" => {
+                let count = self.tokens.shape()[0];
+                let all = Tensor::from_vec(&self.device, &[count], (0..).take(count).collect())?;
+                let distances = squared_distances(&embedding::embedding(&self.tokens, &all)?)?;
+                Test::Grouped { distances, window: ALIKE }
+            }
+            _ => return Err(Error::Request(format!("llamagen has no decoder \"{name}\", but jacobi, sjd and gsd"))),
+        };
+        self.decoder = Some(Speculation { test, window: WINDOW, until: self.grid * self.grid });
+        Ok(())
+    }
+
     fn draw(
         &self,
         labels: &[u32],
@@ -371,9 +440,25 @@ impl<T: Float> Generator for LlamaGen<T> {
         sampling: &Sampling,
         progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Drawn> {
-        let all = labels.len() * self.tokens_per_picture();
-        let tokens =
-            self.generate(labels, first_picture, sampling, &mut |done, _| progress(done * labels.len(), all))?;
+        let (places, all) = (self.tokens_per_picture(), labels.len() * self.tokens_per_picture());
+        let tokens = match &self.decoder {
+            None => {
+                self.generate(labels, first_picture, sampling, &mut |done, _| progress(done * labels.len(), all))?
+            }
+            // Each picture settles as many places in a pass as it can.
+            Some(speculation) => {
+                let mut tokens = Vec::with_capacity(all);
+                for (picture, label) in (first_picture..).zip(labels) {
+                    let (before, mut settled) = (tokens.len(), 1);
+                    let mut luck = OfPicture { seed: sampling.seed, picture, drafts: 0 };
+                    tokens.extend(self.speculate(*label, sampling, speculation, &mut luck, &mut |pass| {
+                        settled = (settled + pass.settled).min(places);
+                        go_on(progress(before + settled, all))
+                    })?);
+                }
+                Tensor::from_vec(&self.device, &[labels.len(), places], tokens)?
+            }
+        };
         to_host(&tokens, &self.decode(&tokens)?)
     }
 }

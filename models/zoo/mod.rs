@@ -25,6 +25,7 @@ pub mod rar;
 pub mod semaim;
 pub mod spherear;
 mod systems;
+pub mod transdiff;
 pub mod var;
 
 use smalti::{Device, Float};
@@ -71,6 +72,9 @@ pub fn load<T: Float>(checkpoint: &Checkpoint, device: &Device) -> Result<Box<dy
         Some("randar") => Ok(Box::new(InDtype::<T, _>::new(randar::RandAr::load(checkpoint, device)?))),
         Some("rar") => Ok(Box::new(InDtype::<T, _>::new(rar::Rar::load(checkpoint, device)?))),
         Some("spherear") => Ok(Box::new(spherear::SphereArIn::<T>::new(spherear::SphereAr::load(checkpoint, device)?))),
+        Some("transdiff") => {
+            Ok(Box::new(transdiff::TransDiffIn::<T>::new(transdiff::TransDiff::load(checkpoint, device)?)))
+        }
         Some("var") => Ok(Box::new(var::Var::<T>::load(checkpoint, device)?)),
         Some(other) => request(format!("system \"{other}\" is not known here")),
         None if tokenizer => request("holds a tokenizer without its transformer: give that file too".to_owned()),

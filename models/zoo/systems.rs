@@ -8,6 +8,8 @@ pub enum Runs {
     Pictures,
     /// It draws tokens; its tokenizer is not here yet.
     Tokens,
+    /// `smalti generate --decoder` draws pictures with it on another system's network.
+    Decoder,
     /// `smalti conform` alone runs it: there is nothing to draw.
     Conform,
 }
@@ -19,6 +21,7 @@ impl Runs {
         match self {
             Self::Pictures => "pictures",
             Self::Tokens => "tokens",
+            Self::Decoder => "decoder",
             Self::Conform => "conform",
         }
     }
@@ -107,6 +110,14 @@ pub const SYSTEMS: &[System] = &[
         condition: "class",
         runs: Runs::Pictures,
         passes: "one per scale, 10",
+    },
+    System {
+        name: "gsd",
+        paper: "arXiv:2508.07747",
+        parts: "speculative Jacobi decoding whose drafts pass with tokens like them",
+        condition: "as its network",
+        runs: Runs::Decoder,
+        passes: "fewer than n",
     },
     System {
         name: "hart",
@@ -229,12 +240,28 @@ pub const SYSTEMS: &[System] = &[
         passes: "1",
     },
     System {
+        name: "sjd",
+        paper: "arXiv:2410.01699",
+        parts: "speculative Jacobi decoding: a window of drafts, tested by one pass",
+        condition: "as its network",
+        runs: Runs::Decoder,
+        passes: "fewer than n",
+    },
+    System {
         name: "spherear",
         paper: "arXiv:2509.24335",
         parts: "latents on a sphere, Llama, raster, causal, flow head",
         condition: "class",
         runs: Runs::Pictures,
         passes: "256 of n = 256",
+    },
+    System {
+        name: "transdiff",
+        paper: "arXiv:2506.09482",
+        parts: "KL autoencoder, ViT encoder, flow decoder of all tokens; rounds that know the pictures before",
+        condition: "class",
+        runs: Runs::Pictures,
+        passes: "1, or 4 rounds",
     },
     System {
         name: "var",

@@ -8,6 +8,7 @@ mod cascade;
 mod controlar;
 mod dar_diffusion;
 mod flexvar;
+mod gsd;
 mod hart;
 mod hmar;
 mod infinity;
@@ -23,7 +24,9 @@ mod parseq;
 mod randar;
 mod rar;
 mod semaim;
+mod sjd;
 mod spherear;
+mod transdiff;
 mod var;
 
 use std::ops::ControlFlow;
@@ -49,6 +52,7 @@ pub(super) fn run<T: Float>(system: &str, dump: &Dump<'_>) -> Result<Vec<Compute
         "controlar" => controlar::run::<T>(dump),
         "dar_diffusion" => dar_diffusion::run::<T>(dump),
         "flexvar" => flexvar::run::<T>(dump),
+        "gsd" => gsd::run(dump),
         "hart" => hart::run::<T>(dump),
         "hmar" => hmar::run::<T>(dump),
         "infinity" => infinity::run::<T>(dump),
@@ -64,7 +68,9 @@ pub(super) fn run<T: Float>(system: &str, dump: &Dump<'_>) -> Result<Vec<Compute
         "randar" => randar::run::<T>(dump),
         "rar" => rar::run::<T>(dump),
         "semaim" => semaim::run::<T>(dump),
+        "sjd" => sjd::run::<T>(dump),
         "spherear" => spherear::run::<T>(dump),
+        "transdiff" => transdiff::run::<T>(dump),
         "var" => var::run::<T>(dump),
         other => Err(Error::Request(format!("{}: system \"{other}\" is not known here", dump.checkpoint.name()))),
     }
