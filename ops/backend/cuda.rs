@@ -407,11 +407,6 @@ impl Cuda {
         move |error| self.error(during, words(error))
     }
 
-    /// That an op has no kernel here yet.
-    pub(crate) fn no_kernel(&self, op: &'static str) -> Error {
-        self.error(op, "this op has no CUDA kernel yet")
-    }
-
     /// Whether the stream records a graph instead of running what it is given.
     fn is_capturing(&self) -> std::result::Result<bool, DriverError> {
         #[expect(unsafe_code, reason = "a call into the driver")]

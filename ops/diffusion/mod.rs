@@ -2,6 +2,8 @@
 
 #[cfg(feature = "cpu")]
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod reference;
 mod schedule;
 #[cfg(feature = "wgpu")]
@@ -49,7 +51,11 @@ pub fn flow_euler<T: Float>(
     }
     match x.device().handle() {
         #[cfg(feature = "cuda")]
-        Handle::Cuda(cuda) => return Err(cuda.no_kernel(OP)),
+        Handle::Cuda(cuda) => {
+            let guide = guide.map(|(uncond, scale)| (uncond.cuda_operand(), scale));
+            let (velocity, y) = (velocity.cuda_operand(), y.cuda_operand());
+            cuda::euler(&cuda.stream(), x.cuda_operand(), velocity, guide, step, y)?;
+        }
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => gpu.record(|recorder| {
             let guide = guide.map(|(uncond, scale)| (uncond.operand(), scale));
@@ -241,7 +247,10 @@ fn denoise<T: Float>(
     }
     match x.device().handle() {
         #[cfg(feature = "cuda")]
-        Handle::Cuda(cuda) => return Err(cuda.no_kernel(op)),
+        Handle::Cuda(cuda) => {
+            let inputs = [x.cuda_operand(), model.cuda_operand(), noise.cuda_operand()];
+            cuda::denoise(&cuda.stream(), inputs, coefficients, &denoised)?;
+        }
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => gpu.record(|recorder| {
             let inputs = [x.operand(), model.operand(), noise.operand()];

@@ -25,6 +25,17 @@ pub struct PathsVerified {
     pub accepted: Tensor<u32>,
 }
 
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+impl PathsVerified {
+    fn empty(device: &crate::Device, batch: usize, drafts: usize) -> Result<Self> {
+        Ok(Self {
+            log_ratio: Tensor::empty(device, &[batch, drafts])?,
+            kept: Tensor::empty(device, &[batch, drafts])?,
+            accepted: Tensor::empty(device, &[batch])?,
+        })
+    }
+}
+
 /// Verifies drafts of a diffusion head by the densities of their denoising paths.
 ///
 /// A draft passes iff `u < min(1, q / p)`, `p` and `q` the densities of its path `x` under the draft and the target model:
@@ -72,7 +83,15 @@ pub fn verify_paths(
     let terms = steps * channels;
     match device.handle() {
         #[cfg(feature = "cuda")]
-        Handle::Cuda(cuda) => Err(cuda.no_kernel(OP)),
+        Handle::Cuda(cuda) => {
+            let [p_mean, p_spread] = [draft.mean.contiguous()?, draft.log_variance.contiguous()?];
+            let [q_mean, q_spread] = [target.mean.contiguous()?, target.log_variance.contiguous()?];
+            let p = Gaussians { mean: &p_mean, log_variance: &p_spread };
+            let q = Gaussians { mean: &q_mean, log_variance: &q_spread };
+            let verified = PathsVerified::empty(device, batch, drafts)?;
+            super::cuda::path(&cuda.stream(), x.cuda_operand(), [p, q], uniforms.cuda_operand(), &verified)?;
+            Ok(verified)
+        }
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => {
             // One binding for both: WebGPU has eight.
@@ -85,11 +104,7 @@ pub fn verify_paths(
                 Ok(both)
             };
             let (p, q) = (together(draft)?, together(target)?);
-            let verified = PathsVerified {
-                log_ratio: Tensor::empty(device, &[batch, drafts])?,
-                kept: Tensor::empty(device, &[batch, drafts])?,
-                accepted: Tensor::empty(device, &[batch])?,
-            };
+            let verified = PathsVerified::empty(device, batch, drafts)?;
             gpu.record(|recorder| {
                 let inputs = [x.operand(), p.operand(), q.operand(), uniforms.operand()];
                 super::wgpu::path(recorder, inputs, terms, &verified)

@@ -4,6 +4,8 @@
 //! every backend takes the same decisions. Of a step only the tokens and the counts need to come back.
 
 mod continuous;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod reference;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
@@ -183,7 +185,13 @@ impl Groups {
         let width = 1 + window.below + window.above;
         let tokens = match device.handle() {
             #[cfg(feature = "cuda")]
-            Handle::Cuda(cuda) => return Err(cuda.no_kernel(OP)),
+            Handle::Cuda(cuda) => {
+                let tokens = Tensor::empty(device, &[rows, width])?;
+                let [draft, distances] = [draft.cuda_operand(), distances.cuda_operand()];
+                let groups = tokens.cuda_operand();
+                cuda::nearby(&cuda.stream(), logits.cuda_operand(), q, draft, distances, window, groups)?;
+                tokens
+            }
             #[cfg(feature = "wgpu")]
             Handle::Wgpu(gpu) => {
                 let tokens = Tensor::empty(device, &[rows, width])?;
@@ -277,7 +285,16 @@ pub fn verify(
     let draft = draft.contiguous()?;
     match device.handle() {
         #[cfg(feature = "cuda")]
-        Handle::Cuda(cuda) => Err(cuda.no_kernel(OP)),
+        Handle::Cuda(cuda) => {
+            let verified = Verified::empty(device, batch, places)?;
+            let coupled = Tensor::<u32>::empty(device, &[batch, places])?;
+            let fresh = Tensor::<u32>::empty(device, &[batch, places])?;
+            let (stream, draft) = (cuda.stream(), draft.cuda_operand());
+            let outputs = [verified.kept.cuda_operand(), coupled.cuda_operand(), fresh.cuda_operand()];
+            cuda::couple(&stream, [p, q], draft, words.cuda_operand(), groups, outputs)?;
+            cuda::settle(&stream, draft, [outputs[1], outputs[2]], Some(rule), &verified)?;
+            Ok(verified)
+        }
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => {
             let verified = Verified::empty(device, batch, places)?;
@@ -319,7 +336,7 @@ pub fn verify(
 }
 
 impl Verified {
-    #[cfg(feature = "wgpu")]
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
     fn empty(device: &crate::Device, batch: usize, places: usize) -> Result<Self> {
         Ok(Self {
             kept: Tensor::empty(device, &[batch, places])?,
@@ -370,7 +387,12 @@ fn same(draft: &Tensor<u32>, tokens: &Tensor<u32>) -> Result<Verified> {
     let (draft, tokens) = (draft.contiguous()?, tokens.contiguous()?);
     match device.handle() {
         #[cfg(feature = "cuda")]
-        Handle::Cuda(cuda) => Err(cuda.no_kernel(OP)),
+        Handle::Cuda(cuda) => {
+            let verified = Verified::empty(device, batch, places)?;
+            let fresh = tokens.cuda_operand();
+            cuda::settle(&cuda.stream(), draft.cuda_operand(), [fresh, fresh], None, &verified)?;
+            Ok(verified)
+        }
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => {
             let verified = Verified::empty(device, batch, places)?;

@@ -24,7 +24,12 @@ pub fn certainty(weights: &Weights) -> Result<Certainty> {
     let [rows, _] = weights.shape();
     match device.handle() {
         #[cfg(feature = "cuda")]
-        Handle::Cuda(cuda) => Err(cuda.no_kernel("certainty")),
+        Handle::Cuda(cuda) => {
+            let certainty =
+                Certainty { largest: Tensor::empty(device, &[rows])?, entropy: Tensor::empty(device, &[rows])? };
+            super::cuda::certainty(&cuda.stream(), weights.tensor().cuda_operand(), &certainty)?;
+            Ok(certainty)
+        }
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => {
             let certainty =

@@ -1,8 +1,8 @@
 //! Launchers of the PTX kernels.
 
-use super::integer::Plan;
+use super::integer::{Plan, fraction_of};
 use super::maskgit::{self, MaskGitStep};
-use super::{Guidance, MAX_VOCABULARY};
+use super::{Certainty, Guidance, MAX_VOCABULARY, Watermark};
 use crate::backend::cuda::{Argument, Operand, Stream, blocks, dense, dense_or_absent, to_u32};
 use crate::{Error, Result};
 
@@ -269,6 +269,53 @@ pub fn remask(stream: &Stream<'_>, tokens: Operand<'_>, plan: maskgit::Plan, ste
         Argument::U32(u32::from(plan.last)),
     ];
     launch(stream, OP, OP, batch, &arguments)
+}
+
+/// [`super::watermark`] into `y`; all contiguous. `y` may be the logits themselves.
+///
+/// # Errors
+/// As [`sample`].
+pub fn watermark(
+    stream: &Stream<'_>,
+    logits: Operand<'_>,
+    before: Operand<'_>,
+    watermark: &Watermark,
+    y: Operand<'_>,
+) -> Result<()> {
+    const OP: &str = "watermark";
+    let [rows, vocabulary] = shape(OP, logits)?;
+    one_per_row(OP, "before", before, rows)?;
+    same_shape(OP, "y", y, logits)?;
+    let groups = rows * vocabulary.div_ceil(4);
+    to_u32(OP, "logits", groups)?;
+    let arguments = [
+        dense(OP, "logits", logits)?,
+        dense(OP, "before", before)?,
+        dense(OP, "y", y)?,
+        Argument::U32(to_u32(OP, "logits", rows)?),
+        Argument::U32(to_u32(OP, "logits", vocabulary)?),
+        Argument::U64(watermark.key),
+        Argument::U32(if watermark.green < 1.0 { fraction_of(watermark.green) } else { u32::MAX }),
+        Argument::F32(watermark.bias),
+    ];
+    let entry = format!("watermark_{}", logits.dtype);
+    stream.launch(&entry, [blocks(OP, groups, 128)?, 1, 1], [128, 1, 1], 0, &arguments)
+}
+
+/// [`super::certainty`] of contiguous weights.
+///
+/// # Errors
+/// As [`sample`].
+pub fn certainty(stream: &Stream<'_>, weights: Operand<'_>, certainty: &Certainty) -> Result<()> {
+    const OP: &str = "certainty";
+    let [rows, vocabulary] = shape(OP, weights)?;
+    let arguments = [
+        dense(OP, "weights", weights)?,
+        dense(OP, "largest", certainty.largest.cuda_operand())?,
+        dense(OP, "entropy", certainty.entropy.cuda_operand())?,
+        Argument::U32(to_u32(OP, "weights", vocabulary)?),
+    ];
+    launch(stream, OP, OP, rows, &arguments)
 }
 
 fn same_shape(op: &'static str, name: &'static str, operand: Operand<'_>, logits: Operand<'_>) -> Result<()> {

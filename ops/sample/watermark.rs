@@ -75,7 +75,12 @@ pub fn watermark<T: Float>(logits: &Tensor<T>, before: &Tensor<u32>, watermark: 
     let (logits, before) = (logits.contiguous()?, before.contiguous()?);
     match logits.device().handle() {
         #[cfg(feature = "cuda")]
-        Handle::Cuda(cuda) => Err(cuda.no_kernel(OP)),
+        Handle::Cuda(cuda) => {
+            let y = Tensor::empty(logits.device(), logits.shape())?;
+            let (from, before, to) = (logits.cuda_operand(), before.cuda_operand(), y.cuda_operand());
+            super::cuda::watermark(&cuda.stream(), from, before, watermark, to)?;
+            Ok(y)
+        }
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => {
             let y = Tensor::empty(logits.device(), logits.shape())?;

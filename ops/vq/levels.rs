@@ -3,6 +3,8 @@
 use super::commitment;
 #[cfg(feature = "cpu")]
 use super::cpu;
+#[cfg(feature = "cuda")]
+use super::cuda;
 use super::reference;
 #[cfg(feature = "wgpu")]
 use super::wgpu;
@@ -191,7 +193,10 @@ pub fn pack(digits: &Tensor<u32>, levels: &[u32], order: DigitOrder) -> Result<T
         #[cfg(feature = "cpu")]
         Handle::Cpu(_) => reference::pack(digits.host(), bases.host(), indices.host_mut()),
         #[cfg(feature = "cuda")]
-        Handle::Cuda(cuda) => return Err(cuda.no_kernel(OP)),
+        Handle::Cuda(cuda) => {
+            let indices = indices.cuda_operand();
+            cuda::pack(&cuda.stream(), digits.cuda_operand(), bases.cuda_operand(), indices)?;
+        }
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => {
             gpu.record(|recorder| wgpu::pack(recorder, digits.operand(), bases.operand(), indices.operand()))?;
@@ -214,7 +219,10 @@ pub fn unpack(indices: &Tensor<u32>, levels: &[u32], order: DigitOrder) -> Resul
         #[cfg(feature = "cpu")]
         Handle::Cpu(_) => reference::unpack(indices.host(), bases.host(), digits.host_mut()),
         #[cfg(feature = "cuda")]
-        Handle::Cuda(cuda) => return Err(cuda.no_kernel(OP)),
+        Handle::Cuda(cuda) => {
+            let digits = digits.cuda_operand();
+            cuda::unpack(&cuda.stream(), indices.cuda_operand(), bases.cuda_operand(), digits)?;
+        }
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => {
             gpu.record(|recorder| wgpu::unpack(recorder, indices.operand(), bases.operand(), digits.operand()))?;
@@ -295,7 +303,10 @@ fn digits_of<T: Float>(x: &Tensor<T>, bounds: &[Bound]) -> Result<(Tensor<T>, Te
         #[cfg(feature = "cpu")]
         Handle::Cpu(cpu) => cpu::digits(cpu, x.host(), rows.host(), bounded.host_mut(), digits.host_mut()),
         #[cfg(feature = "cuda")]
-        Handle::Cuda(cuda) => return Err(cuda.no_kernel("digits")),
+        Handle::Cuda(cuda) => {
+            let (bounded, digits) = (bounded.cuda_operand(), digits.cuda_operand());
+            cuda::digits(&cuda.stream(), x.cuda_operand(), rows.cuda_operand(), bounded, digits)?;
+        }
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => gpu.record(|recorder| {
             wgpu::digits(recorder, x.operand(), rows.operand(), bounded.operand(), digits.operand())
@@ -314,7 +325,9 @@ fn codes_of<T: Float>(digits: &Tensor<u32>, channels: usize, scale: impl Fn(usiz
         #[cfg(feature = "cpu")]
         Handle::Cpu(cpu) => cpu::codes(cpu, digits.host(), rows.host(), y.host_mut()),
         #[cfg(feature = "cuda")]
-        Handle::Cuda(cuda) => return Err(cuda.no_kernel("codes")),
+        Handle::Cuda(cuda) => {
+            cuda::codes(&cuda.stream(), digits.cuda_operand(), rows.cuda_operand(), y.cuda_operand())?;
+        }
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => {
             gpu.record(|recorder| wgpu::codes(recorder, digits.operand(), rows.operand(), y.operand()))?;

@@ -167,7 +167,11 @@ pub fn nearest<T: Float>(x: &Tensor<T>, codebook: &Weight, metric: Metric, count
             cpu::nearest_list(cpu, x.host(), codebook.host(), metric, indices.host_mut(), distances.host_mut());
         }
         #[cfg(feature = "cuda")]
-        Handle::Cuda(cuda) => return Err(cuda.no_kernel("nearest_list")),
+        Handle::Cuda(cuda) => {
+            let (indices, distances) = (indices.cuda_operand(), distances.cuda_operand());
+            let codebook = codebook.cuda_operand();
+            cuda::nearest_list(&cuda.stream(), x.cuda_operand(), codebook, metric, indices, distances)?;
+        }
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => gpu.record(|recorder| {
             let (x, codebook) = (x.operand(), codebook.operand());

@@ -29,12 +29,6 @@ pub fn devices() -> &'static [Device] {
     })
 }
 
-/// The devices under test but CUDA, for ops that have no PTX kernel yet.
-pub fn devices_but_cuda<'a>() -> impl Iterator<Item = &'a Device> {
-    let devices: &'a [Device] = devices();
-    devices.iter().filter(|device| device.backend() != Backend::Cuda)
-}
-
 /// Numbers in [-1, 1) that depend only on the seed.
 pub fn uniform(seed: u64, count: usize) -> Vec<f64> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(0x1234_5678_9abc_def1);

@@ -3,7 +3,7 @@
 use smalti::diffusion::{self, Denoised, NoiseCurve, NoiseSchedule};
 use smalti::{Device, Float, Tensor, bf16, f16};
 
-use crate::common::{assert_close, devices_but_cuda, tensor, uniform, widened};
+use crate::common::{assert_close, devices, tensor, uniform, widened};
 use crate::dumps;
 
 /// One element, odd channels (two of a half type share a word), more than a workgroup.
@@ -11,7 +11,7 @@ const SHAPES: [[usize; 2]; 5] = [[1, 1], [3, 5], [2, 64], [17, 16], [0, 4]];
 
 fn steps_agree_with_reference<T: Float>() {
     let schedule = NoiseSchedule::new(NoiseCurve::Cosine, 1000, 50).unwrap();
-    for device in devices_but_cuda() {
+    for device in devices() {
         for [rows, channels] in SHAPES {
             let shape = [rows, channels];
             let x = tensor::<T>(device, &shape, &uniform(100, rows * channels));

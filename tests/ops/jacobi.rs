@@ -5,7 +5,7 @@ use smalti::jacobi::{self, Gaussians, Groups, Proposal, Rule, Verified, VerifyDr
 use smalti::sample::{self, Draws, Filter, Guidance, Guide, Places, Weights};
 use smalti::{Backend, Device, Error, Float, Tensor, bf16, f16};
 
-use crate::common::{devices_but_cuda, tensor, uniform};
+use crate::common::{devices, tensor, uniform};
 
 fn numbers(verified: &Verified) -> [Vec<u32>; 5] {
     [&verified.kept, &verified.accepted, &verified.settled, &verified.next, &verified.tokens]
@@ -92,7 +92,7 @@ fn verifications_are_the_same_everywhere() {
                         numbers(&jacobi::verify(&p, &q, &draft, groups.as_ref(), rule, &draws).unwrap())
                     };
                     let expected = on(&Device::reference());
-                    for device in devices_but_cuda() {
+                    for device in devices() {
                         let case = [batch, drafts, places, vocabulary];
                         assert_eq!(on(device), expected, "{device} {case:?} {rule:?} groups {groups} {draws:?}");
                     }
@@ -131,7 +131,7 @@ fn nearby_groups_are_the_same_everywhere<T: Float>() {
                 (groups.tokens().to_vec().unwrap(), numbers(&verified))
             };
             let expected = on(&Device::reference());
-            for device in devices_but_cuda() {
+            for device in devices() {
                 assert_eq!(on(device), expected, "{} {device} {batch} x {drafts} x {vocabulary} {window:?}", T::DTYPE);
             }
         }
@@ -172,7 +172,7 @@ fn steps_are_the_same_everywhere() {
             seen
         };
         let expected = on(&Device::reference());
-        for device in devices_but_cuda() {
+        for device in devices() {
             assert_eq!(on(device), expected, "{device} {rule:?}");
         }
         // What has not changed is kept to the last.
@@ -191,9 +191,7 @@ fn greedy_jacobi_is_greedy_decoding() {
         expected.push(largest(row(place, expected.last().copied().unwrap_or(0))));
     }
     let home = Device::reference();
-    let mut devices: Vec<&Device> = devices_but_cuda().collect();
-    devices.push(&home);
-    for device in devices {
+    for device in devices().iter().chain([&home]) {
         let start = Tensor::from_slice(device, &[2, length], &below(97, 2 * length, vocabulary)).unwrap();
         let mut passes = 0;
         let forward = |tokens: &Tensor<u32>| -> Result<Tensor<f32>, Error> {
@@ -435,7 +433,7 @@ fn paths_are_verified_alike_everywhere() {
         };
         let (expected, kept, accepted) = on(&Device::reference());
         let largest = expected.iter().fold(1.0f32, |most, ratio| most.max(ratio.abs()));
-        for device in devices_but_cuda() {
+        for device in devices() {
             let got = on(device);
             for (got, expected) in got.0.iter().zip(&expected) {
                 assert!((got - expected).abs() <= 1e-5 * largest, "{device} {shape:?}: {got}, expected {expected}");
@@ -527,7 +525,7 @@ fn verify_names_what_does_not_fit() {
     let table = Tensor::<u32>::zeros(&device, &[5, 0]).unwrap();
     assert!(Groups::clusters(&table).is_err());
     assert!(Groups::relaxed(&Tensor::zeros(&device, &[5, 1]).unwrap(), 1.5).is_err());
-    for device in devices_but_cuda().filter(|device| device.backend() == Backend::Wgpu) {
+    for device in devices().iter().filter(|device| matches!(device.backend(), Backend::Wgpu | Backend::Cuda)) {
         let weights =
             |values: Vec<u32>| Weights::from_tensor(Tensor::from_vec(device, &[2, 2], values).unwrap()).unwrap();
         let draft = Tensor::from_slice(device, &[1, 2], &[0u32, 1]).unwrap();
@@ -567,7 +565,7 @@ proptest! {
             numbers(&jacobi::verify(&p, &q, &draft, groups.as_ref(), rule, &draws).unwrap())
         };
         let expected = on(&Device::reference());
-        for device in devices_but_cuda() {
+        for device in devices() {
             prop_assert_eq!(&on(device), &expected, "{}", device);
         }
         // Every token is one that the present distribution has.

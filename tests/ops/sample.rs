@@ -5,15 +5,14 @@ use smalti::sample::maskgit::{Curve, MASKED, MaskGit, MaskGitDraws, maskgit_step
 use smalti::sample::{self, Draws, Filter, Guidance, Guide, Places, Weights};
 use smalti::{Backend, Device, Error, Float, Tensor, bf16, f16};
 
-use crate::common::{devices, devices_but_cuda, moved, tensor, uniform};
+use crate::common::{devices, moved, tensor, uniform};
 
 fn cpu() -> Device {
     Device::cpu()
 }
 
-/// CUDA has no typical sampling yet.
-fn has_kernel(device: &Device, filter: &Filter) -> bool {
-    device.backend() != Backend::Cuda || filter.typical == 1.0
+fn gpu(device: &Device) -> bool {
+    matches!(device.backend(), Backend::Wgpu | Backend::Cuda)
 }
 
 #[test]
@@ -35,7 +34,7 @@ fn filter_agrees_with_reference() {
                 (filtered.probabilities.to_vec().unwrap(), filtered.kept.to_vec().unwrap())
             };
             let (expected, expected_kept) = on(&Device::reference());
-            for device in devices().iter().filter(|device| has_kernel(device, &filter)) {
+            for device in devices() {
                 let (got, got_kept) = on(device);
                 assert_eq!(got_kept, expected_kept, "{device} {filter:?}");
                 let largest = expected.iter().copied().fold(0.0, f32::max);
@@ -153,7 +152,7 @@ fn draws_are_the_same_everywhere<T: Float>() {
                 let home = tensor::<T>(&Device::reference(), &shape, &x);
                 for draws in draws {
                     let expected = sample::sample(&home, &filter, &draws).unwrap().to_vec().unwrap();
-                    for device in devices().iter().filter(|device| has_kernel(device, &filter)) {
+                    for device in devices() {
                         let got = sample::sample(&moved(&home, device), &filter, &draws).unwrap().to_vec().unwrap();
                         assert_eq!(got, expected, "{} {device} {shape:?} {filter:?} {draws:?}", T::DTYPE);
                     }
@@ -172,7 +171,7 @@ fn draws_are_the_same_everywhere_in_every_type() {
 
 #[test]
 fn a_gpu_marks_rows_without_a_largest_logit() {
-    for device in devices().iter().filter(|device| device.backend() == Backend::Wgpu) {
+    for device in devices().iter().filter(|device| gpu(device)) {
         for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
             let x = tensor::<f32>(device, &[3, 2], &[0.0, 1.0, bad, f64::NEG_INFINITY, 2.0, 1.0]);
             assert_eq!(sample::argmax(&x).unwrap().to_vec().unwrap(), [1, u32::MAX, 0], "{bad}");
@@ -203,7 +202,7 @@ fn weights_are_the_same_everywhere<T: Float>() {
                 Filter { typical: 0.2, ..Filter::default() },
             ] {
                 let expected = on(&Device::reference(), kind, &filter);
-                for device in devices_but_cuda() {
+                for device in devices() {
                     let got = on(device, kind, &filter);
                     assert_eq!(got, expected, "{} {device} {rows} x {vocabulary} {kind:?} {filter:?}", T::DTYPE);
                 }
@@ -238,7 +237,7 @@ fn guided_weights_are_those_of_guided_logits() {
 fn typical_keeps_what_is_nearest_to_the_entropy() {
     // The entropy is 1.16 nats; the informations are 0.69, 1.39, 1.90, 3.00.
     let logits: Vec<f32> = [0.5f32, 0.25, 0.15, 0.05].iter().map(|p| p.ln()).collect();
-    for device in devices_but_cuda() {
+    for device in devices() {
         let logits = Tensor::from_slice(device, &[1, 4], &logits).unwrap();
         for (typical, kept) in [(0.2, [0, 1, 0, 0]), (0.5, [1, 1, 0, 0]), (0.9, [1, 1, 1, 0]), (0.99, [1; 4])] {
             let filter = Filter { typical, ..Filter::default() };
@@ -274,7 +273,7 @@ fn weights_of_shares_are_the_same_everywhere() {
             (weights.tensor().to_vec().unwrap(), tokens.to_vec().unwrap())
         };
         let expected = on(&Device::reference());
-        for device in devices_but_cuda() {
+        for device in devices() {
             assert_eq!(on(device), expected, "{device} {rows} x {vocabulary}");
         }
     }
@@ -284,7 +283,7 @@ fn weights_of_shares_are_the_same_everywhere() {
     for bad in [&[0.5, -0.1][..], &[f32::NAN, 1.0], &[f32::INFINITY], &[0.0, -0.0]] {
         assert!(try_with(bad).to_string().contains("row 0"), "{bad:?}");
     }
-    for device in devices_but_cuda().filter(|device| device.backend() == Backend::Wgpu) {
+    for device in devices().iter().filter(|device| gpu(device)) {
         let shares = Tensor::from_slice(device, &[3, 2], &[0.5f32, -0.1, 1.0, 0.0, f32::NAN, 1.0]).unwrap();
         let weights = Weights::from_shares(&shares).unwrap();
         let tokens = sample::draw(&weights, &Draws::Uniform(vec![0.5; 3])).unwrap();
@@ -317,7 +316,7 @@ fn races_end_the_same_everywhere() {
                 sample::sample_gumbel(&logits, &filter, &noise).unwrap().to_vec().unwrap()
             };
             let expected = on(&Device::reference());
-            for device in devices_but_cuda() {
+            for device in devices() {
                 assert_eq!(on(device), expected, "{device} {rows} x {vocabulary} {noise:?}");
             }
         }
@@ -399,7 +398,7 @@ fn maskgit_steps_are_the_same_everywhere() {
                 let expected = on(&Device::reference());
                 let again = expected.0.iter().filter(|token| **token == MASKED).count();
                 assert_eq!(again, expected.3.iter().sum::<u32>() as usize, "{step:?}");
-                for device in devices_but_cuda() {
+                for device in devices() {
                     assert_eq!(on(device), expected, "{device} {batch} x {places} x {vocabulary} {step:?}");
                 }
             }
@@ -437,7 +436,7 @@ fn watermarks_are_the_same_everywhere<T: Float>() {
                 y.iter().map(|y| y.to_f64()).collect::<Vec<_>>()
             };
             let expected = on(&Device::reference());
-            for device in devices_but_cuda() {
+            for device in devices() {
                 assert_eq!(on(device), expected, "{} {device} {rows} x {vocabulary} {green}", T::DTYPE);
             }
         }
@@ -474,7 +473,7 @@ fn a_watermark_is_found_in_what_was_drawn_with_it() {
 fn certainty_is_that_of_the_probabilities() {
     for [rows, vocabulary] in SHAPES {
         let x: Vec<_> = uniform(72, rows * vocabulary).iter().map(|x| x * 12.0).collect();
-        for device in devices_but_cuda() {
+        for device in devices() {
             let logits = tensor::<f32>(device, &[rows, vocabulary], &x);
             let weights = sample::weigh(&logits, None, &Filter { top_k: 300, ..Filter::default() }).unwrap();
             let probabilities = sample::filter(&logits, &Filter { top_k: 300, ..Filter::default() }).unwrap();
@@ -545,7 +544,7 @@ proptest! {
             [&given, &drawn, &raced, weights.tensor()].map(|tensor| tensor.to_vec().unwrap())
         };
         let expected = on(&Device::reference());
-        for device in devices_but_cuda() {
+        for device in devices() {
             prop_assert_eq!(&on(device), &expected, "{}", device);
         }
         // No token is drawn that the filter rules out.
@@ -567,7 +566,7 @@ proptest! {
             (filtered.probabilities.to_vec().unwrap(), filtered.kept.to_vec().unwrap())
         };
         let (_, expected) = on(&Device::reference());
-        for device in devices_but_cuda() {
+        for device in devices() {
             let (probabilities, kept) = on(device);
             let differ = kept.iter().zip(&expected).filter(|(got, expected)| got != expected).count();
             // A typical filter leaves out what weighs less than 2^-30, of which there may be many.

@@ -3,7 +3,7 @@
 use smalti::vq::{DigitOrder, Metric, Scales};
 use smalti::{Device, Error, Float, Tensor, Weight, bf16, copy, f16, vq};
 
-use crate::common::{assert_close, devices, devices_but_cuda, moved, tensor, uniform, widened};
+use crate::common::{assert_close, devices, moved, tensor, uniform, widened};
 use crate::dumps::{self, Dump};
 
 fn nearest_agrees<T: Float>() {
@@ -62,7 +62,7 @@ fn at_home(weight: &Tensor<f32>) -> Weight {
 }
 
 fn nearest_list_agrees<T: Float>() {
-    for device in devices_but_cuda() {
+    for device in devices() {
         // One code, all codes in order, a list longer than a tile, codes beyond a chunk, groups.
         for [vectors, groups, codes, dim, count] in
             [[1, 1, 1, 1, 1], [5, 1, 7, 3, 7], [3, 1, 300, 8, 200], [4, 1, 1025, 5, 3], [6, 3, 65, 4, 2]]
@@ -90,7 +90,7 @@ fn nearest_list_agrees_with_reference() {
 
 #[test]
 fn nearest_list_puts_the_lowest_index_first_among_equals() {
-    for device in devices_but_cuda().chain([&Device::reference()]) {
+    for device in devices().iter().chain([&Device::reference()]) {
         // 1100 codes in three places, one after another, so that equals lie in different tiles and chunks.
         let codes = (0..1100).flat_map(|code| [(code % 3) as f32, 0.0]).collect();
         let codebook = Tensor::from_vec(device, &[1100, 2], codes).unwrap().into();
@@ -105,7 +105,7 @@ fn nearest_list_puts_the_lowest_index_first_among_equals() {
 }
 
 fn grouped_and_residual_agree<T: Float>() {
-    for device in devices_but_cuda() {
+    for device in devices() {
         for [vectors, books, parts, codes, dim] in [[7, 3, 3, 20, 4], [5, 1, 4, 33, 6], [1, 2, 2, 1, 3]] {
             let codebooks = tensor::<f32>(device, &[books, codes, dim], &uniform(44, books * codes * dim));
             let what = format!("{} {device} {parts} of {codes} codes of {dim}", T::DTYPE);
@@ -134,7 +134,7 @@ fn grouped_and_residual_agree_with_reference() {
 }
 
 fn lattices_agree<T: Float>() {
-    for device in devices_but_cuda() {
+    for device in devices() {
         for [vectors, channels] in [[1, 1], [9, 5], [130, 18], [3, 32], [2, 33]] {
             let x = tensor::<T>(device, &[vectors, channels], &uniform(47, vectors * channels));
             for order in [DigitOrder::HighFirst, DigitOrder::LowFirst] {
@@ -181,7 +181,7 @@ fn lattices_agree_with_reference() {
 
 #[test]
 fn digits_pack_into_numbers_and_back() {
-    for device in devices_but_cuda().chain([&Device::reference()]) {
+    for device in devices().iter().chain([&Device::reference()]) {
         let digits = Tensor::from_slice(device, &[2, 3], &[1u32, 2, 3, 0, 4, 1]).unwrap();
         let levels = [2, 5, 4];
         for (order, expected) in
@@ -397,7 +397,7 @@ fn vq_agrees_with_dumps() {
     let dumps = dumps::of_family("vq");
     assert!(!dumps.is_empty());
     for dump in dumps.iter().filter(|dump| dump.op != "embedding") {
-        for device in devices_but_cuda().chain([&Device::reference()]) {
+        for device in devices().iter().chain([&Device::reference()]) {
             match dump.dtype() {
                 _ if dump.op.starts_with("vq_scales") => scales_agree_with_dump(dump, device),
                 "f32" => agrees_with_dump::<f32>(dump, device),

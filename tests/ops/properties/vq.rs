@@ -5,12 +5,12 @@ use smalti::vq::{self, DigitOrder, Metric};
 use smalti::{Device, Float, Tensor, Weight, bf16, f16};
 
 use super::{Place, config, placed, places};
-use crate::common::{assert_close, devices, devices_but_cuda, moved, tensor, uniform, widened};
+use crate::common::{assert_close, devices, moved, tensor, uniform, widened};
 
 fn nearest_agrees<T: Float>(shape: [usize; 4], count: usize, cosine: bool) {
     let [vectors, groups, codes, dim] = shape;
     let (count, metric) = (count.min(codes), if cosine { Metric::Cosine } else { Metric::L2 });
-    for device in devices_but_cuda() {
+    for device in devices() {
         // Whole numbers, so that many codes tie exactly on every device.
         let whole = |seed, count| uniform(seed, count).iter().map(|x| (2.5 * x).round()).collect::<Vec<_>>();
         let x = tensor::<T>(device, &[vectors, groups, dim], &whole(5, vectors * groups * dim));
@@ -27,7 +27,7 @@ fn nearest_agrees<T: Float>(shape: [usize; 4], count: usize, cosine: bool) {
 }
 
 fn quantizers_agree<T: Float>([vectors, parts, codes, dim]: [usize; 4]) {
-    for device in devices_but_cuda() {
+    for device in devices() {
         let whole = |seed, count| uniform(seed, count).iter().map(|x| (3.5 * x).round()).collect::<Vec<_>>();
         let codebooks = tensor::<f32>(device, &[parts, codes, dim], &whole(7, parts * codes * dim));
         let at_home: Weight = moved(&codebooks, &Device::reference()).into();
@@ -49,7 +49,7 @@ fn quantizers_agree<T: Float>([vectors, parts, codes, dim]: [usize; 4]) {
 }
 
 fn lattices_agree<T: Float>([vectors, channels]: [usize; 2], levels: &[u32], order: DigitOrder, place: Place) {
-    for device in devices_but_cuda() {
+    for device in devices() {
         let what = format!("{} {device} {vectors} x {channels} {levels:?} {order:?} {place:?}", T::DTYPE);
         let x = placed::<T>(device, &[vectors, channels], place, 9);
         let (got, expected) = (vq::bsq(&x, order).unwrap(), vq::bsq(&widened(&x), order).unwrap());
@@ -144,7 +144,7 @@ proptest! {
         let order = if high { DigitOrder::HighFirst } else { DigitOrder::LowFirst };
         let numbers: u64 = levels.iter().map(|levels| u64::from(*levels)).product();
         let indices: Vec<u32> = (0..count as u64).map(|n| (n * 7919 % numbers) as u32).collect();
-        for device in devices_but_cuda() {
+        for device in devices() {
             let indices = Tensor::from_slice(device, &[count], &indices).unwrap();
             let digits = vq::unpack(&indices, &levels, order).unwrap();
             let back = vq::pack(&digits, &levels, order).unwrap();
