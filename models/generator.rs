@@ -18,12 +18,25 @@ pub struct Sampling {
 }
 
 /// Pictures and the tokens they were decoded from.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Drawn {
-    /// Per picture, in the order in which the generator draws them.
+    /// Per picture, in the order in which the generator draws them; empty for systems whose tokens are latents.
     pub tokens: Vec<Vec<u32>>,
-    /// Per picture `[3, height, width]`, in [-1, 1] but for overshoot.
+    /// Per picture `latent_shape`; empty for systems whose tokens are codes.
+    pub latents: Vec<Vec<f32>>,
+    /// The shape of one picture's latents.
+    pub latent_shape: Vec<usize>,
+    /// Per picture `[3, height, width]`, in [-1, 1] but for overshoot; empty if the checkpoint holds no tokenizer.
     pub planes: Vec<Vec<f32>>,
+}
+
+/// A picture of which a part is drawn anew.
+#[derive(Debug, Clone, Copy)]
+pub struct Given<'a> {
+    /// `[3, height, width]` in [-1, 1], as large as what the generator draws.
+    pub planes: &'a [f32],
+    /// Of each pixel, row by row, whether it is drawn anew.
+    pub anew: &'a [bool],
 }
 
 /// A class-conditional picture generator with its weights on a device.
@@ -36,7 +49,11 @@ pub trait Generator {
     fn sampling(&self) -> Sampling;
     /// How many tokens are drawn for one picture.
     fn tokens_per_picture(&self) -> usize;
-    /// Height and width in pixels.
+    /// Whether the checkpoint holds the tokenizer, without which tokens or latents are drawn but no pixels.
+    fn has_tokenizer(&self) -> bool {
+        true
+    }
+    /// Height and width in pixels; in cells without a tokenizer.
     fn picture_size(&self) -> [usize; 2];
     /// Decodes another way than the system's own from now on: by `jacobi`, `sjd` or `gsd`, where a network is causal.
     ///
@@ -60,6 +77,29 @@ pub trait Generator {
         sampling: &Sampling,
         progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Drawn>;
+
+    /// Draws a part of a given picture anew, once per label: inpainting, outpainting and, with another class,
+    /// class-conditional editing. The rest is kept as far as tokens can hold it. Random numbers and `progress` are as
+    /// for [`Generator::draw`].
+    ///
+    /// # Errors
+    /// [`Error::Request`] if this system does not, its checkpoint has no encoder, or the picture has another size; as
+    /// [`Generator::draw`].
+    fn fill(
+        &self,
+        _given: Given<'_>,
+        _labels: &[u32],
+        _first_picture: u64,
+        _sampling: &Sampling,
+        _progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> Result<Drawn> {
+        Err(Error::Request(format!("{} draws whole pictures only", self.system())))
+    }
+
+    /// Whether [`Generator::fill`] works with this checkpoint.
+    fn can_fill(&self) -> bool {
+        false
+    }
 }
 
 /// What can go wrong in this crate.

@@ -16,6 +16,7 @@ Examples:
   smalti generate --model var --class heart --count 4 --seed 3
   smalti devices                                    what is here to draw on
   smalti conform dump.safetensors --device wgpu     compare a port with PyTorch
+  smalti show-order --model randar --out order.png  look at what a paper describes
 
 Exit status: 0 done; 1 the work failed (conform: an output departs); 2 wrong arguments or input; 130 interrupted."
 )]
@@ -27,6 +28,7 @@ pub struct Arguments {
 
 /// What to do.
 #[derive(Subcommand, Debug)]
+#[expect(clippy::large_enum_variant, reason = "the program parses one, so its size does not matter")]
 pub enum Command {
     /// Draw pictures into one PNG
     Generate(Generate),
@@ -38,14 +40,19 @@ pub enum Command {
     Classes(Classes),
     /// Compare every output of dumps from PyTorch with this implementation
     Conform(Conform),
+    /// Draw a mask: which query sees which key, and what a kernel skips
+    ShowMask(ShowMask),
+    /// Draw the order in which a system settles the cells of a picture
+    ShowOrder(ShowOrder),
 }
 
 /// Which weights to draw with.
 #[derive(clap::Args, Debug)]
 pub struct Model {
-    /// Which model: llamagen, var, or a file of weights
-    #[arg(long, value_name = "llamagen|var|FILE", default_value = "llamagen")]
-    pub model: String,
+    /// Which model: llamagen or var, whose weights are in the program; any of `smalti models` with --weights; or a file
+    /// of weights [default: llamagen]
+    #[arg(long, value_name = "NAME|FILE")]
+    pub model: Option<String>,
     /// A file to take the weights from, instead of those in the program: safetensors, or PyTorch's .pt and .pth; given
     /// twice where the transformer and the tokenizer are in two files
     #[arg(long, value_name = "FILE")]
@@ -62,6 +69,8 @@ Examples:
   smalti generate --class smiley --class heart --count 8 --out faces.png
   smalti generate --weights model.safetensors --temperature 0 --device cpu --json
   smalti generate --weights c2i_B_256.pt --weights vq_ds16_c2i.pt --class 207 --count 1
+  smalti generate --model var --class heart --image face.png --mask mouth.png --count 4
+  smalti generate --model maskgil --weights maskgil.pt --weights vq_ds16_c2i.pt
   smalti generate --count 1000 --shard 3/8 --out part-3.png    the third of eight parts of one run")]
 pub struct Generate {
     #[command(flatten)]
@@ -90,6 +99,12 @@ pub struct Generate {
     /// Decode another way than the model's own: jacobi, sjd or gsd, where the network is causal
     #[arg(long, value_name = "NAME")]
     pub decoder: Option<String>,
+    /// A PNG of which a part is drawn anew, brought to the model's size; with --mask
+    #[arg(long, value_name = "PNG", requires = "mask")]
+    pub image: Option<PathBuf>,
+    /// A PNG that is bright where --image is drawn anew; the dark part stays as it is
+    #[arg(long, value_name = "PNG", requires = "image")]
+    pub mask: Option<PathBuf>,
     /// The device, as `smalti devices` lists it [default: the best that is not software]
     #[arg(long)]
     pub device: Option<String>,
@@ -102,9 +117,10 @@ pub struct Generate {
     /// Draw only this part of the run, as 3/8
     #[arg(long, value_name = "I/N")]
     pub shard: Option<Shard>,
-    /// The picture to write; an existing one is replaced
-    #[arg(long, default_value = "smalti.png")]
-    pub out: PathBuf,
+    /// The file to write, an existing one is replaced: a PNG, or safetensors of tokens or latents where the weights hold
+    /// no tokenizer [default: smalti.png or smalti.safetensors]
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
     /// Report as one JSON object
     #[arg(long)]
     pub json: bool,
@@ -151,6 +167,58 @@ pub struct Conform {
     /// One JSON object a line per output
     #[arg(long)]
     pub json: bool,
+}
+
+/// Options of `smalti show-order`.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "\
+Dark cells are settled first, bright ones last. Below, what is settled after one, two, ... of seven parts of the steps.
+Orders that are random, or MaskGIT's, which the network chooses as it draws, are drawn from the seed.
+
+Examples:
+  smalti show-order --model lpd --out lpd.png
+  smalti show-order --model par --grid 24 --out par.png")]
+pub struct ShowOrder {
+    /// A system of `smalti models`
+    #[arg(long, value_name = "NAME")]
+    pub model: String,
+    /// Cells along one side, for systems without scales
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub grid: usize,
+    /// The seed of random orders
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// The picture to write; an existing one is replaced
+    #[arg(long, value_name = "FILE", default_value = "order.png")]
+    pub out: PathBuf,
+}
+
+/// Options of `smalti show-mask`.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "\
+A mask is one of
+  full, causal, window:LEFT[,RIGHT], prefix:KEYS, frames:TOKENS, packed:LENGTH,...
+  scales:SIDE,...  markov:SIDE,...  markov-self:SIDE,...  markov-previous:SIDE,...
+  diagonals:HEIGHT,WIDTH  regions:HEIGHT,WIDTH,DOWN,ACROSS  columns:HEIGHT,WIDTH,WINDOW
+a system of `smalti models`, or several of these joined by & (all of them must let a pair pass).
+A tile is blue where all pairs are seen, orange where some are, grey where a kernel skips it.
+
+Examples:
+  smalti show-mask --mask scales:1,2,3,4,5,6,8,10,13,16 --out var.png
+  smalti show-mask --mask 'causal & window:64' --queries 512 --out window.png")]
+pub struct ShowMask {
+    /// The mask
+    #[arg(long, value_name = "MASK")]
+    pub mask: String,
+    /// How many queries [default: as many as the mask says, or 256]
+    #[arg(long, value_name = "N")]
+    pub queries: Option<usize>,
+    /// How many keys [default: as many as the mask says, or as queries]
+    #[arg(long, value_name = "N")]
+    pub keys: Option<usize>,
+    /// The picture to write; an existing one is replaced
+    #[arg(long, value_name = "FILE", default_value = "mask.png")]
+    pub out: PathBuf,
 }
 
 /// An element type for activations.

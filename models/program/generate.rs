@@ -2,14 +2,14 @@
 
 use std::io::IsTerminal as _;
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use smalti::{Backend, Device, bf16, f16};
 use smalti_models::weights::Checkpoint;
-use smalti_models::{Error, Generator, Sampling, zoo};
+use smalti_models::{Drawn, Error, Generator, Given, Sampling, zoo};
 
 use super::args::{DtypeOption, Generate, Model, Shard};
 use super::picture::{Output, Picture, grid};
@@ -25,13 +25,17 @@ pub fn run(options: &Generate) -> Result<ExitCode, Failure> {
     if !(1..=MOST_PICTURES).contains(&options.count) {
         return Err(Failure::Input(format!("--count {}: expected 1 to {MOST_PICTURES}", options.count)));
     }
-    let output = Output::reserve(&options.out).map_err(Failure::Input)?;
+    let reserve = |path: &Path| Output::reserve(path).map_err(Failure::Input);
+    let named = options.out.as_deref().map(reserve).transpose()?;
     let device = open_device(options)?;
     let checkpoint = open_weights(&options.model)?;
     let mut generator = load(&checkpoint, &device, options.dtype)?;
     if let Some(decoder) = &options.decoder {
         generator.use_decoder(decoder).map_err(|error| Failure::Input(format!("--decoder: {error}")))?;
     }
+    let default = PathBuf::from(if generator.has_tokenizer() { "smalti.png" } else { "smalti.safetensors" });
+    let path = options.out.as_ref().unwrap_or(&default);
+    let output = named.map_or_else(|| reserve(path), Ok)?;
     let sampling = sampling(generator.as_ref(), options)?;
     let labels = labels(generator.classes(), &options.classes)?;
 
@@ -42,59 +46,149 @@ pub fn run(options: &Generate) -> Result<ExitCode, Failure> {
     let per_picture = generator.tokens_per_picture();
     let bar = progress_bar(pictures.len() * per_picture, options.json);
     let started = Instant::now();
-    let mut drawn = Vec::with_capacity(pictures.len());
+    let (mut drawn, mut each) = (Drawn::default(), Vec::new());
+    let [height, width] = generator.picture_size();
+    let given = match (&options.image, &options.mask) {
+        (Some(_), Some(_)) if !generator.can_fill() => {
+            let what = format!("{} draws whole pictures only, or its encoder is not there", generator.system());
+            return Err(Failure::Input(format!("--image: {what}")));
+        }
+        (Some(image), Some(mask)) => Some(read_given(image, mask, [height, width]).map_err(Failure::Input)?),
+        _ => None,
+    };
+    let label_of = |picture: usize| labels[picture % labels.len()];
     for first in pictures.clone().step_by(BATCH) {
         let batch = first..(first + BATCH).min(pictures.end);
-        let labels: Vec<_> = batch.clone().map(|picture| labels[picture % labels.len()]).collect();
+        let labels: Vec<_> = batch.map(label_of).collect();
         let settled = (first - pictures.start) * per_picture;
-        let result = generator.draw(&labels, first as u64, &sampling, &mut |done, _| {
+        let mut progress = |done: usize, _: usize| {
             bar.set_position((settled + done) as u64);
             if interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        });
-        let [height, width] = generator.picture_size();
-        let result = result.map_err(work_error)?;
-        drawn.extend(result.planes.iter().map(|planes| Picture::from_planes(planes, height, width)));
+        };
+        let result = match &given {
+            None => generator.draw(&labels, first as u64, &sampling, &mut progress),
+            Some((planes, anew)) => {
+                generator.fill(Given { planes, anew }, &labels, first as u64, &sampling, &mut progress)
+            }
+        };
+        let mut result = result.map_err(work_error)?;
+        if let Some((planes, anew)) = &given {
+            for drawn in &mut result.planes {
+                let stays = |at: usize| !anew[at % anew.len()];
+                drawn.iter_mut().enumerate().filter(|(at, _)| stays(*at)).for_each(|(at, value)| *value = planes[at]);
+            }
+        }
+        drawn.tokens.append(&mut result.tokens);
+        drawn.latents.append(&mut result.latents);
+        drawn.latent_shape = result.latent_shape;
+        each.extend(result.planes.iter().map(|planes| Picture::from_planes(planes, height, width)));
     }
     bar.finish_and_clear();
     let seconds = started.elapsed().as_secs_f64();
     if interrupted() {
         return Err(Failure::Interrupted);
     }
-    let columns = if drawn.len() <= labels.len() {
-        (drawn.len() as f64).sqrt().ceil() as usize
+    let written = if generator.has_tokenizer() {
+        let columns = if each.len() <= labels.len() {
+            (each.len() as f64).sqrt().ceil() as usize
+        } else {
+            // A column per class, so that a class reads downwards.
+            labels.len()
+        };
+        output.write(|file| grid(&each, columns).write_png(file))
     } else {
-        // A column per class, so that a class reads downwards.
-        labels.len()
+        let of_pictures: Vec<_> = pictures.clone().map(label_of).collect();
+        let bytes = undecoded(&drawn, &of_pictures, generator.system(), &sampling, pictures.start);
+        bytes.and_then(|bytes| output.write(|file| file.write_all(&bytes)))
     };
-    output
-        .write(&grid(&drawn, columns))
-        .map_err(|error| Failure::Work(format!("{}: {error}", options.out.display())))?;
-    report(options, generator.as_ref(), &device, &sampling, drawn.len(), seconds);
+    written.map_err(|error| Failure::Work(format!("{}: {error}", path.display())))?;
+    let kind = match (generator.has_tokenizer(), drawn.latents.is_empty()) {
+        (true, _) => "pictures",
+        (false, true) => "tokens",
+        (false, false) => "latents",
+    };
+    report(options, path, &checkpoint, generator.as_ref(), &device, &sampling, kind, pictures.len(), seconds);
     Ok(ExitCode::SUCCESS)
+}
+
+/// A picture in the model's size, and which of its pixels are drawn anew.
+fn read_given(image: &Path, mask: &Path, size: [usize; 2]) -> Result<(Vec<f32>, Vec<bool>), String> {
+    let planes = Picture::read_png(image)?.planes(size)?;
+    let mask = Picture::read_png(mask)?.planes(size)?;
+    let plane = size[0] * size[1];
+    let anew: Vec<_> = (0..plane).map(|at| mask[at] + mask[plane + at] + mask[2 * plane + at] > 0.0).collect();
+    if !anew.contains(&true) {
+        return Err("--mask: nothing is bright, so that nothing is to be drawn".to_owned());
+    }
+    Ok((planes, anew))
+}
+
+/// What pictures would be decoded from, as safetensors: `tokens` or `latents`, and the class of each picture.
+fn undecoded(
+    drawn: &Drawn,
+    labels: &[u32],
+    system: &str,
+    sampling: &Sampling,
+    first_picture: usize,
+) -> std::io::Result<Vec<u8>> {
+    use safetensors::{Dtype, tensor::TensorView};
+    let numbers = |numbers: &[u32]| numbers.iter().flat_map(|number| number.to_le_bytes()).collect::<Vec<u8>>();
+    let pictures = labels.len();
+    let (name, dtype, shape, bytes) = if drawn.latents.is_empty() {
+        let tokens = drawn.tokens.concat();
+        ("tokens", Dtype::U32, vec![pictures, tokens.len() / pictures.max(1)], numbers(&tokens))
+    } else {
+        let shape = [&[pictures], &drawn.latent_shape[..]].concat();
+        let bytes = drawn.latents.iter().flatten().flat_map(|value| value.to_le_bytes()).collect();
+        ("latents", Dtype::F32, shape, bytes)
+    };
+    let labels = numbers(labels);
+    let tensors = [
+        (name, TensorView::new(dtype, shape, &bytes).map_err(std::io::Error::other)?),
+        ("labels", TensorView::new(Dtype::U32, vec![pictures], &labels).map_err(std::io::Error::other)?),
+    ];
+    let notes = [
+        ("system", system.to_owned()),
+        ("seed", sampling.seed.to_string()),
+        ("first_picture", first_picture.to_string()),
+        ("cfg", sampling.cfg.to_string()),
+        ("temperature", sampling.temperature.to_string()),
+        ("top_k", sampling.top_k.to_string()),
+        ("top_p", sampling.top_p.to_string()),
+    ];
+    let notes = notes.map(|(key, note)| (key.to_owned(), note)).into_iter().collect();
+    safetensors::serialize(tensors, Some(notes)).map_err(std::io::Error::other)
 }
 
 fn report(
     options: &Generate,
+    path: &Path,
+    checkpoint: &Checkpoint,
     generator: &dyn Generator,
     device: &Device,
     sampling: &Sampling,
+    kind: &str,
     pictures: usize,
     seconds: f64,
 ) {
     let tokens = pictures * generator.tokens_per_picture();
     let tokens_per_second = tokens as f64 / seconds;
-    let path = options.out.display();
     if options.json {
         let report = serde_json::json!({
-            "path": options.out, "system": generator.system(), "device": device.to_string(), "seed": options.seed,
+            "path": path, "kind": kind, "system": generator.system(), "device": device.to_string(), "seed": options.seed,
             "pictures": pictures, "tokens": tokens, "seconds": seconds, "tokens_per_second": tokens_per_second,
             "cfg": sampling.cfg, "temperature": sampling.temperature, "top_k": sampling.top_k,
             "top_p": sampling.top_p,
         });
         println!("{report}");
     } else {
+        let what = match kind {
+            "pictures" => format!("{pictures} pictures"),
+            kind => format!("{kind} of {pictures} pictures, for {} holds no tokenizer", checkpoint.name()),
+        };
         println!(
-            "{path}: {pictures} pictures, {} on {device}, seed {}, {seconds:.1} s, {tokens_per_second:.0} tokens/s",
+            "{}: {what}, {} on {device}, seed {}, {seconds:.1} s, {tokens_per_second:.0} tokens/s",
+            path.display(),
             generator.system(),
             options.seed
         );
@@ -105,16 +199,24 @@ fn report(
 pub fn open_weights(options: &Model) -> Result<Checkpoint, Failure> {
     let input = |error: Error| Failure::Input(error.to_string());
     let mut files = options.weights.clone();
-    let model = Path::new(&options.model);
-    if model.is_file() {
-        files.insert(0, model.to_owned());
+    let model = options.model.as_deref();
+    let system = model.filter(|model| zoo::SYSTEMS.iter().any(|system| system.name == *model));
+    match model {
+        Some(file) if system.is_none() && Path::new(file).is_file() => files.insert(0, PathBuf::from(file)),
+        Some(other) if system.is_none() => {
+            return Err(Failure::Input(format!(
+                "--model {other}: expected llamagen, var, a system of `smalti models` or an existing file"
+            )));
+        }
+        _ => {}
     }
     let mut checkpoint = if files.is_empty() {
-        smalti_models::weights::embedded(&options.model).ok_or_else(|| {
-            Failure::Input(format!("--model {}: expected llamagen, var, or an existing file", options.model))
+        let name = system.unwrap_or("llamagen");
+        smalti_models::weights::embedded(name).ok_or_else(|| {
+            Failure::Input(format!("--model {name}: the program carries llamagen and var, give --weights FILE"))
         })?
     } else {
-        Checkpoint::open_all(&files).map_err(input)?
+        Checkpoint::open_as(system, &files).map_err(input)?
     };
     if let Some(grid) = options.grid {
         let places = grid.checked_mul(grid).ok_or_else(|| Failure::Input(format!("--grid {grid}: too many tokens")))?;

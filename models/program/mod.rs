@@ -7,6 +7,7 @@ mod devices;
 mod generate;
 mod models;
 mod picture;
+mod show;
 
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -65,6 +66,8 @@ pub fn main() -> ExitCode {
         }
         Command::Classes(options) => classes::run(&options),
         Command::Conform(options) => conform::run(&options),
+        Command::ShowMask(options) => show::mask(&options),
+        Command::ShowOrder(options) => show::order(&options),
     };
     match outcome {
         Ok(code) => code,

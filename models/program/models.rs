@@ -1,6 +1,7 @@
 //! `smalti models`.
 
-use smalti_models::zoo::SYSTEMS;
+use smalti_models::weights::{embedded, names_tell};
+use smalti_models::zoo::{Runs, SYSTEMS, System};
 
 use super::args::Models;
 
@@ -12,23 +13,33 @@ pub fn run(options: &Models) {
             .map(|system| {
                 serde_json::json!({
                     "name": system.name, "paper": system.paper, "parts": system.parts,
-                    "condition": system.condition, "runs": system.runs.name(), "passes": system.passes,
+                    "condition": system.condition, "runs": system.runs.name(), "also": system.also(),
+                    "weights": weights(system), "passes": system.passes,
                 })
             })
             .collect();
         println!("{}", serde_json::json!(systems));
         return;
     }
-    println!("{:<14} {:<17} {:<9} {:<26} {:<27} parts", "system", "paper", "draws", "asked with", "passes per picture");
+    let line = |cells: [&str; 8]| {
+        let [name, paper, runs, condition, also, weights, passes, parts] = cells;
+        println!("{name:<14} {paper:<17} {runs:<9} {condition:<26} {also:<24} {weights:<15} {passes:<27} {parts}");
+    };
+    line(["system", "paper", "draws", "asked with", "also", "weights", "passes per picture", "parts"]);
     for system in SYSTEMS {
-        println!(
-            "{:<14} {:<17} {:<9} {:<26} {:<27} {}",
-            system.name,
-            system.paper,
-            system.runs.name(),
-            system.condition,
-            system.passes,
-            system.parts
-        );
+        let (runs, weights) = (system.runs.name(), weights(system));
+        let System { name, paper, condition, passes, parts, .. } = system;
+        line([name, paper, runs, condition, system.also(), weights, passes, parts]);
+    }
+}
+
+/// Which weights it loads.
+fn weights(system: &System) -> &'static str {
+    match names_tell(system.name) {
+        _ if embedded(system.name).is_some() => "in the program",
+        _ if system.runs == Runs::Conform => "of dumps",
+        Some(true) => "official names",
+        Some(false) => "with --model",
+        None => "noted in a file",
     }
 }

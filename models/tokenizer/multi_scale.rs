@@ -75,6 +75,18 @@ impl MultiScaleTokenizer {
         &self.quantiser
     }
 
+    /// Whether the checkpoint holds the encoder.
+    #[must_use]
+    pub fn has_encoder(&self) -> bool {
+        self.encoder.is_some()
+    }
+
+    /// Whether the checkpoint holds the decoder.
+    #[must_use]
+    pub fn has_decoder(&self) -> bool {
+        self.decoder.is_some()
+    }
+
     /// Pixels per token of the last scale, along one side; 1 without a decoder.
     #[must_use]
     pub fn factor(&self) -> usize {

@@ -46,6 +46,14 @@ pub fn embedded(model: &str) -> Option<Checkpoint> {
     Checkpoint::from_bytes(model, Cow::Borrowed(bytes)).ok()
 }
 
+/// Whether the names in a system's state dict tell it from all others, so that [`Checkpoint::open_all`] knows it; if
+/// not, [`Checkpoint::open_as`] must be told. `None` for systems whose published names are not known here: a file must
+/// have those of the system's loader.
+#[must_use]
+pub fn names_tell(system: &str) -> Option<bool> {
+    official::names_tell(system)
+}
+
 impl Checkpoint {
     /// Opens a safetensors file, or one of PyTorch (`.pt`, `.pth`; zip or legacy), told apart by their first bytes.
     /// Of the latter nothing is executed: the pickle is read as data, and one that would call anything but what
@@ -67,11 +75,24 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::open`]; [`Error::Weights`] if two files hold the same tensor.
     pub fn open_all<P: AsRef<Path>>(paths: &[P]) -> Result<Self> {
+        Self::open_as(None, paths)
+    }
+
+    /// As [`Checkpoint::open_all`] where the system is known, which some state dicts do not tell: FlexVAR's names are
+    /// VAR's, D-AR's are LlamaGen's.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open_all`]; [`Error::Request`] if a file notes another system.
+    pub fn open_as<P: AsRef<Path>>(system: Option<&str>, paths: &[P]) -> Result<Self> {
         let mut whole = Self { name: String::new(), tensors: BTreeMap::new(), metadata: BTreeMap::new() };
         for path in paths {
             let Self { name, mut tensors, metadata } = Self::open(path.as_ref())?;
-            if !metadata.contains_key("system") {
-                tensors = official::prefixed(tensors);
+            match (metadata.get("system"), system) {
+                (None, _) => tensors = official::prefixed(tensors, system),
+                (Some(noted), Some(system)) if noted != system => {
+                    return Err(Error::Request(format!("{name}: notes system {noted}, not {system}")));
+                }
+                (Some(_), _) => {}
             }
             if let Some(twice) = tensors.keys().find(|tensor| whole.tensors.contains_key(*tensor)) {
                 return Err(Error::Weights(format!("{name}: tensor \"{twice}\" is in {} too", whole.name)));
@@ -80,13 +101,16 @@ impl Checkpoint {
             whole.tensors.append(&mut tensors);
             whole.metadata.extend(metadata);
         }
+        if let Some(system) = system {
+            whole.metadata.insert("system".to_owned(), system.to_owned());
+        }
         Ok(whole)
     }
 
     /// The same tensors with the prefixes that [`Checkpoint::open_all`] gives official names.
     #[must_use]
     pub fn prefixed(self) -> Self {
-        Self { tensors: official::prefixed(self.tensors), ..self }
+        Self { tensors: official::prefixed(self.tensors, None), ..self }
     }
 
     /// Takes the bytes of a safetensors file; `name` is for messages.

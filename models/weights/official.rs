@@ -9,14 +9,15 @@ use super::Stored;
 struct StateDict {
     /// Whose transformer it is; none for a tokenizer.
     system: Option<&'static str>,
+    /// Whether the names are those of another system too, so that only the user can tell.
+    shared: bool,
     /// What its names are put behind here.
     prefix: &'static str,
     marks: [&'static str; 2],
 }
 
-/// Of two that could be at one place the first is: some have all names of another and more. Systems with the very names
-/// of another (FlexVAR, DAR) are not here: a file must note its `system`.
-const STATE_DICTS: [StateDict; 13] = [
+/// Of two that could be at one place the first is: some have all names of another and more.
+const STATE_DICTS: [StateDict; 18] = [
     transformer("arpg", "", ["layers.cross_dec.0.attn.to_q.weight", "layers.cross_dec.0.attn.to_k.weight"]),
     transformer("rar", "", ["target_aware_pos_embed", "timesteps_embeddings"]),
     transformer("randar", "", ["pos_instruct_embeddings", "pos_instruct_embeddings"]),
@@ -26,18 +27,27 @@ const STATE_DICTS: [StateDict; 13] = [
     transformer("larp", "", ["abs_pe", "abs_pe"]),
     transformer("maskgil", "", ["tok_emb.weight", "tok_emb.weight"]),
     transformer("hmar", "hmar.", ["word_embed_bias", "mask_blocks.0.attn.mat_qkv.weight"]),
+    transformer("arinar", "", ["arhead.start_token", "arhead.input_proj.weight"]),
+    transformer("mar", "mar.", ["diffloss.net.cond_embed.weight", "encoder_pos_embed_learned"]),
+    transformer("spherear", "", ["pos_for_diff.weight", "head.net.cond_embed.weight"]),
+    shared("dar_diffusion", "", ["tok_embeddings.weight", "layers.0.attention.wqkv.weight"]),
     transformer("llamagen", "gpt.", ["tok_embeddings.weight", "layers.0.attention.wqkv.weight"]),
+    shared("flexvar", "var.", ["pos_1LC", "blocks.0.attn.mat_qkv.weight"]),
     transformer("var", "var.", ["pos_1LC", "blocks.0.attn.mat_qkv.weight"]),
     tokenizer("vq.", ["decoder.mid.0.conv1.weight", "encoder.mid.0.conv1.weight"]),
     tokenizer("vae.", ["decoder.mid.block_1.conv1.weight", "encoder.mid.block_1.conv1.weight"]),
 ];
 
 const fn transformer(system: &'static str, prefix: &'static str, marks: [&'static str; 2]) -> StateDict {
-    StateDict { system: Some(system), prefix, marks }
+    StateDict { system: Some(system), shared: false, prefix, marks }
+}
+
+const fn shared(system: &'static str, prefix: &'static str, marks: [&'static str; 2]) -> StateDict {
+    StateDict { shared: true, ..transformer(system, prefix, marks) }
 }
 
 const fn tokenizer(prefix: &'static str, marks: [&'static str; 2]) -> StateDict {
-    StateDict { system: None, prefix, marks }
+    StateDict { system: None, shared: false, prefix, marks }
 }
 
 /// Keys under which a state dict is nested, in the order in which the official programs look for them.
@@ -66,13 +76,23 @@ impl StateDict {
 /// The system whose transformer has such names.
 pub(super) fn system(tensors: &BTreeMap<String, Stored>) -> Option<&'static str> {
     let held = |dict: &&StateDict| dict.place(tensors.keys().map(String::as_str)).is_some();
-    STATE_DICTS.iter().filter(|dict| dict.system.is_some()).find(held)?.system
+    STATE_DICTS.iter().filter(|dict| dict.system.is_some() && !dict.shared).find(held)?.system
 }
 
-/// The tensors with each state dict's names behind its prefix. Beside nested state dicts nothing else is kept.
-pub(super) fn prefixed(tensors: BTreeMap<String, Stored>) -> BTreeMap<String, Stored> {
+/// See [`super::names_tell`].
+pub(super) fn names_tell(system: &str) -> Option<bool> {
+    STATE_DICTS.iter().find(|dict| dict.system == Some(system)).map(|dict| !dict.shared)
+}
+
+/// The tensors with each state dict's names behind its prefix, of transformers only that of `system` if it is given.
+/// Beside nested state dicts nothing else is kept.
+pub(super) fn prefixed(tensors: BTreeMap<String, Stored>, system: Option<&str>) -> BTreeMap<String, Stored> {
+    let wanted = |dict: &&StateDict| match system {
+        Some(_) => dict.system.is_none() || dict.system == system,
+        None => !dict.shared,
+    };
     let mut places: Vec<(&str, String)> = Vec::new();
-    for dict in &STATE_DICTS {
+    for dict in STATE_DICTS.iter().filter(wanted) {
         if let Some(place) = dict.place(tensors.keys().map(String::as_str))
             && !places.iter().any(|(_, taken)| taken == place)
         {

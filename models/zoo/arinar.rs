@@ -25,7 +25,7 @@ use crate::decode::{Chance, OfPlaces, Random, Sampler, twice};
 use crate::head::features::FeatureHead;
 use crate::tokenizer::kl::KlAutoencoder;
 use crate::weights::{Checkpoint, Loader, Notes};
-use crate::{Drawn, Error, Generator, Result, Sampling};
+use crate::{Drawn, Generator, Result, Sampling};
 
 /// The model with its weights on a device.
 pub struct Arinar<T: smalti::Element> {
@@ -55,7 +55,7 @@ impl<T: Float> Arinar<T> {
     /// Loads official names, and the tokenizer under `vae.` if it is there.
     ///
     /// # Errors
-    /// [`Error::Weights`] with every tensor that does not fit; [`Error::Op`] if the device has no room.
+    /// [`crate::Error::Weights`] with every tensor that does not fit; [`crate::Error::Op`] if the device has no room.
     pub fn load(checkpoint: &Checkpoint, device: &Device) -> Result<Self> {
         let config = checkpoint.config()?;
         let notes = Notes::default();
@@ -150,6 +150,10 @@ impl<T: Float> Generator for Arinar<T> {
         self.transformer.places()
     }
 
+    fn has_tokenizer(&self) -> bool {
+        self.tokenizer.is_some()
+    }
+
     fn picture_size(&self) -> [usize; 2] {
         let factor = self.tokenizer.as_ref().map_or(1, KlAutoencoder::factor);
         [self.transformer.places().isqrt() * self.patch * factor; 2]
@@ -162,8 +166,6 @@ impl<T: Float> Generator for Arinar<T> {
         sampling: &Sampling,
         progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Drawn> {
-        let missing = || Error::Request("the checkpoint holds no tokenizer (no vae.*)".to_owned());
-        let tokenizer = self.tokenizer.as_ref().ok_or_else(missing)?;
         let places = self.transformer.places();
         let sampler = Sampler { sampling: *sampling, random: Random::Philox { first_picture }, places };
         let orders: Vec<_> = (0..labels.len()).map(|picture| sampler.order(Some(picture))).collect();
@@ -172,6 +174,7 @@ impl<T: Float> Generator for Arinar<T> {
             settled += step.cells;
             go_on(progress(settled, labels.len() * places))
         })?;
-        to_planes(&tokenizer.decode(&latents)?)
+        let pixels = self.tokenizer.as_ref().map(|tokenizer| tokenizer.decode(&latents)).transpose()?;
+        to_planes(&latents, pixels.as_ref())
     }
 }

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use smalti::{Device, Float, Tensor, elementwise};
 
 use super::class_names;
-use super::llamagen::to_host;
+use super::llamagen::{per_entry, to_host};
 use crate::decode::{Random, Sampler, Steps};
 use crate::tokenizer::maskgit::MaskGitVqGan;
 use crate::tokenizer::vq::VqTokenizer;
@@ -154,6 +154,10 @@ impl<T: Float, M: DrawsCodes> Generator for InDtype<T, M> {
         self.0.codes().places()
     }
 
+    fn has_tokenizer(&self) -> bool {
+        self.0.codes().tokenizer.is_some()
+    }
+
     fn picture_size(&self) -> [usize; 2] {
         let codes = self.0.codes();
         [codes.grid[1] * codes.factor(), codes.grid[2] * codes.factor()]
@@ -171,7 +175,8 @@ impl<T: Float, M: DrawsCodes> Generator for InDtype<T, M> {
         let random = Random::Philox { first_picture };
         let sampler = Sampler { sampling: *sampling, random, places: codes.places() };
         let tokens = self.0.generate::<T>(labels, &sampler, &mut |done, _| progress(done * labels.len(), all))?;
-        to_host(&tokens, &codes.decode::<T>(&tokens)?)
+        let pixels = self.has_tokenizer().then(|| codes.decode::<T>(&tokens)).transpose()?;
+        to_host(&tokens, pixels.as_ref())
     }
 }
 
@@ -180,9 +185,12 @@ pub(crate) fn go_on(flow: ControlFlow<()>) -> Result<()> {
     if flow.is_break() { Err(Error::Interrupted) } else { Ok(()) }
 }
 
-/// Pixels `[batch, 3, height, width]` of continuous tokens, picture by picture in host memory.
-pub(crate) fn to_planes<T: Float>(pixels: &Tensor<T>) -> Result<Drawn> {
-    let plane = pixels.elements() / pixels.shape()[0].max(1);
-    let values: Vec<f32> = pixels.to_vec()?.iter().map(|pixel| pixel.to_f32()).collect();
-    Ok(Drawn { tokens: Vec::new(), planes: values.chunks(plane.max(1)).map(<[f32]>::to_vec).collect() })
+/// Latents `[batch, ..]`, and pixels where there is a tokenizer, picture by picture in host memory.
+pub(crate) fn to_planes<T: Float>(latents: &Tensor<T>, pixels: Option<&Tensor<T>>) -> Result<Drawn> {
+    Ok(Drawn {
+        latents: per_entry(latents)?,
+        latent_shape: latents.shape()[1..].to_vec(),
+        planes: pixels.map(per_entry).transpose()?.unwrap_or_default(),
+        ..Drawn::default()
+    })
 }

@@ -270,6 +270,10 @@ impl<T: Float> Generator for FlexVar<T> {
         self.places()
     }
 
+    fn has_tokenizer(&self) -> bool {
+        self.tokenizer.is_some()
+    }
+
     fn picture_size(&self) -> [usize; 2] {
         let factor = self.tokenizer.as_ref().map_or(1, VqTokenizer::factor);
         let side = self.schedule.last().copied().unwrap_or(1) * factor;
@@ -286,10 +290,9 @@ impl<T: Float> Generator for FlexVar<T> {
         let all = labels.len() * self.places();
         let sampler = Sampler { sampling: *sampling, random: Random::Philox { first_picture }, places: self.places() };
         let tokens = self.generate(labels, &sampler, &mut |done, _| progress(done * labels.len(), all))?;
-        let missing = || Error::Request("the checkpoint holds no tokenizer (no vq.decoder)".to_owned());
-        let tokenizer = self.tokenizer.as_ref().ok_or_else(missing)?;
+        let Some(tokenizer) = &self.tokenizer else { return to_host::<T>(&tokens, None) };
         let side = self.schedule.last().copied().unwrap_or(1);
         let last = tokens.narrow(1, self.places() - side * side, side * side)?.contiguous()?;
-        to_host(&tokens, &tokenizer.decode::<T>(&last, [side, side])?)
+        to_host(&tokens, Some(&tokenizer.decode::<T>(&last, [side, side])?))
     }
 }

@@ -32,8 +32,8 @@ use crate::weights::{Checkpoint, Loader, Notes};
 use crate::{Drawn, Generator, Result, Sampling};
 
 /// The official scales, and how many cells each step of a scale settles.
-const PATCH_NUMS: [usize; 10] = [1, 2, 3, 4, 5, 6, 8, 10, 13, 16];
-const SCHEDULE: [&[usize]; 3] = [&[1], &[1, 3], &[1, 1, 2, 5]];
+pub(super) const PATCH_NUMS: [usize; 10] = [1, 2, 3, 4, 5, 6, 8, 10, 13, 16];
+pub(super) const SCHEDULE: [&[usize]; 3] = [&[1], &[1, 3], &[1, 1, 2, 5]];
 
 /// The model with its weights on a device.
 pub struct Hmar<T: smalti::Element> {
@@ -348,6 +348,10 @@ impl<T: Float> Generator for Hmar<T> {
         self.positions.shape()[1]
     }
 
+    fn has_tokenizer(&self) -> bool {
+        self.tokenizer.has_decoder()
+    }
+
     fn picture_size(&self) -> [usize; 2] {
         let side = self.patch_nums.last().copied().unwrap_or(1) * self.tokenizer.factor();
         [side, side]
@@ -381,6 +385,7 @@ impl<T: Float> Generator for Hmar<T> {
         };
         let tokens = (0..labels.len()).flat_map(of_picture).collect();
         let tokens = Tensor::from_vec(&self.device, &[labels.len(), places], tokens)?;
-        to_host(&tokens, &self.tokenizer.decode(&latents)?)
+        let pixels = self.has_tokenizer().then(|| self.tokenizer.decode(&latents)).transpose()?;
+        to_host(&tokens, pixels.as_ref())
     }
 }

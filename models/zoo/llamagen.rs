@@ -378,21 +378,27 @@ pub(crate) fn join<T: Float>(a: &Tensor<T>, b: &Tensor<T>) -> Result<Tensor<T>> 
     Ok(both)
 }
 
-/// Tokens and pixels per picture, in host memory.
-pub(crate) fn to_host<T: Float>(tokens: &Tensor<u32>, pixels: &Tensor<T>) -> Result<Drawn> {
+/// Tokens, and pixels where there is a tokenizer, per picture, in host memory.
+pub(crate) fn to_host<T: Float>(tokens: &Tensor<u32>, pixels: Option<&Tensor<T>>) -> Result<Drawn> {
     let per_picture = tokens.shape()[1];
-    let plane = pixels.elements() / pixels.shape()[0].max(1);
     let tokens = tokens.to_vec()?;
     // What a GPU writes where a row of logits was not finite.
     if let Some(at) = tokens.iter().position(|token| *token == u32::MAX) {
         let (picture, place) = (at / per_picture.max(1), at % per_picture.max(1));
         return Err(Error::Request(format!("the logits of token {place} of picture {picture} are not finite")));
     }
-    let pixels: Vec<f32> = pixels.to_vec()?.iter().map(|pixel| pixel.to_f32()).collect();
     Ok(Drawn {
         tokens: tokens.chunks(per_picture.max(1)).map(<[u32]>::to_vec).collect(),
-        planes: pixels.chunks(plane.max(1)).map(<[f32]>::to_vec).collect(),
+        planes: pixels.map(per_entry).transpose()?.unwrap_or_default(),
+        ..Drawn::default()
     })
+}
+
+/// The values of each entry of the first axis, in host memory.
+pub(crate) fn per_entry<T: Float>(x: &Tensor<T>) -> Result<Vec<Vec<f32>>> {
+    let each = x.elements() / x.shape()[0].max(1);
+    let values: Vec<f32> = x.to_vec()?.iter().map(|value| value.to_f32()).collect();
+    Ok(values.chunks(each.max(1)).map(<[f32]>::to_vec).collect())
 }
 
 impl<T: Float> Generator for LlamaGen<T> {
@@ -410,6 +416,10 @@ impl<T: Float> Generator for LlamaGen<T> {
 
     fn tokens_per_picture(&self) -> usize {
         self.grid * self.grid
+    }
+
+    fn has_tokenizer(&self) -> bool {
+        self.tokenizer.is_some()
     }
 
     fn picture_size(&self) -> [usize; 2] {
@@ -459,6 +469,7 @@ impl<T: Float> Generator for LlamaGen<T> {
                 Tensor::from_vec(&self.device, &[labels.len(), places], tokens)?
             }
         };
-        to_host(&tokens, &self.decode(&tokens)?)
+        let pixels = self.tokenizer.is_some().then(|| self.decode(&tokens)).transpose()?;
+        to_host(&tokens, pixels.as_ref())
     }
 }

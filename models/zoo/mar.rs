@@ -32,7 +32,7 @@ pub struct Mar {
     transformer: MaskedTransformer,
     patch: usize,
     head: DiffusionHead,
-    tokenizer: KlAutoencoder,
+    tokenizer: Option<KlAutoencoder>,
     steps: usize,
     guidance: Schedule,
     names: Vec<String>,
@@ -40,7 +40,7 @@ pub struct Mar {
 }
 
 impl Mar {
-    /// Loads official names under `mar.` and `vae.`.
+    /// Loads official names under `mar.`, and the tokenizer under `vae.` if it is there.
     ///
     /// # Errors
     /// [`crate::Error::Weights`] with every tensor that does not fit; [`crate::Error::Op`] if the device has no room.
@@ -53,11 +53,13 @@ impl Mar {
         let model = Self {
             patch: config.count("patch_size").unwrap_or(1).max(1),
             head: DiffusionHead::load(&mar.at("diffloss.net"), config.count("num_sampling_steps").unwrap_or(100))?,
-            tokenizer: KlAutoencoder::load(
-                &root.at("vae"),
-                config.count("norm_groups").unwrap_or(32),
-                config.number("latent_scale").unwrap_or(0.2325),
-            )?,
+            tokenizer: if root.has("vae") {
+                let groups = config.count("norm_groups").unwrap_or(32);
+                let scale = config.number("latent_scale").unwrap_or(0.2325);
+                Some(KlAutoencoder::load(&root.at("vae"), groups, scale)?)
+            } else {
+                None
+            },
             steps: config.count("num_iter").unwrap_or(64).clamp(1, transformer.places().max(1)),
             guidance: match config.text("cfg_schedule") {
                 Some("constant") => Schedule::Constant,
@@ -89,10 +91,10 @@ impl Mar {
         &self.head
     }
 
-    /// The tokenizer.
+    /// The tokenizer, if the checkpoint holds one.
     #[must_use]
-    pub fn tokenizer(&self) -> &KlAutoencoder {
-        &self.tokenizer
+    pub fn tokenizer(&self) -> Option<&KlAutoencoder> {
+        self.tokenizer.as_ref()
     }
 
     /// Draws latents, `[batch, channels, side, side]`, in each picture's own order. `normals` gives the noise of a
@@ -155,9 +157,13 @@ impl<T: Float> Generator for MarIn<T> {
         self.0.transformer.places()
     }
 
+    fn has_tokenizer(&self) -> bool {
+        self.0.tokenizer.is_some()
+    }
+
     fn picture_size(&self) -> [usize; 2] {
         let side = self.0.transformer.places().isqrt();
-        let side = side * self.0.patch * self.0.tokenizer.factor();
+        let side = side * self.0.patch * self.0.tokenizer().map_or(1, KlAutoencoder::factor);
         [side, side]
     }
 
@@ -179,6 +185,7 @@ impl<T: Float> Generator for MarIn<T> {
         let all = labels.len() * places;
         let latents =
             self.0.generate::<T>(labels, &orders, sampling, normals, |settled| go_on(progress(settled, all)))?;
-        to_planes(&self.0.tokenizer.decode(&latents)?)
+        let pixels = self.0.tokenizer().map(|tokenizer| tokenizer.decode(&latents)).transpose()?;
+        to_planes(&latents, pixels.as_ref())
     }
 }

@@ -211,7 +211,7 @@ impl MaskGil {
 }
 
 /// How many places each step commits: their shares rounded, at least one, the last step taking what is left.
-fn counts(places: usize, steps: usize, share: impl Fn(f64) -> f64) -> Vec<usize> {
+pub(super) fn counts(places: usize, steps: usize, share: impl Fn(f64) -> f64) -> Vec<usize> {
     let shares = (0..steps).map(|step| share(1.0 - step as f64 / (steps - 1).max(1) as f64));
     let shares: Vec<_> = shares.collect();
     let sum: f64 = shares.iter().sum();

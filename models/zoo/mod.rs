@@ -24,6 +24,7 @@ pub mod randar;
 pub mod rar;
 pub mod semaim;
 pub mod spherear;
+pub mod steps;
 mod systems;
 pub mod transdiff;
 pub mod var;
@@ -39,8 +40,8 @@ use crate::{Error, Generator, Result};
 /// The generator of a checkpoint, with its weights on `device`, computing in `T`.
 ///
 /// # Errors
-/// [`Error::Request`] if the system is unknown or its tokenizer is not there; [`Error::Weights`] with every tensor that
-/// does not fit.
+/// [`Error::Request`] if the system is unknown, draws nothing, or draws with a tokenizer that is not there;
+/// [`Error::Weights`] with every tensor that does not fit.
 pub fn load<T: Float>(checkpoint: &Checkpoint, device: &Device) -> Result<Box<dyn Generator>> {
     let request = |reason: String| Err(Error::Request(format!("{}: {reason}", checkpoint.name())));
     let tokenizer = checkpoint.names().any(|name| name.starts_with("vq.") || name.starts_with("vae."));
@@ -52,7 +53,12 @@ pub fn load<T: Float>(checkpoint: &Checkpoint, device: &Device) -> Result<Box<dy
         Some("infinity") => {
             request("draws from features of a text: zoo::infinity::Infinity::generate takes them".to_owned())
         }
-        Some(_) if !tokenizer => request("holds a transformer without its tokenizer: give that file too".to_owned()),
+        Some("flexvar" | "hmar" | "mvar" | "var") if !tokenizer => request(
+            "holds a transformer without its tokenizer, with whose codes it draws: give that file too".to_owned(),
+        ),
+        Some(system) if SYSTEMS.iter().any(|known| known.name == system && known.runs == Runs::Conform) => {
+            request(format!("{system} draws nothing: smalti conform alone runs it"))
+        }
         Some("aim") => Ok(Box::new(InDtype::<T, _>::new(aim::Aim::load(checkpoint, device)?))),
         Some("arinar") => Ok(Box::new(arinar::Arinar::<T>::load(checkpoint, device)?)),
         Some("arpg") => Ok(Box::new(InDtype::<T, _>::new(arpg::Arpg::load(checkpoint, device)?))),

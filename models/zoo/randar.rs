@@ -187,20 +187,6 @@ impl RandAr {
         Ok(drawn)
     }
 
-    /// How many cells each step settles if `settled` are known and the first step takes one.
-    fn counts(&self, places: usize, mut settled: usize) -> Vec<usize> {
-        let mut counts = Vec::new();
-        let mut count = 1;
-        while settled < places {
-            counts.push(count);
-            settled += count;
-            let r = (counts.len() + 1) as f64 / self.steps as f64;
-            let target = (((1.0 - (FRAC_PI_2 * r).cos()) * places as f64 + 1.0) as usize).min(places);
-            count = target.saturating_sub(settled).max(1).min(places - settled);
-        }
-        counts
-    }
-
     /// Doubles the grid: draws the coarse picture in the order that `orders` (of the fine grid, cells of even row and
     /// column first) has for it, then the other cells around it. `dropped` are the coarse places (in decoding order,
     /// `[batch]` lists) that the third copy does not see. Returns tokens in decoding order.
@@ -242,7 +228,7 @@ impl RandAr {
         let seen = Tensor::from_vec(&self.codes.device, &[batch, side * side, 1], seen)?;
         let shown = concatenate(&[&shown, &shown, &elementwise::mul(&shown, &seen)?], 0)?;
 
-        let counts = self.counts(fine * fine, side * side);
+        let counts = counts(self.steps, fine * fine, side * side);
         let run = if finish { &counts[..] } else { &counts[..counts.len() - 1] };
         let linear = |scales: &str, settled: usize| {
             let scales = self.config.numbers(scales).unwrap_or_else(|| vec![1.0, sampler.sampling.cfg]);
@@ -294,7 +280,7 @@ impl RandAr {
             let share = settled as f32 / places as f32;
             guide(logits, batch, self.first_cfg + (cfg - self.first_cfg) * share, Guidance::Scale)
         };
-        self.settle(&sequences, &condition, None, &self.counts(places, 0), scale, sampler, steps)
+        self.settle(&sequences, &condition, None, &counts(self.steps, places, 0), scale, sampler, steps)
     }
 }
 
@@ -344,4 +330,18 @@ impl DrawsCodes for RandAr {
         }
         Ok(Tensor::from_vec(&self.codes.device, drawn.shape(), raster)?)
     }
+}
+
+/// How many cells each of about `steps` steps settles if `settled` of `places` are known and the first step takes one.
+pub(super) fn counts(steps: usize, places: usize, mut settled: usize) -> Vec<usize> {
+    let mut counts = Vec::new();
+    let mut count = 1;
+    while settled < places {
+        counts.push(count);
+        settled += count;
+        let r = (counts.len() + 1) as f64 / steps as f64;
+        let target = (((1.0 - (FRAC_PI_2 * r).cos()) * places as f64 + 1.0) as usize).min(places);
+        count = target.saturating_sub(settled).max(1).min(places - settled);
+    }
+    counts
 }

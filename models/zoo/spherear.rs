@@ -151,7 +151,7 @@ pub struct SphereAr {
     /// `[places, dim]`.
     head_positions: Tensor<f32>,
     head: FlowHead,
-    tokenizer: SphericalAutoencoder,
+    tokenizer: Option<SphericalAutoencoder>,
     guidance: Schedule,
     names: Vec<String>,
     sampling: Sampling,
@@ -201,7 +201,10 @@ impl SphereAr {
             llama: Llama::load(&root, Sizes { dim, heads, kv_heads: heads, norm_eps: EPS })?,
             head_positions: root.vector("pos_for_diff.weight", &[places, dim])?,
             head: FlowHead::load(&root.at("head.net"), dim, steps)?,
-            tokenizer: SphericalAutoencoder::load(&root.at("vae"), &config)?,
+            tokenizer: match root.has("vae") {
+                true => Some(SphericalAutoencoder::load(&root.at("vae"), &config)?),
+                false => None,
+            },
             guidance: match config.text("cfg_schedule") {
                 Some("constant") => Schedule::Constant,
                 _ => Schedule::Linear,
@@ -215,7 +218,8 @@ impl SphereAr {
                 seed: 0,
             },
         };
-        for (what, got) in [("head draws", model.head.channels), ("tokenizer has", model.tokenizer.channels())] {
+        let of_tokenizer = model.tokenizer.as_ref().map_or(channels, SphericalAutoencoder::channels);
+        for (what, got) in [("head draws", model.head.channels), ("tokenizer has", of_tokenizer)] {
             if got != channels {
                 notes.add(format!("the {what} tokens of {got} values, the transformer reads {channels}"));
             }
@@ -231,10 +235,10 @@ impl SphereAr {
         &self.head
     }
 
-    /// The tokenizer.
+    /// The tokenizer, if the checkpoint holds one.
     #[must_use]
-    pub fn tokenizer(&self) -> &SphericalAutoencoder {
-        &self.tokenizer
+    pub fn tokenizer(&self) -> Option<&SphericalAutoencoder> {
+        self.tokenizer.as_ref()
     }
 
     fn places(&self) -> usize {
@@ -353,8 +357,12 @@ impl<T: Float> Generator for SphereArIn<T> {
         self.0.places()
     }
 
+    fn has_tokenizer(&self) -> bool {
+        self.0.tokenizer.is_some()
+    }
+
     fn picture_size(&self) -> [usize; 2] {
-        [self.0.places().isqrt() * self.0.tokenizer.factor(); 2]
+        [self.0.places().isqrt() * self.0.tokenizer().map_or(1, SphericalAutoencoder::factor); 2]
     }
 
     fn draw(
@@ -372,6 +380,7 @@ impl<T: Float> Generator for SphereArIn<T> {
             settled += labels.len();
             go_on(progress(settled, all))
         })?;
-        to_planes(&self.0.tokenizer.decode(&latents)?)
+        let pixels = self.0.tokenizer().map(|tokenizer| tokenizer.decode(&latents)).transpose()?;
+        to_planes(&latents, pixels.as_ref())
     }
 }

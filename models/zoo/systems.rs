@@ -45,6 +45,19 @@ pub struct System {
     pub passes: &'static str,
 }
 
+impl System {
+    /// What it does here besides drawing whole pictures from its condition.
+    #[must_use]
+    pub fn also(&self) -> &'static str {
+        match self.name {
+            "flexvar" | "randar" => "resolution",
+            "larp" | "nar" => "video",
+            "var" => "inpaint, outpaint, edit",
+            _ => "",
+        }
+    }
+}
+
 /// Every system, in the order of their names.
 pub const SYSTEMS: &[System] = &[
     System {

@@ -444,6 +444,10 @@ impl<T: Float> Generator for TransDiffIn<T> {
         self.0.decoder.places()
     }
 
+    fn has_tokenizer(&self) -> bool {
+        self.0.tokenizer.is_some()
+    }
+
     fn picture_size(&self) -> [usize; 2] {
         let factor = self.0.tokenizer.as_ref().map_or(1, KlAutoencoder::factor);
         [self.0.decoder.places().isqrt() * factor; 2]
@@ -456,8 +460,6 @@ impl<T: Float> Generator for TransDiffIn<T> {
         sampling: &Sampling,
         progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Drawn> {
-        let missing = || Error::Request("the checkpoint holds no tokenizer (no vae.*)".to_owned());
-        let tokenizer = self.0.tokenizer.as_ref().ok_or_else(missing)?;
         let places = self.0.decoder.places();
         let sampler = Sampler { sampling: *sampling, random: Random::Philox { first_picture }, places };
         let (mut round, rounds, all) = (0, self.0.scales.len(), labels.len() * places);
@@ -465,6 +467,7 @@ impl<T: Float> Generator for TransDiffIn<T> {
             round += 1;
             go_on(progress(round * all / rounds, all))
         })?;
-        to_planes(&tokenizer.decode(&latents)?)
+        let pixels = self.0.tokenizer.as_ref().map(|tokenizer| tokenizer.decode(&latents)).transpose()?;
+        to_planes(&latents, pixels.as_ref())
     }
 }

@@ -26,7 +26,7 @@ use crate::backbone::adaln::{AdaLn, ModulatedHead, layer, scale_positions};
 use crate::decode::{Random, Sampler, Steps, concatenate, guide, twice};
 use crate::tokenizer::multi_scale::MultiScaleTokenizer;
 use crate::weights::{Checkpoint, Loader, Notes};
-use crate::{Drawn, Error, Generator, Result, Sampling};
+use crate::{Drawn, Error, Generator, Given, Result, Sampling};
 
 /// The official models' scales, for 256, 512 and 1024 pixels: checkpoints do not name theirs, and are told apart by
 /// the number of places.
@@ -256,6 +256,20 @@ impl<T: Float, B: Backbone<T>> Var<T, B> {
         sampler: &Sampler<'_>,
         steps: Steps<'_, T>,
     ) -> Result<(Tensor<u32>, Tensor<T>)> {
+        self.generate_around(&[], labels, sampler, steps)
+    }
+
+    /// The same where some tokens are given: `kept` has an entry per place, or none at all.
+    ///
+    /// # Errors
+    /// As [`Generator::draw`].
+    pub fn generate_around(
+        &self,
+        kept: &[Option<u32>],
+        labels: &[u32],
+        sampler: &Sampler<'_>,
+        steps: Steps<'_, T>,
+    ) -> Result<(Tensor<u32>, Tensor<T>)> {
         let (batch, places) = (labels.len(), self.places());
         let with_none = labels.iter().copied().map(Some).chain(labels.iter().map(|_| None));
         let condition = self.condition(&with_none.collect::<Vec<_>>())?;
@@ -270,7 +284,12 @@ impl<T: Float, B: Backbone<T>> Var<T, B> {
             let h = self.backbone.run(&x, &condition, &mut state, &[side])?;
             let t = sampler.sampling.cfg * scale as f32 / (self.patch_nums.len() - 1).max(1) as f32;
             let guided = guide(&self.head.run(&h, &condition)?, batch, t, Guidance::Extra)?;
-            let drawn = sampler.draw(&guided, settled)?;
+            let mut drawn = sampler.draw(&guided, settled)?;
+            if let Some(kept) = kept.get(settled..settled + side * side) {
+                let around = drawn.to_vec()?.into_iter().zip(kept.iter().cycle());
+                let around = around.map(|(drawn, kept)| kept.unwrap_or(drawn)).collect();
+                drawn = Tensor::from_vec(&self.device, &[batch, side * side], around)?;
+            }
             copy::copy_into_slice(&drawn, &mut tokens, 1, settled)?;
             latents = elementwise::add(&latents, &self.tokenizer.quantiser().contribution(&drawn, scale)?)?;
             settled += side * side;
@@ -282,6 +301,45 @@ impl<T: Float, B: Backbone<T>> Var<T, B> {
             }
         }
         Ok((tokens, latents))
+    }
+}
+
+impl<T: Float, B: Backbone<T>> Var<T, B> {
+    /// What was drawn, in host memory, as pixels if there is a decoder.
+    fn pictures(&self, tokens: &Tensor<u32>, latents: &Tensor<T>) -> Result<Drawn> {
+        let pixels = self.has_tokenizer().then(|| self.tokenizer.decode(latents)).transpose()?;
+        to_host(tokens, pixels.as_ref())
+    }
+
+    /// The tokens that stay of a picture of which a part is drawn anew. A cell of a coarse scale stays while less than
+    /// half of it is to change: what the finer scales add is drawn around it. In the finest scale a cell changes if
+    /// any of its pixels does.
+    ///
+    /// # Source
+    /// Tian et al. 2024, arXiv:2404.02905, section 5.3; which share of a cell decides is ours.
+    fn kept(&self, given: Given<'_>) -> Result<Vec<Option<u32>>> {
+        let [height, width] = self.picture_size();
+        if given.planes.len() != 3 * height * width || given.anew.len() != height * width {
+            return Err(Error::Request(format!("a given picture has {height} x {width} pixels, three values each")));
+        }
+        let pixels = given.planes.iter().map(|value| T::from_f32(*value)).collect();
+        let pixels = Tensor::from_vec(&self.device, &[1, 3, height, width], pixels)?;
+        let tokens = self.tokenizer.quantiser().quantise(&self.tokenizer.latents(&pixels)?)?;
+        let mut kept = Vec::new();
+        for (&side, tokens) in self.patch_nums.iter().zip(tokens) {
+            let finest = self.patch_nums.last() == Some(&side);
+            for (cell, token) in tokens.to_vec()?.into_iter().enumerate() {
+                let span = |at: usize, pixels: usize| at * pixels / side..((at + 1) * pixels).div_ceil(side);
+                let columns = span(cell % side, width);
+                let rows = span(cell / side, height).map(|row| &given.anew[row * width..][columns.clone()]);
+                let (changed, all) = rows.fold((0, 0), |(changed, all), row| {
+                    (changed + row.iter().filter(|anew| **anew).count(), all + row.len())
+                });
+                let changes = if finest { changed > 0 } else { 2 * changed >= all };
+                kept.push((!changes).then_some(token));
+            }
+        }
+        Ok(kept)
     }
 }
 
@@ -302,6 +360,10 @@ impl<T: Float, B: Backbone<T>> Generator for Var<T, B> {
         self.places()
     }
 
+    fn has_tokenizer(&self) -> bool {
+        self.tokenizer.has_decoder()
+    }
+
     fn picture_size(&self) -> [usize; 2] {
         let side = self.patch_nums.last().copied().unwrap_or(1) * self.tokenizer.factor();
         [side, side]
@@ -317,6 +379,26 @@ impl<T: Float, B: Backbone<T>> Generator for Var<T, B> {
         let all = labels.len() * self.places();
         let sampler = Sampler { sampling: *sampling, random: Random::Philox { first_picture }, places: self.places() };
         let (tokens, latents) = self.generate(labels, &sampler, &mut |done, _| progress(done * labels.len(), all))?;
-        to_host(&tokens, &self.tokenizer.decode(&latents)?)
+        self.pictures(&tokens, &latents)
+    }
+
+    fn can_fill(&self) -> bool {
+        self.tokenizer.has_encoder()
+    }
+
+    fn fill(
+        &self,
+        given: Given<'_>,
+        labels: &[u32],
+        first_picture: u64,
+        sampling: &Sampling,
+        progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> Result<Drawn> {
+        let kept = self.kept(given)?;
+        let all = labels.len() * self.places();
+        let sampler = Sampler { sampling: *sampling, random: Random::Philox { first_picture }, places: self.places() };
+        let steps: Steps<'_, T> = &mut |done, _| progress(done * labels.len(), all);
+        let (tokens, latents) = self.generate_around(&kept, labels, &sampler, steps)?;
+        self.pictures(&tokens, &latents)
     }
 }

@@ -159,6 +159,20 @@ impl Compiled {
         }
     }
 
+    /// Whether a query sees a key, but for what a given mask hides.
+    #[must_use]
+    pub fn sees(&self, lengths: Lengths, batch: usize, query: usize, key: usize) -> bool {
+        let [first, end] = self.range(lengths, batch, query);
+        let tile = || match self.block(lengths, batch, query / BLOCK) {
+            None => true,
+            Some(entries) => {
+                let entry = entries.iter().find(|entry| entry.tile as usize == key / TILE);
+                entry.is_some_and(|entry| self.word(*entry, query) >> (key % TILE) & 1 == 1)
+            }
+        };
+        (first..end).contains(&key) && tile()
+    }
+
     /// All of it as a GPU reads it: the ranges; then, if there are tiles, the starts, the entries (tile, bits) and
     /// the bits (low half, high half).
     #[must_use]
@@ -213,15 +227,23 @@ impl Mask {
         Ok(Self::Prepared(std::sync::Arc::new(Prepared { mask: self, lengths, compiled, words })))
     }
 
+    /// What kernels read of this mask for these lengths, to look at or to run kernels of your own with.
+    ///
+    /// # Errors
+    /// As [`Mask::prepare`] on the host.
+    pub fn compile(&self, lengths: Lengths) -> Result<Compiled> {
+        const OP: &str = "mask";
+        self.check(OP, &Device::reference(), lengths)?;
+        self.compiled(OP, lengths)
+    }
+
     /// The share of the tiles that are visited for these lengths: what attention costs, over what it costs without a
     /// mask. (A given mask skips none.)
     ///
     /// # Errors
     /// As [`Mask::prepare`] on the host.
     pub fn density(&self, lengths: Lengths) -> Result<f64> {
-        const OP: &str = "mask";
-        self.check(OP, &Device::reference(), lengths)?;
-        Ok(self.compiled(OP, lengths)?.density(lengths))
+        Ok(self.compile(lengths)?.density(lengths))
     }
 
     /// The mask for these lengths, which [`Mask::check`] has passed.

@@ -90,6 +90,44 @@ fn generate_draws_in_every_dtype_on_every_device() {
 }
 
 #[test]
+fn generate_without_a_tokenizer_writes_tokens_or_latents_and_says_so() {
+    let folder = folder();
+    let out = folder.path().join("drawn.safetensors");
+    for (dump, system, name, shape) in [
+        ("maskgil_linear", "maskgil", "tokens", vec![2, 16]),
+        ("arinar_gmm_nocfg", "arinar", "latents", vec![2, 8, 4, 4]),
+        ("dar_diffusion_gpt", "dar_diffusion", "tokens", vec![2, 16]),
+    ] {
+        // The weights of a dump without the rest, and without its tokenizer.
+        let dump = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../tests/dumps/models/{dump}.safetensors"));
+        let bytes = std::fs::read(dump).expect("a dump");
+        let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).expect("a dump");
+        let held = safetensors::SafeTensors::deserialize(&bytes).expect("a dump");
+        let weights: Vec<_> = held
+            .iter()
+            .filter_map(|(name, tensor)| Some((name.strip_prefix("w.")?, tensor)))
+            .filter(|(name, _)| !name.starts_with("vae.") && !name.starts_with("vq."))
+            .collect();
+        let mut notes = header.metadata().clone().expect("a dump has notes");
+        notes.remove("system");
+        let file = folder.path().join("weights.safetensors");
+        safetensors::serialize_to_file(weights, Some(notes), &file).expect("room");
+        let arguments = ["generate", "--device", "cpu", "--count", "2", "--model", system, "--weights", text(&file)];
+        let output = smalti(&[&arguments[..], &["--out", text(&out)]].concat());
+        assert_eq!(code(&output), 0, "{system}: {}", stderr(&output));
+        let said = format!("{name} of 2 pictures, for {} holds no tokenizer", text(&file));
+        assert!(stdout(&output).contains(&said), "{}", stdout(&output));
+        let bytes = std::fs::read(&out).expect("what was drawn");
+        let drawn = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
+        assert_eq!(drawn.tensor(name).expect("what was said").shape(), shape, "{system}");
+        assert_eq!(drawn.tensor("labels").expect("classes").shape(), [2]);
+        // Another system's name for the same file.
+        refused(&[&arguments[..6], &["parseq", "--weights", text(&file)]].concat(), "draws nothing");
+    }
+    refused(&["generate", "--device", "cpu", "--model", "maskgil"], "give --weights FILE");
+}
+
+#[test]
 fn generate_does_not_depend_on_threads_or_shards() {
     let folder = folder();
     let draw = |name: &str, options: &[&str]| {
@@ -133,7 +171,7 @@ fn generate_refuses_wrong_arguments_before_any_work() {
     with(&["--shard", "3/2"], "1 <= I <= N");
     with(&["--class", "smily"], "did you mean smiley");
     with(&["--class", "10"], "0 to 9");
-    with(&["--model", "dall-e"], "expected llamagen, var, or an existing file");
+    with(&["--model", "dall-e"], "expected llamagen, var, a system of `smalti models` or an existing file");
     with(&["--class", "-1"], "-1");
     with(&["--grid", "24"], "notes block_size 256, not 576");
     refused(&["generate", "--device", "wgpu:99", "--out", text(&out)], "device wgpu:99 is not available");
@@ -225,6 +263,128 @@ fn devices_says_that_a_driver_is_too_old() {
         .expect("the program starts");
     let said = stdout(&output);
     assert!(said.contains("cuda       absent: the driver is for CUDA 10.2, and kernels need 11.0"), "{said}");
+}
+
+/// A picture's width, height and bytes.
+fn png(path: &Path) -> (usize, usize, Vec<u8>) {
+    let decoder = png::Decoder::new(std::io::Cursor::new(std::fs::read(path).expect("a picture")));
+    let mut reader = decoder.read_info().expect("a PNG");
+    let mut pixels = vec![0; reader.output_buffer_size().expect("a small picture")];
+    reader.next_frame(&mut pixels).expect("a whole picture");
+    (reader.info().width as usize, reader.info().height as usize, pixels)
+}
+
+#[test]
+fn generate_draws_the_masked_part_of_a_picture_anew() {
+    let folder = folder();
+    let [whole, mask, out] = ["whole.png", "mask.png", "out.png"].map(|name| folder.path().join(name));
+    let arguments = ["generate", "--device", "cpu", "--model", "var", "--count", "1", "--class", "smiley", "--out"];
+    assert_eq!(code(&smalti(&[&arguments[..], &[text(&whole)]].concat())), 0);
+    // Without its frame the picture is as large as the model's: nothing is resampled.
+    let (width, _, framed) = png(&whole);
+    let side = width - 8;
+    let inside: Vec<u8> =
+        (0..side * side * 3).map(|at| framed[((at / 3 / side + 4) * width + at / 3 % side + 4) * 3 + at % 3]).collect();
+    let write = |path: &Path, colour: png::ColorType, pixels: &[u8]| {
+        let mut encoder = png::Encoder::new(std::fs::File::create(path).unwrap(), side as u32, side as u32);
+        encoder.set_color(colour);
+        encoder.write_header().unwrap().write_image_data(pixels).unwrap();
+    };
+    write(&whole, png::ColorType::Rgb, &inside);
+    let lower = |at: usize| at / side >= side / 2;
+    let bright: Vec<u8> = (0..side * side).map(|at| if lower(at) { 255 } else { 0 }).collect();
+    write(&mask, png::ColorType::Grayscale, &bright);
+    let given = ["--image", text(&whole), "--mask", text(&mask)];
+    let arguments = ["generate", "--device", "cpu", "--model", "var", "--count", "1", "--class", "heart", "--out"];
+    let output = smalti(&[&arguments[..], &[text(&out)], &given].concat());
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let (_, _, drawn) = png(&out);
+    let changed = |at: &usize| {
+        let place = (at / side + 4) * width + at % side + 4;
+        drawn[place * 3..][..3] != inside[at * 3..][..3]
+    };
+    let changed: Vec<_> = (0..side * side).filter(changed).collect();
+    assert!(changed.iter().all(|at| lower(*at)), "the dark part stays");
+    assert!(changed.len() > side * side / 8, "{} pixels changed", changed.len());
+
+    let with = |options: &[&str], part: &str| {
+        refused(&[&["generate", "--device", "cpu", "--out", text(&out)], options].concat(), part);
+    };
+    with(&["--image", text(&whole)], "--mask");
+    with(&[&["--model", "llamagen"], &given[..]].concat(), "llamagen draws whole pictures only");
+    with(&["--model", "var", "--image", "/no/such.png", "--mask", text(&mask)], "/no/such.png");
+    write(&mask, png::ColorType::Grayscale, &vec![0; side * side]);
+    with(&[&["--model", "var"], &given[..]].concat(), "nothing is bright");
+    std::fs::write(&mask, "no PNG").unwrap();
+    with(&[&["--model", "var"], &given[..]].concat(), "mask.png");
+}
+
+#[test]
+fn show_mask_colours_every_pair_by_its_tile() {
+    let folder = folder();
+    let out = folder.path().join("mask.png");
+    let output = smalti(&["show-mask", "--mask", "causal", "--queries", "128", "--out", text(&out)]);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    // Eight blocks of 16 queries by two tiles of 64 keys: the diagonal crosses one tile of each block.
+    assert!(
+        stdout(&output).contains("4 full (blue), 8 partial (orange), 4 skipped (grey); 50.4%"),
+        "{}",
+        stdout(&output)
+    );
+    let (width, height, pixels) = png(&out);
+    assert_eq!((width, height), (128 * 6 + 3 * 2, 128 * 6 + 9 * 2));
+    let at = |query: usize, key: usize| {
+        let [x, y] = [key * 6 + 2 + key / 64 * 2, query * 6 + 2 + query / 16 * 2];
+        let pixel = &pixels[(y * width + x) * 3..][..3];
+        match (pixel[0] > pixel[2], pixel[2] > 200) {
+            _ if pixel[0].abs_diff(pixel[2]) < 8 => "skipped",
+            (false, _) => "full",
+            (true, false) => "seen",
+            (true, true) => "hidden",
+        }
+    };
+    assert_eq!(
+        [at(0, 0), at(0, 1), at(15, 15), at(0, 64), at(64, 0), at(127, 127)],
+        ["seen", "hidden", "seen", "skipped", "full", "seen"]
+    );
+    for mask in ["var", "hmar", "par", "arpg", "causal & window:20", "packed:5,9,2", "frames:7", "columns:4,5,2"] {
+        let output = smalti(&["show-mask", "--mask", mask, "--out", text(&out)]);
+        assert_eq!(code(&output), 0, "{mask}: {}", stderr(&output));
+    }
+    let refuse = |mask: &str, part: &str| refused(&["show-mask", "--mask", mask, "--out", text(&out)], part);
+    refuse("diagonal", "diagonal: is no mask");
+    refuse("scales:4096,4096", "expected 1 to 4096");
+    refuse("window", "window:32,32");
+    refuse("regions:0,16,2,2", "0 cells");
+    refuse("frames:0", "at least 1");
+    refuse("prefix:99999999999999999999", "is no number");
+    refused(&["show-mask", "--mask", "full", "--queries", "0", "--out", text(&out)], "expected 1 to 4096");
+    refused(&["show-mask", "--mask", "var", "--queries", "4", "--keys", "900", "--out", text(&out)], "scales");
+}
+
+#[test]
+fn show_order_draws_every_system_whose_tokens_are_cells() {
+    let folder = folder();
+    let out = folder.path().join("order.png");
+    let mut drawn = 0;
+    for system in smalti_models::zoo::SYSTEMS {
+        let output = smalti(&["show-order", "--model", system.name, "--out", text(&out)]);
+        if code(&output) == 2 {
+            assert!(stderr(&output).contains("no order to show"), "{}", stderr(&output));
+            continue;
+        }
+        assert_eq!(code(&output), 0, "{}: {}", system.name, stderr(&output));
+        let (width, _, pixels) = png(&out);
+        // The first cell of a scale, or a cell of raster order, is dark.
+        if matches!(system.name, "var" | "llamagen") {
+            assert_eq!(pixels[(20 * width + 20) * 3..][..3], [48, 18, 94], "{}", system.name);
+        }
+        drawn += 1;
+    }
+    assert!(drawn >= 14, "{drawn} orders");
+    refused(&["show-order", "--model", "pixelcnn", "--out", text(&out)], "expected a system");
+    refused(&["show-order", "--model", "par", "--grid", "3", "--out", text(&out)], "another grid");
+    refused(&["show-order", "--model", "nar", "--grid", "0", "--out", text(&out)], "1 to 128");
 }
 
 #[test]

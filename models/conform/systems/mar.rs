@@ -2,7 +2,7 @@
 
 use smalti::Float;
 
-use super::{sampled, weights};
+use super::{needed, sampled, weights};
 use crate::Result;
 use crate::conform::{Computed, Dump};
 use crate::zoo::mar::Mar;
@@ -34,6 +34,6 @@ pub(super) fn run<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
         Computed::floats("plain_decoder", &decoder)?,
         Computed::floats("head", &head)?,
         Computed::floats("latents", &latents)?,
-        Computed::floats("image", &model.tokenizer().decode(&latents)?)?,
+        Computed::floats("image", &needed(dump, model.tokenizer())?.decode(&latents)?)?,
     ])
 }

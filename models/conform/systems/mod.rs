@@ -81,6 +81,11 @@ fn weights(dump: &Dump<'_>) -> Result<Checkpoint> {
     dump.checkpoint.under("w.")
 }
 
+/// A tokenizer that this dump needs.
+fn needed<'a, T>(dump: &Dump<'_>, tokenizer: Option<&'a T>) -> Result<&'a T> {
+    tokenizer.ok_or_else(|| Error::Weights(format!("{}: holds no tokenizer", dump.checkpoint.name())))
+}
+
 /// How the dump's sampled run drew.
 fn sampled(dump: &Dump<'_>) -> Result<Sampling> {
     // Some dumps write 0 for "off".

@@ -3,7 +3,7 @@
 use smalti::rope::Table;
 use smalti::{Float, Tensor};
 
-use super::{greedy, weights};
+use super::{greedy, needed, weights};
 use crate::conform::{Computed, Dump, Values};
 use crate::decode::{Chance, concatenate};
 use crate::zoo::spherear::SphereAr;
@@ -54,14 +54,15 @@ fn rotary(output: &str, table: &Table) -> Result<Computed> {
 
 pub(super) fn run<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
     let model = SphereAr::load(&weights(dump)?, dump.device)?;
+    let tokenizer = needed(dump, model.tokenizer())?;
     let labels = dump.counts("labels")?;
-    let encoded: Tensor<T> = model.tokenizer().encode(&dump.tensor("image")?)?;
-    let posteriors = model.tokenizer().posteriors(&encoded)?;
+    let encoded: Tensor<T> = tokenizer.encode(&dump.tensor("image")?)?;
+    let posteriors = tokenizer.posteriors(&encoded)?;
     let divergence =
         posteriors.iter().map(|posterior| posterior.kl_to_uniform()).sum::<f64>() / posteriors.len() as f64;
     let betas = dump.checkpoint.floats("in.beta")?;
     let tangents: Vec<_> = dump.checkpoint.floats("in.sphere_noise")?.into_iter().map(f64::from).collect();
-    let channels = model.tokenizer().channels();
+    let channels = tokenizer.channels();
     let draws = posteriors.iter().zip(&betas).zip(tangents.chunks((channels - 1).max(1)));
     let drawn = draws.flat_map(|((posterior, beta), tangent)| posterior.latent(f64::from(*beta), tangent));
     let shape = [encoded.shape()[0], encoded.shape()[1], channels];
@@ -75,8 +76,8 @@ pub(super) fn run<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
         Computed::floats("quant", &encoded)?,
         Computed { output: "kl".to_owned(), shape: vec![1], values: Values::Floats(vec![divergence]) },
         Computed::floats("latents_of_image", &image)?,
-        Computed::floats("reconstruction", &model.tokenizer().decode(&image)?)?,
-        rotary("vae_rope_cos_sin", &model.tokenizer().table(shape[1].isqrt())?)?,
+        Computed::floats("reconstruction", &tokenizer.decode(&image)?)?,
+        rotary("vae_rope_cos_sin", &tokenizer.table(shape[1].isqrt())?)?,
         rotary("rope_cos_sin", &model.table()?)?,
         Computed::floats("hidden", &hidden)?,
         Computed::floats("velocity", &velocity)?,
@@ -99,7 +100,7 @@ pub(super) fn run<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
         Computed::floats("conditions", &joined(&conditions)?)?,
         Computed::floats("predictions", &joined(&predictions)?)?,
         Computed::floats("latents", &latents)?,
-        Computed::floats("sampled_image", &model.tokenizer().decode(&latents)?)?,
+        Computed::floats("sampled_image", &tokenizer.decode(&latents)?)?,
     ]);
     Ok(computed)
 }
