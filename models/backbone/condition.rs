@@ -1,7 +1,8 @@
-//! What a model is told of the picture: a class, or the features of a caption.
+//! What a model is told besides its tokens: a class, a time, or the features of a caption.
 
 use smalti::{Device, Float, Tensor, Weight, activation, copy, embedding, linear};
 
+use super::vit::Linear;
 use crate::decode::concatenate;
 use crate::weights::Loader;
 use crate::{Error, Result};
@@ -142,4 +143,58 @@ pub fn padding_bias(
         }
     }
     Ok(Tensor::from_vec(device, &[rows, 1, queries, keys], bias)?)
+}
+
+/// A time as the network knows it: waves of many frequencies through two layers.
+///
+/// Source: Peebles and Xie 2022, arXiv:2212.09748, section 3.2; names from DiT's `models.py`.
+pub struct TimeEmbedding {
+    /// How many waves there are.
+    channels: usize,
+    mlp: [Linear; 2],
+}
+
+impl TimeEmbedding {
+    /// Loads `NAME.mlp.0` and `NAME.mlp.2`, which give `dim` channels.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    pub fn load(loader: &Loader<'_>, name: &str, dim: usize) -> Result<Self> {
+        Self::load_as(&loader.at(name).at("mlp"), ["0", "2"], dim)
+    }
+
+    /// Loads two layers with these names, which give `dim` channels.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    pub fn load_as(loader: &Loader<'_>, [first, second]: [&str; 2], dim: usize) -> Result<Self> {
+        let channels = loader.length(&format!("{first}.weight"), 1);
+        Ok(Self {
+            channels,
+            mlp: [Linear::load(loader, first, [dim, channels])?, Linear::load(loader, second, [dim, dim])?],
+        })
+    }
+
+    /// A row per time: `[times, dim]`.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn run<T: Float>(&self, device: &Device, times: &[f64]) -> Result<Tensor<T>> {
+        let [first, second] = &self.mlp;
+        let h = first.run(&self.waves(device, times)?)?;
+        second.run(&activation::activation(&h, activation::Activation::Silu)?)
+    }
+
+    /// Cosines, then sines, of times at geometrically spaced frequencies: `[times, channels]`.
+    fn waves<T: Float>(&self, device: &Device, times: &[f64]) -> Result<Tensor<T>> {
+        let half = self.channels / 2;
+        let angle = |time: f64, index: usize| time * (-(10_000f64.ln()) * index as f64 / half as f64).exp();
+        let row = |time: &f64| {
+            let angles: Vec<_> = (0..half).map(|index| angle(*time, index)).collect();
+            let sines = angles.iter().map(|angle| angle.sin());
+            angles.iter().map(|angle| angle.cos()).chain(sines).map(T::from_f64).collect::<Vec<_>>()
+        };
+        let values = times.iter().flat_map(row).collect();
+        Ok(Tensor::from_vec(device, &[times.len(), 2 * half], values)?)
+    }
 }

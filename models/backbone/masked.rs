@@ -107,7 +107,10 @@ impl MaskedTransformer {
     }
 
     /// The rows of classes, then, if `guided`, as many of none: `[rows, 1, dim]`.
-    fn condition<T: Float>(&self, labels: &[u32], guided: bool) -> Result<Tensor<T>> {
+    ///
+    /// # Errors
+    /// [`Error::Request`] if there is no such class; [`Error::Op`] if the device fails.
+    pub fn condition<T: Float>(&self, labels: &[u32], guided: bool) -> Result<Tensor<T>> {
         let classes = self.classes.shape()[0];
         if let Some(label) = labels.iter().find(|label| **label as usize >= classes) {
             return Err(Error::Request(format!("class {label}, expected 0 to {}", classes.saturating_sub(1))));

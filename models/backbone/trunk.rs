@@ -25,12 +25,21 @@ impl Trunk {
     /// If the device has no room.
     pub fn load(loader: &Loader<'_>, config: &Config, tokens: &str) -> Result<Self> {
         let (rows, dim) = (loader.length(tokens, 0), loader.length(tokens, 1));
+        Self::load_after(loader, config, loader.weight(tokens, &[rows, dim])?)
+    }
+
+    /// The same after a table of codes that comes from elsewhere.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    pub fn load_after(loader: &Loader<'_>, config: &Config, tokens: Weight) -> Result<Self> {
+        let dim = tokens.shape()[1];
         // Every official size has heads of 64.
         let heads = config.count("n_head").unwrap_or(dim / 64).max(1);
         let kv_heads = config.count("n_kv_head").unwrap_or(heads);
         let sizes = Sizes { dim, heads, kv_heads, norm_eps: config.number("norm_eps").unwrap_or(1e-5) };
         Ok(Self {
-            tokens: loader.weight(tokens, &[rows, dim])?,
+            tokens,
             llama: Llama::load(loader, sizes)?,
             output: loader.weight("output.weight", &[loader.length("output.weight", 0), dim])?,
         })

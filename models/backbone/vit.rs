@@ -38,14 +38,20 @@ impl LayerNorm {
     }
 }
 
-/// A linear layer with its bias.
-pub struct Linear(Weight, Tensor<f32>);
+/// A linear layer, with or without a bias.
+pub struct Linear(Weight, Option<Tensor<f32>>);
 
 impl Linear {
     /// A layer of this weight (`[outputs, inputs]`) and bias (`[outputs]`).
     #[must_use]
     pub fn new(weight: Weight, bias: Tensor<f32>) -> Self {
-        Self(weight, bias)
+        Self(weight, Some(bias))
+    }
+
+    /// A layer of this weight (`[outputs, inputs]`) alone.
+    #[must_use]
+    pub fn unbiased(weight: Weight) -> Self {
+        Self(weight, None)
     }
 
     /// Loads `NAME.weight` and `NAME.bias`, `shape` being outputs, inputs.
@@ -54,10 +60,18 @@ impl Linear {
     /// If the device has no room.
     pub fn load(loader: &Loader<'_>, name: &str, shape: [usize; 2]) -> Result<Self> {
         let (weight, bias) = layer(loader, name, shape)?;
-        Ok(Self(weight, bias))
+        Ok(Self(weight, Some(bias)))
     }
 
-    /// How many channels it gives.
+    /// Loads `NAME.weight` of a layer without a bias.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    pub fn load_unbiased(loader: &Loader<'_>, name: &str, shape: [usize; 2]) -> Result<Self> {
+        Ok(Self::unbiased(loader.at(name).weight("weight", &shape)?))
+    }
+
+    /// Channels it gives.
     #[must_use]
     pub fn outputs(&self) -> usize {
         self.0.shape()[0]
@@ -68,7 +82,7 @@ impl Linear {
     /// # Errors
     /// If shapes do not fit or the device fails.
     pub fn run<T: Float>(&self, x: &Tensor<T>) -> Result<Tensor<T>> {
-        Ok(linear::linear(x, &self.0, Some(&self.1))?)
+        Ok(linear::linear(x, &self.0, self.1.as_ref())?)
     }
 }
 
@@ -92,6 +106,8 @@ struct Block {
 pub enum Names {
     /// timm's, and DiT's modulation.
     Timm,
+    /// The same where queries, keys and values have no bias.
+    TimmUnbiased,
     /// Those of transformers' `ViTModel`.
     Transformers,
     /// Those of transformers' `Dinov2Model`, with its fixed gates.
@@ -133,7 +149,7 @@ impl Vit {
     pub fn load_as(loader: &Loader<'_>, name: &str, names: Names, dim: usize, heads: usize, eps: f32) -> Result<Self> {
         let head_dim = dim / heads.max(1);
         let [norm1, norm2, proj, fc1, fc2] = match names {
-            Names::Timm => ["norm1", "norm2", "attn.proj", "mlp.fc1", "mlp.fc2"],
+            Names::Timm | Names::TimmUnbiased => ["norm1", "norm2", "attn.proj", "mlp.fc1", "mlp.fc2"],
             Names::Transformers => {
                 let norms = ["layernorm_before", "layernorm_after"];
                 [norms[0], norms[1], "attention.output.dense", "intermediate.dense", "output.dense"]
@@ -151,6 +167,7 @@ impl Vit {
                 norm1: LayerNorm::load(&at, norm1, dim, eps)?,
                 qkv: match names {
                     Names::Timm => Linear::load(&at, "attn.qkv", [3 * dim, dim])?,
+                    Names::TimmUnbiased => Linear::load_unbiased(&at, "attn.qkv", [3 * dim, dim])?,
                     _ => joined(&at.at("attention.attention"), dim)?,
                 },
                 qk_norm: match at.has("attn.q_norm") {
@@ -281,10 +298,13 @@ impl Vit {
     }
 }
 
-/// Pixels `[batch, channels, height, width]` as a row per patch, `[batch, patches, dim]`: `patch_embed.proj`.
+/// Pixels `[batch, channels, height, width]`, or `[batch, channels, frames, height, width]`, as a row per patch,
+/// `[batch, patches, dim]`.
 pub struct PatchEmbedding {
+    /// `[dim, channels * frames, height, width]` of a patch.
     weight: Weight,
     bias: Tensor<f32>,
+    frames: usize,
 }
 
 impl PatchEmbedding {
@@ -295,7 +315,24 @@ impl PatchEmbedding {
     pub fn load(loader: &Loader<'_>, name: &str) -> Result<Self> {
         let at = loader.at(name);
         let shape: Vec<_> = (0..4).map(|axis| at.length("weight", axis)).collect();
-        Ok(Self { weight: at.weight("weight", &shape)?, bias: at.vector("bias", &shape[..1])? })
+        Ok(Self { weight: at.weight("weight", &shape)?, bias: at.vector("bias", &shape[..1])?, frames: 1 })
+    }
+
+    /// The same for a kernel that spans frames.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    pub fn load_of_frames(loader: &Loader<'_>, name: &str) -> Result<Self> {
+        let at = loader.at(name);
+        let shape: Vec<_> = (0..5).map(|axis| at.length("weight", axis)).collect();
+        let weight = at.weight("weight", &shape)?.reshape(&[shape[0], shape[1] * shape[2], shape[3], shape[4]])?;
+        Ok(Self { weight, bias: at.vector("bias", &shape[..1])?, frames: shape[2] })
+    }
+
+    /// Frames of a patch.
+    #[must_use]
+    pub fn frames(&self) -> usize {
+        self.frames
     }
 
     /// Height and width of a patch.
@@ -304,25 +341,32 @@ impl PatchEmbedding {
         [self.weight.shape()[2], self.weight.shape()[3]]
     }
 
-    /// The rows of the patches, in raster order.
+    /// The rows of the patches, in raster order, frame after frame.
     ///
     /// # Errors
     /// If the patches do not tile the picture or the device fails.
     pub fn run<T: Float>(&self, pixels: &Tensor<T>) -> Result<Tensor<T>> {
         let [height, width] = self.patch();
-        let &[batch, channels, rows, columns] = pixels.shape() else {
-            return Err(Error::Request(format!("pixels of shape {:?}", pixels.shape())));
+        let (batch, channels, frames, rows, columns) = match *pixels.shape() {
+            [batch, channels, rows, columns] => (batch, channels, 1, rows, columns),
+            [batch, channels, frames, rows, columns] => (batch, channels, frames, rows, columns),
+            _ => return Err(Error::Request(format!("pixels of shape {:?}", pixels.shape()))),
         };
-        if height == 0 || width == 0 || !rows.is_multiple_of(height) || !columns.is_multiple_of(width) {
-            return Err(Error::Request(format!("patches of {height} x {width} do not tile {rows} x {columns} pixels")));
+        let tiles = |length: usize, patch: usize| patch > 0 && length.is_multiple_of(patch);
+        if !tiles(frames, self.frames) || !tiles(rows, height) || !tiles(columns, width) {
+            let patch = format!("{} x {height} x {width}", self.frames);
+            return Err(Error::Request(format!("patches of {patch} do not tile {frames} x {rows} x {columns} pixels")));
         }
-        // A patch is a row of a product: the kernel meets each pixel once.
+        // The frames of a patch are as more channels of a picture, and a patch is a row of a product: the kernel meets
+        // each pixel once.
+        let (pictures, thick) = (batch * (frames / self.frames), channels * self.frames);
+        let x = pixels.contiguous()?.reshape(&[batch, channels, frames / self.frames, self.frames, rows * columns])?;
+        let x = x.permute(&[0, 2, 1, 3, 4])?.contiguous()?;
         let (down, across) = (rows / height, columns / width);
-        let x = pixels.contiguous()?.reshape(&[batch * channels, down, height, across * width])?;
-        let x = x.reshape(&[batch, channels, down, height, across, width])?.permute(&[0, 2, 4, 1, 3, 5])?;
-        let x = x.contiguous()?.reshape(&[batch, down * across, channels * height * width])?;
+        let x = x.reshape(&[pictures, thick, down, height, across, width])?.permute(&[0, 2, 4, 1, 3, 5])?;
+        let x = x.contiguous()?.reshape(&[batch, pictures / batch.max(1) * down * across, thick * height * width])?;
         let dim = self.weight.shape()[0];
-        let flat = self.weight.reshape(&[dim, channels * height * width])?;
+        let flat = self.weight.reshape(&[dim, thick * height * width])?;
         Ok(linear::linear(&x, &flat, Some(&self.bias))?)
     }
 }

@@ -90,15 +90,39 @@ pub fn run(path: &Path, device: &Device, dtype: Dtype) -> Result<Report> {
         (_, Dtype::Bf16) => (dtype, systems::run::<smalti::bf16>(system, &dump)?),
         _ => (Dtype::F32, systems::run::<f32>(system, &dump)?),
     };
+    let share = share(device, system, &dump.config);
+    let outcomes = compare(&dump, &computed, |output, expected| Ok(share(output) * largest(expected)))?;
+    Ok(Report { kind: "model", name: system.to_owned(), dtype, outcomes })
+}
+
+/// Runs the inputs of a model's dump on a device in f32 and on the reference, and compares the two. What outputs the
+/// file records does not matter: it may be of sizes and inputs that nobody has run elsewhere.
+///
+/// # Errors
+/// As [`run`].
+pub fn against_reference(checkpoint: &Checkpoint, device: &Device) -> Result<Report> {
+    let missing = || Error::Request(format!("{}: its metadata has no \"system\"", checkpoint.name()));
+    let system = checkpoint.metadata("system").ok_or_else(missing)?;
+    let reference = Device::reference();
+    let config = checkpoint.config()?;
+    let expected = systems::run::<f64>(system, &Dump { checkpoint, config: config.clone(), device: &reference })?;
+    let computed = systems::run::<f32>(system, &Dump { checkpoint, config, device })?;
+    let share = share(device, system, &checkpoint.config()?);
+    let allowed = |output: &str, values: &[f64]| Ok(share(output) * largest(values));
+    let outcomes = expected.iter().zip(&computed);
+    let outcomes = outcomes.map(|(expected, computed)| difference(expected, computed, &allowed));
+    Ok(Report { kind: "model", name: system.to_owned(), dtype: Dtype::F32, outcomes: outcomes.collect::<Result<_>>()? })
+}
+
+/// How much of its largest magnitude an output of a model may be off.
+fn share(device: &Device, system: &str, config: &Config) -> impl Fn(&str) -> f64 + use<> {
     let share = if matches!(device.backend(), Backend::Reference | Backend::Cpu) { 1e-4 } else { 5e-4 };
     // A flow one value wide, fed back value by value, amplifies rounding: a second run of the official code differs, too.
-    let amplified: &[&str] = match (system, dump.config.text("head_type")) {
+    let amplified: &[&str] = match (system, config.text("head_type")) {
         ("arinar", Some("ar_rect_flow")) => &["latents", "last_values", "last_z"],
         _ => &[],
     };
-    let share = |output: &str| if amplified.contains(&output) { 1e-2 } else { share };
-    let outcomes = compare(&dump, &computed, |output, expected| Ok(share(output) * largest(expected)))?;
-    Ok(Report { kind: "model", name: system.to_owned(), dtype, outcomes })
+    move |output| if amplified.contains(&output) { 1e-2 } else { share }
 }
 
 /// An open dump and the device it is repeated on.
@@ -217,6 +241,25 @@ fn outcome(dump: &Dump<'_>, computed: &Computed, allowed: &impl Fn(&str, &[f64])
     let Some(shape) = dump.checkpoint.shape(&name).map(<[usize]>::to_vec) else {
         return Err(Error::Request(format!("{}: the dump has no \"{name}\"", dump.checkpoint.name())));
     };
+    let values = match &computed.values {
+        Values::Integers(_) => Values::Integers(match dump.checkpoint.dtype(&name) {
+            Some(Dtype::U8) => dump.checkpoint.elements::<u8>(&name)?.iter().map(|x| i64::from(*x)).collect(),
+            _ => dump.checkpoint.elements::<i32>(&name)?.iter().map(|x| i64::from(*x)).collect(),
+        }),
+        Values::Floats(_) => {
+            Values::Floats(dump.checkpoint.floats(&name)?.iter().map(|value| f64::from(*value)).collect())
+        }
+    };
+    difference(&Computed { output: computed.output.clone(), shape, values }, computed, allowed)
+}
+
+/// What was computed against what is expected.
+fn difference(
+    expected: &Computed,
+    computed: &Computed,
+    allowed: &impl Fn(&str, &[f64]) -> Result<f64>,
+) -> Result<Outcome> {
+    let shape = &expected.shape;
     let mut outcome = Outcome {
         output: computed.output.clone(),
         shape: shape.clone(),
@@ -226,32 +269,27 @@ fn outcome(dump: &Dump<'_>, computed: &Computed, allowed: &impl Fn(&str, &[f64])
         agrees: false,
         first: None,
     };
-    if shape != computed.shape {
+    if *shape != computed.shape {
         return Ok(outcome);
     }
     let index = |mut flat: usize| {
         let mut index = vec![0; shape.len()];
-        for (index, len) in index.iter_mut().zip(&shape).rev() {
+        for (index, len) in index.iter_mut().zip(shape).rev() {
             *index = flat % len;
             flat /= len;
         }
         index
     };
-    match &computed.values {
-        Values::Integers(values) => {
-            let expected: Vec<i64> = match dump.checkpoint.dtype(&name) {
-                Some(Dtype::U8) => dump.checkpoint.elements::<u8>(&name)?.iter().map(|x| i64::from(*x)).collect(),
-                _ => dump.checkpoint.elements::<i32>(&name)?.iter().map(|x| i64::from(*x)).collect(),
-            };
+    match (&computed.values, &expected.values) {
+        (Values::Integers(values), Values::Integers(expected)) => {
             let unequal: Vec<_> = (0..values.len()).filter(|at| values[*at] != expected[*at]).collect();
             outcome.max_abs = unequal.len() as f64;
             outcome.max_rel = unequal.len() as f64 / values.len().max(1) as f64;
             outcome.agrees = unequal.is_empty();
             outcome.first = unequal.first().map(|at| index(*at));
         }
-        Values::Floats(values) => {
-            let expected: Vec<f64> = dump.checkpoint.floats(&name)?.iter().map(|value| f64::from(*value)).collect();
-            outcome.allowed = allowed(&computed.output, &expected)?;
+        (Values::Floats(values), Values::Floats(expected)) => {
+            outcome.allowed = allowed(&computed.output, expected)?;
             let difference = |at: usize| {
                 let (got, expected) = (values[at], expected[at]);
                 let sentinel = |value: f64| value.abs() >= SENTINEL;
@@ -264,10 +302,11 @@ fn outcome(dump: &Dump<'_>, computed: &Computed, allowed: &impl Fn(&str, &[f64])
                 }
             };
             outcome.max_abs = (0..values.len()).map(difference).fold(0.0, f64::max);
-            outcome.max_rel = outcome.max_abs / largest(&expected).max(f64::MIN_POSITIVE);
+            outcome.max_rel = outcome.max_abs / largest(expected).max(f64::MIN_POSITIVE);
             outcome.agrees = outcome.max_abs <= outcome.allowed;
             outcome.first = (0..values.len()).find(|at| difference(*at) > outcome.allowed).map(index);
         }
+        _ => {}
     }
     Ok(outcome)
 }

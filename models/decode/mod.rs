@@ -101,12 +101,12 @@ impl Sampler<'_> {
         })
     }
 
-    /// The order that a dump records.
+    /// The order that a dump records; none if it records none, or one for fewer places.
     #[must_use]
     pub fn recorded_order(&self, picture: Option<usize>) -> Option<Vec<usize>> {
         let Random::Recorded { orders, .. } = self.random else { return None };
         let first = picture.filter(|_| orders.len() > self.places).unwrap_or(0) * self.places;
-        Some(orders[first..first + self.places].iter().map(|cell| *cell as usize).collect())
+        Some(orders.get(first..first + self.places)?.iter().map(|cell| *cell as usize).collect())
     }
 
     /// Random bits for orders: number `index` of one picture of the batch, or of the whole run.

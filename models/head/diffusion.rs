@@ -47,42 +47,50 @@ impl DiffusionHead {
         self.network.channels()
     }
 
-    /// Noise and variance of tokens `x` (`[rows, channels]`) at `times` (one per row, or one) under the states `z`
-    /// (`[rows, dim]`): `[rows, 2 channels]`.
+    /// What the network takes of the states `z` (`[rows, dim]`) and of levels, as [`ModulatedMlp::condition`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn condition<T: Float>(&self, z: &Tensor<T>, levels: &[f32]) -> Result<Tensor<T>> {
+        self.network.condition(z, levels)
+    }
+
+    /// Noise and variance of tokens `x` (`[rows, channels]`) at `times` (one per row, or one) under a
+    /// [`DiffusionHead::condition`]: `[rows, 2 channels]`.
     ///
     /// # Errors
     /// If shapes do not fit or the device fails.
-    pub fn run<T: Float>(&self, x: &Tensor<T>, times: &[f64], z: &Tensor<T>) -> Result<Tensor<T>> {
-        self.network.run(x, times, z)
+    pub fn run<T: Float>(&self, x: &Tensor<T>, times: &[f64], condition: &Tensor<T>) -> Result<Tensor<T>> {
+        self.network.run(x, times, condition)
     }
 
-    /// Draws one token for each row of the states `z`: `[rows, channels]`. With a guidance `scale`, `z` holds as many
-    /// unconditional rows below the conditional ones.
+    /// Draws one token for each row of a [`DiffusionHead::condition`]: `[rows, channels]`. With a guidance `scale`, as
+    /// many unconditional rows lie below the conditional ones.
     ///
     /// # Errors
     /// If shapes do not fit or the device fails.
     pub fn sample<T: Float>(
         &self,
-        z: &Tensor<T>,
+        condition: &Tensor<T>,
         scale: Option<f32>,
         temperature: f32,
         normals: &mut Normals<'_>,
     ) -> Result<Tensor<T>> {
-        let all = z.shape()[0];
+        let all = condition.shape()[0];
         let rows = if scale.is_some() { all / 2 } else { all };
         let channels = self.channels();
         let mut next = || -> Result<Tensor<T>> {
             let values = normals(rows, channels)?;
             let values = values.into_iter().map(T::from_f64).collect();
-            Ok(Tensor::from_vec(z.device(), &[rows, channels], values)?)
+            Ok(Tensor::from_vec(condition.device(), &[rows, channels], values)?)
         };
         let mut x = next()?;
         for level in self.schedule.levels().iter().rev() {
             let time = [f64::from(level.time)];
             let model = match scale {
-                None => self.run(&x, &time, z)?,
+                None => self.run(&x, &time, condition)?,
                 Some(scale) => {
-                    let both = self.run(&crate::decode::twice(&x)?, &time, z)?;
+                    let both = self.run(&crate::decode::twice(&x)?, &time, condition)?;
                     // The noise is guided, the variance is the conditional one's.
                     let part = |row: usize, start: usize| -> Result<Tensor<T>> {
                         Ok(both.narrow(0, row, rows)?.narrow(1, start, channels)?.contiguous()?)

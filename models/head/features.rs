@@ -164,7 +164,7 @@ impl<T: Float> FeatureHead<T> {
     /// [`Error::Request`] if the head is a mixture; [`Error::Op`] if shapes do not fit or the device fails.
     pub fn velocity(&self, x: &Tensor<T>, times: &[f64], inner: &Tensor<T>) -> Result<Tensor<T>> {
         match &self.kind {
-            Kind::Flow { network, .. } => network.run(x, times, inner),
+            Kind::Flow { network, .. } => network.run(x, times, &network.condition(inner, &[])?),
             Kind::Mixture { .. } => Err(Error::Request("a mixture head has no velocity".to_owned())),
         }
     }
@@ -203,7 +203,8 @@ impl<T: Float> FeatureHead<T> {
                     let inner = inner.reshape(&[all, self.width])?;
                     let noise = from_host(chance.normals(rows, self.group)?)?;
                     let scale = scale.map(|scale| scale as f32);
-                    flow::euler(noise, *steps, scale, |x, time| network.run(x, &[time], &inner))?
+                    let condition = network.condition(&inner, &[])?;
+                    flow::euler(noise, *steps, scale, |x, time| network.run(x, &[time], &condition))?
                 }
             };
             let fed = if scale.is_some() { twice(&next)? } else { next.clone() };

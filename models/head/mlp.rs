@@ -2,16 +2,15 @@
 //!
 //! Source: Li et al. 2024, arXiv:2406.11838, section 3.2 and appendix; names from MAR's `diffloss.py`.
 
-use smalti::{Device, Float, Tensor, activation, elementwise, norm};
+use smalti::{Float, Tensor, activation, elementwise, norm};
 
+use crate::backbone::condition::TimeEmbedding;
 use crate::backbone::vit::{LayerNorm, Linear};
 use crate::weights::Loader;
 use crate::{Error, Result};
 
 /// Of every norm here.
 const EPS: f32 = 1e-6;
-/// Channels of a time before its network.
-const TIME_CHANNELS: usize = 256;
 
 struct Block {
     norm: LayerNorm,
@@ -23,8 +22,10 @@ struct Block {
 pub struct ModulatedMlp {
     channels: usize,
     width: usize,
-    time: [Linear; 2],
+    time: TimeEmbedding,
     condition: Linear,
+    /// Of a level that the token belongs to, where the weights have it.
+    level: Option<Linear>,
     input: Linear,
     blocks: Vec<Block>,
     last_modulation: Linear,
@@ -56,11 +57,12 @@ impl ModulatedMlp {
         Ok(Self {
             channels,
             width,
-            time: [
-                Linear::load(loader, "time_embed.mlp.0", [width, TIME_CHANNELS])?,
-                square(loader, "time_embed.mlp.2")?,
-            ],
+            time: TimeEmbedding::load(loader, "time_embed", width)?,
             condition: Linear::load(loader, "cond_embed", [width, condition])?,
+            level: match loader.has("index_cond_embed") {
+                true => Some(Linear::load(loader, "index_cond_embed", [width, 1])?),
+                false => None,
+            },
             input: Linear::load(loader, "input_proj", [width, channels])?,
             blocks: blocks.collect::<Result<_>>()?,
             last_modulation: Linear::load(loader, "final_layer.adaLN_modulation.1", [2 * width, width])?,
@@ -74,16 +76,34 @@ impl ModulatedMlp {
         self.channels
     }
 
-    /// What it predicts of tokens `x` (`[rows, channels]`) at `times` (one per row, or one) under the states `z`
-    /// (`[rows, dim]`): `[rows, outputs]`.
+    /// What it takes of the states `z` (`[rows, dim]`) and, if it knows levels, of one per row or one for all:
+    /// `[rows, width]`.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if there are levels and it knows none, or the reverse; [`Error::Op`] if shapes do not fit or
+    /// the device fails.
+    pub fn condition<T: Float>(&self, z: &Tensor<T>, levels: &[f32]) -> Result<Tensor<T>> {
+        let condition = self.condition.run(z)?;
+        match &self.level {
+            None if levels.is_empty() => Ok(condition),
+            Some(level) if !levels.is_empty() => {
+                let values = levels.iter().copied().map(T::from_f32).collect();
+                let levels = level.run(&Tensor::from_vec(z.device(), &[levels.len(), 1], values)?)?;
+                Ok(elementwise::add(&condition, &levels)?)
+            }
+            Some(_) => Err(Error::Request("a head that is told of levels was told of none".to_owned())),
+            None => Err(Error::Request("a head that knows no levels was told of some".to_owned())),
+        }
+    }
+
+    /// What it predicts of tokens `x` (`[rows, channels]`) at `times` (one per row, or one) under a
+    /// [`ModulatedMlp::condition`]: `[rows, outputs]`.
     ///
     /// # Errors
     /// If shapes do not fit or the device fails.
-    pub fn run<T: Float>(&self, x: &Tensor<T>, times: &[f64], z: &Tensor<T>) -> Result<Tensor<T>> {
+    pub fn run<T: Float>(&self, x: &Tensor<T>, times: &[f64], condition: &Tensor<T>) -> Result<Tensor<T>> {
         let rows = x.shape()[0];
-        let time = self.time[1].run(&silu(&self.time[0].run(&time_channels(x.device(), times)?)?)?)?;
-        let y = self.condition.run(z)?;
-        let y = silu(&elementwise::add(&y, &time)?)?;
+        let y = silu(&elementwise::add(condition, &self.time.run(x.device(), times)?)?)?;
         let mut h = self.input.run(x)?.reshape(&[rows, 1, self.width])?;
         let parts = |modulation: &Linear, count: usize| {
             let all = modulation.run(&y)?.reshape(&[rows, count, 1, self.width])?;
@@ -101,20 +121,4 @@ impl ModulatedMlp {
         let y = self.last.run(&h)?;
         Ok(y.reshape(&[rows, y.shape()[2]])?)
     }
-}
-
-/// Cosines, then sines, of times at geometrically spaced frequencies: `[times, 256]`.
-///
-/// # Errors
-/// If the device has no room.
-pub fn time_channels<T: Float>(device: &Device, times: &[f64]) -> Result<Tensor<T>> {
-    let half = TIME_CHANNELS / 2;
-    let angle = |time: f64, index: usize| time * (-(10_000f64.ln()) * index as f64 / half as f64).exp();
-    let row = |time: &f64| {
-        let angles: Vec<_> = (0..half).map(|index| angle(*time, index)).collect();
-        let sines = angles.iter().map(|angle| angle.sin());
-        angles.iter().map(|angle| angle.cos()).chain(sines).map(T::from_f64).collect::<Vec<_>>()
-    };
-    let values = times.iter().flat_map(row).collect();
-    Ok(Tensor::from_vec(device, &[times.len(), TIME_CHANNELS], values)?)
 }

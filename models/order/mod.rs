@@ -40,6 +40,21 @@ pub fn planes([time, height, width]: [usize; 3]) -> Vec<Vec<usize>> {
     planes
 }
 
+/// The cells `[row, column]` of a grid along its anti-diagonals, there and back, so that each touches the one before it
+/// at a side or a corner. The first step is to the right.
+///
+/// Source: Xu et al. 2025, arXiv:2503.11129, section 3.2.
+#[must_use]
+pub fn zigzag(height: usize, width: usize) -> Vec<[usize; 2]> {
+    let of_plane = |(plane, mut cells): (usize, Vec<usize>)| {
+        if plane % 2 == 0 {
+            cells.reverse();
+        }
+        cells.into_iter().map(|cell| [cell / width, cell % width])
+    };
+    planes([1, height, width]).into_iter().enumerate().flat_map(of_plane).collect()
+}
+
 /// How many places each of `steps` steps settles, when after a share `r` of the steps a share `masked(r)` of the
 /// `places` is still open. `masked` falls from 1 to 0; a step settles at least one place while any is open.
 #[must_use]

@@ -17,10 +17,12 @@ struct StateDict {
 }
 
 /// Of two that could be at one place the first is: some have all names of another and more.
-const STATE_DICTS: [StateDict; 18] = [
+const STATE_DICTS: [StateDict; 20] = [
     transformer("arpg", "", ["layers.cross_dec.0.attn.to_q.weight", "layers.cross_dec.0.attn.to_k.weight"]),
     transformer("rar", "", ["target_aware_pos_embed", "timesteps_embeddings"]),
     transformer("randar", "", ["pos_instruct_embeddings", "pos_instruct_embeddings"]),
+    transformer("far", "", ["diffloss.net.index_cond_embed.weight", "diffloss.net.index_cond_embed.bias"]),
+    transformer("xar", "", ["decoder_blocks.0.mlp.fc1_g.weight", "decoder_blocks.0.mlp.fc1_x.weight"]),
     transformer("lpd", "", ["z_proj_ln.weight", "z_proj_ln.bias"]),
     transformer("nar", "", ["medusa_output.weight", "output_D.weight"]),
     transformer("par", "", ["spe_tok_embeddings.special_embeddings.weight", "spe_tok_embeddings.weight"]),

@@ -7,8 +7,10 @@ use smalti::{Device, Float, Tensor, elementwise};
 
 use super::class_names;
 use super::llamagen::{per_entry, to_host};
-use crate::decode::{Random, Sampler, Steps};
+use crate::decode::{Random, Sampler, Steps, normals_of_places};
+use crate::tokenizer::flow::FlowTokenizer;
 use crate::tokenizer::maskgit::MaskGitVqGan;
+use crate::tokenizer::video::VideoTokenizer;
 use crate::tokenizer::vq::VqTokenizer;
 use crate::weights::{Checkpoint, Config, Loader};
 use crate::{Drawn, Error, Generator, Result, Sampling};
@@ -18,6 +20,8 @@ use crate::{Drawn, Error, Generator, Result, Sampling};
 enum Tokenizer {
     LlamaGen(VqTokenizer),
     MaskGit(MaskGitVqGan),
+    Video(VideoTokenizer),
+    Flow(FlowTokenizer),
 }
 
 /// The parts around the network: names, defaults, tokenizer.
@@ -58,6 +62,10 @@ impl Codes {
                 let l2_norm = config.flag("codebook_l2_norm").unwrap_or(true);
                 let groups = config.count("norm_groups").unwrap_or(32);
                 Some(Tokenizer::LlamaGen(VqTokenizer::load(&root.at("vq"), groups, l2_norm)?))
+            } else if root.has("vq.bottleneck") {
+                Some(Tokenizer::Video(VideoTokenizer::load(&root.at("vq"), config)?))
+            } else if root.has("vq.diff_decoder") {
+                Some(Tokenizer::Flow(FlowTokenizer::load(&root.at("vq"), config)?))
             } else if root.has("vq") {
                 Some(Tokenizer::MaskGit(MaskGitVqGan::load(&root.at("vq"))?))
             } else {
@@ -83,11 +91,12 @@ impl Codes {
         self.grid[1]
     }
 
-    /// Tokens `[batch, places]` of pictures to pixels `[batch, 3, height, width]` in [-1, 1].
+    /// Tokens `[batch, places]` of pictures to pixels `[batch, 3, height, width]` in [-1, 1]. The frames of a video
+    /// stand side by side. Tokenizers that start from noise take it from `sampler`.
     ///
     /// # Errors
     /// [`Error::Request`] if the checkpoint has no tokenizer; [`Error::Op`] if the device fails.
-    pub fn decode<T: Float>(&self, tokens: &Tensor<u32>) -> Result<Tensor<T>> {
+    pub fn decode<T: Float>(&self, tokens: &Tensor<u32>, sampler: &Sampler<'_>) -> Result<Tensor<T>> {
         let missing = || Error::Request("the checkpoint holds no tokenizer (no vq.*)".to_owned());
         let grid = [self.grid[1], self.grid[2]];
         match self.tokenizer.as_ref().ok_or_else(missing)? {
@@ -98,16 +107,36 @@ impl Codes {
                 let ones = ones.broadcast(pixels.shape())?.contiguous()?;
                 Ok(elementwise::scale_add(&pixels, 2.0, &ones, -1.0)?)
             }
+            Tokenizer::Video(tokenizer) => {
+                let video = tokenizer.decode::<T>(&tokenizer.latents(tokens)?)?;
+                let [frames, height, width] = tokenizer.size();
+                let frames_last = video.permute(&[0, 1, 3, 2, 4])?.contiguous()?;
+                Ok(frames_last.reshape(&[tokens.shape()[0], 3, height, frames * width])?)
+            }
+            Tokenizer::Flow(tokenizer) => {
+                let (batch, side) = (tokens.shape()[0], tokenizer.side());
+                let pictures: Vec<_> = (0..batch).map(|picture| (picture, 0)).collect();
+                let noise = normals_of_places(sampler, &pictures, 3 * side * side, 0);
+                let noise = noise.into_iter().map(T::from_f64).collect();
+                let noise = Tensor::from_vec(&self.device, &[batch, 3, side, side], noise)?;
+                tokenizer.decode(&tokenizer.condition(&tokenizer.quantised(tokens)?)?, &noise, None, |_| Ok(()))
+            }
         }
     }
 
-    /// Pixels per cell, along one side; 1 without a tokenizer.
+    /// Height and width of a picture in pixels; in cells without a tokenizer.
     #[must_use]
-    pub fn factor(&self) -> usize {
+    pub fn picture_size(&self) -> [usize; 2] {
+        let of_grid = |factor: usize| [self.grid[1] * factor, self.grid[2] * factor];
         match &self.tokenizer {
-            Some(Tokenizer::LlamaGen(tokenizer)) => tokenizer.factor(),
-            Some(Tokenizer::MaskGit(tokenizer)) => tokenizer.factor(),
-            None => 1,
+            Some(Tokenizer::LlamaGen(tokenizer)) => of_grid(tokenizer.factor()),
+            Some(Tokenizer::MaskGit(tokenizer)) => of_grid(tokenizer.factor()),
+            Some(Tokenizer::Video(tokenizer)) => {
+                let [frames, height, width] = tokenizer.size();
+                [height, frames * width]
+            }
+            Some(Tokenizer::Flow(tokenizer)) => [tokenizer.side(); 2],
+            None => of_grid(1),
         }
     }
 }
@@ -159,8 +188,7 @@ impl<T: Float, M: DrawsCodes> Generator for InDtype<T, M> {
     }
 
     fn picture_size(&self) -> [usize; 2] {
-        let codes = self.0.codes();
-        [codes.grid[1] * codes.factor(), codes.grid[2] * codes.factor()]
+        self.0.codes().picture_size()
     }
 
     fn draw(
@@ -175,7 +203,7 @@ impl<T: Float, M: DrawsCodes> Generator for InDtype<T, M> {
         let random = Random::Philox { first_picture };
         let sampler = Sampler { sampling: *sampling, random, places: codes.places() };
         let tokens = self.0.generate::<T>(labels, &sampler, &mut |done, _| progress(done * labels.len(), all))?;
-        let pixels = self.has_tokenizer().then(|| codes.decode::<T>(&tokens)).transpose()?;
+        let pixels = self.has_tokenizer().then(|| codes.decode::<T>(&tokens, &sampler)).transpose()?;
         to_host(&tokens, pixels.as_ref())
     }
 }

@@ -153,8 +153,10 @@ impl ControlAr {
         let heads = config.count("n_head").unwrap_or(dim / 64).max(1);
         let sizes = Sizes { dim, heads, kv_heads: heads, norm_eps: config.number("norm_eps").unwrap_or(1e-5) };
         let depth = root.count("layers");
-        if !dim.is_multiple_of(4 * heads) || depth == 0 || !depth.is_multiple_of(ENTRIES) {
-            notes.add(format!("{depth} layers of {dim} channels do not fit {ENTRIES} thirds and {heads} heads"));
+        if dim == 0 || !dim.is_multiple_of(4 * heads) || depth == 0 || !depth.is_multiple_of(ENTRIES) {
+            if dim > 0 {
+                notes.add(format!("{depth} layers of {dim} channels do not fit {ENTRIES} thirds and {heads} heads"));
+            }
             return Err(notes.error(checkpoint));
         }
         let asked = match root.has("cls_embedding.cap_proj") {

@@ -2,7 +2,7 @@
 //!
 //! | part      | here                                                                          |
 //! |-----------|-------------------------------------------------------------------------------|
-//! | tokenizer | queries over the picture, decoded by a flow                                    |
+//! | tokenizer | queries over the picture, decoded by a flow ([`FlowTokenizer`](crate::tokenizer::flow::FlowTokenizer))              |
 //! | backbone  | Llama blocks ([`Trunk`])                                                      |
 //! | order     | that of the flow: early tokens settle the coarse picture                      |
 //! | mask      | causal                                                                        |

@@ -27,10 +27,10 @@ use smalti::{Device, Float, Tensor, Weight, activation, copy, elementwise, embed
 
 use super::codes::go_on;
 use crate::backbone::adaln::{ModulatedHead, Norm, SelfAttention};
+use crate::backbone::condition::TimeEmbedding;
 use crate::backbone::vit::Linear;
 use crate::decode::{Normals, Sampler, Steps, concatenate, guide, twice};
 use crate::head::diffusion::DiffusionHead;
-use crate::head::mlp::time_channels;
 use crate::tokenizer::multi_scale::MultiScaleTokenizer;
 use crate::weights::{Checkpoint, Loader, Notes};
 use crate::{Error, Result, Sampling};
@@ -52,7 +52,7 @@ pub struct Hart<T: smalti::Element> {
     text_norm: Norm,
     text_embed: Linear,
     /// From sines and cosines of a scale's number to its vector.
-    level_layers: [Linear; 2],
+    level_layers: TimeEmbedding,
     word_embed: Linear,
     blocks: Vec<Block<T>>,
     head: ModulatedHead,
@@ -178,10 +178,7 @@ impl<T: Float> Hart<T> {
             theta: f64::from(config.number("rope_theta").unwrap_or(10_000.0)),
             text_norm: Norm::layer_or_rms(&hart, "context_norm", text, eps)?,
             text_embed: Linear::load(&hart, "context_embed", [dim, text])?,
-            level_layers: [
-                Linear::load(&hart, "lvl_embed.mlp.0", [dim, 256])?,
-                Linear::load(&hart, "lvl_embed.mlp.2", [dim, dim])?,
-            ],
+            level_layers: TimeEmbedding::load(&hart, "lvl_embed", dim)?,
             word_embed: Linear::load(&hart, "word_embed", [dim, channels])?,
             blocks,
             head: ModulatedHead::load(&hart, "head_nm", "head", dim, eps)?,
@@ -317,9 +314,7 @@ impl<T: Float> Hart<T> {
             positions.resize(2 * batch * text_rows, 0);
         }
         let times: Vec<_> = (0..self.patch_nums.len()).map(|level| level as f64).collect();
-        let hidden = self.level_layers[0].run(&time_channels::<T>(&self.device, &times)?)?;
-        let hidden = activation::activation(&hidden, activation::Activation::Silu)?;
-        let levels = self.level_layers[1].run(&hidden)?.reshape(&[times.len(), self.dim])?;
+        let levels = self.level_layers.run::<T>(&self.device, &times)?.reshape(&[times.len(), self.dim])?;
         let rows = self.text_embed.run(&self.text_norm.run(&features)?)?;
         let values = rows.to_vec()?;
         let largest = values.chunks(text_rows * self.dim).flat_map(|text| {
@@ -472,7 +467,7 @@ impl<T: Float> Hart<T> {
             let said = self.word_embed.run(&embedding::embedding::<T>(&quantiser.codebook, &drawn)?)?;
             let condition = self.rest_norm.run(&elementwise::add(&h, &twice(&said)?)?)?;
             let z = condition.reshape(&[2 * batch * count, self.dim])?;
-            let rest = self.rest_head.sample(&z, Some(1.0 + t), 1.0, normals)?;
+            let rest = self.rest_head.sample(&self.rest_head.condition(&z, &[])?, Some(1.0 + t), 1.0, normals)?;
             let rest = elementwise::scale_add(&rest, REST_SCALE, &rest, 0.0)?.reshape(codes.shape())?;
             let map = elementwise::add(&codes, &rest)?.reshape(&[batch, side, side, quantiser.channels()])?;
             let latents = elementwise::add(&latents, &map.permute(&[0, 3, 1, 2])?.contiguous()?)?;

@@ -2,7 +2,7 @@
 //!
 //! | part      | here                                                                                   |
 //! |-----------|----------------------------------------------------------------------------------------|
-//! | tokenizer | holistic queries over a video                                                          |
+//! | tokenizer | holistic queries over a video ([`VideoTokenizer`](crate::tokenizer::video::VideoTokenizer)) |
 //! | backbone  | Llama blocks ([`Blocks`])                                                              |
 //! | order     | that of the queries                                                                    |
 //! | mask      | causal                                                                                 |

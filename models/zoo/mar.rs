@@ -119,7 +119,8 @@ impl Mar {
                 normals(asked.cells, channels)
             };
             let of_step: &mut Normals<'_> = &mut of_step;
-            let drawn = self.head.sample(asked.states, scale, sampling.temperature, of_step)?;
+            let drawn =
+                self.head.sample(&self.head.condition(asked.states, &[])?, scale, sampling.temperature, of_step)?;
             settled += asked.cells.len();
             progress(settled)?;
             Ok(drawn)

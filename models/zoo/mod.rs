@@ -6,12 +6,15 @@ pub mod arpg;
 pub mod axial;
 pub mod codes;
 pub mod controlar;
+pub mod dar;
 pub mod dar_diffusion;
+pub mod far;
 pub mod flexvar;
 pub mod hart;
 pub mod hmar;
 pub mod infinity;
 pub mod larp;
+pub mod latents;
 pub mod llamagen;
 pub mod lpd;
 pub mod mar;
@@ -28,12 +31,14 @@ pub mod steps;
 mod systems;
 pub mod transdiff;
 pub mod var;
+pub mod xar;
 
 use smalti::{Device, Float};
 
 pub use self::systems::{Runs, SYSTEMS, System};
 
 use self::codes::InDtype;
+use self::latents::LatentsInDtype;
 use crate::weights::Checkpoint;
 use crate::{Error, Generator, Result};
 
@@ -62,9 +67,11 @@ pub fn load<T: Float>(checkpoint: &Checkpoint, device: &Device) -> Result<Box<dy
         Some("aim") => Ok(Box::new(InDtype::<T, _>::new(aim::Aim::load(checkpoint, device)?))),
         Some("arinar") => Ok(Box::new(arinar::Arinar::<T>::load(checkpoint, device)?)),
         Some("arpg") => Ok(Box::new(InDtype::<T, _>::new(arpg::Arpg::load(checkpoint, device)?))),
+        Some("dar") => Ok(Box::new(InDtype::<T, _>::new(dar::Dar::load(checkpoint, device)?))),
         Some("dar_diffusion") => {
             Ok(Box::new(InDtype::<T, _>::new(dar_diffusion::DarDiffusion::load(checkpoint, device)?)))
         }
+        Some("far") => Ok(Box::new(LatentsInDtype::<T, _>::new(far::Far::load(checkpoint, device)?))),
         Some("flexvar") => Ok(Box::new(flexvar::FlexVar::<T>::load(checkpoint, device)?)),
         Some("hmar") => Ok(Box::new(hmar::Hmar::<T>::load(checkpoint, device)?)),
         Some("larp") => Ok(Box::new(InDtype::<T, _>::new(larp::Larp::load(checkpoint, device)?))),
@@ -82,6 +89,7 @@ pub fn load<T: Float>(checkpoint: &Checkpoint, device: &Device) -> Result<Box<dy
             Ok(Box::new(transdiff::TransDiffIn::<T>::new(transdiff::TransDiff::load(checkpoint, device)?)))
         }
         Some("var") => Ok(Box::new(var::Var::<T>::load(checkpoint, device)?)),
+        Some("xar") => Ok(Box::new(LatentsInDtype::<T, _>::new(xar::Xar::load(checkpoint, device)?))),
         Some(other) => request(format!("system \"{other}\" is not known here")),
         None if tokenizer => request("holds a tokenizer without its transformer: give that file too".to_owned()),
         None => request("its tensors have the names of no system that is known here".to_owned()),

@@ -25,11 +25,11 @@ use smalti::{Device, Float, Tensor, Weight, activation, copy, elementwise, embed
 
 use super::class_names;
 use super::codes::{go_on, to_planes};
+use crate::backbone::condition::TimeEmbedding;
 use crate::backbone::llama::{Llama, Sizes, gated_by_half};
 use crate::backbone::vit::{LayerNorm, Linear};
 use crate::decode::{Chance, OfPlaces, Random, Sampler, concatenate, twice};
 use crate::head::flow::Stochastic;
-use crate::head::mlp::time_channels;
 use crate::tokenizer::spherical::{SphericalAutoencoder, centred_table, on_sphere};
 use crate::weights::{Checkpoint, Loader, Notes};
 use crate::{Drawn, Error, Generator, Result, Sampling};
@@ -43,7 +43,7 @@ const TIME_FACTOR: f64 = 1000.0;
 pub struct FlowHead {
     channels: usize,
     width: usize,
-    time: [Linear; 2],
+    time: TimeEmbedding,
     condition: Linear,
     input: Linear,
     modulations: Vec<Linear>,
@@ -64,14 +64,10 @@ impl FlowHead {
         });
         let modulations = (0..loader.count("ada_ln_blocks"))
             .map(|index| Linear::load(&loader.at("ada_ln_blocks"), &index.to_string(), [3 * width, width]));
-        let time = loader.length("time_embed.mlp.0.weight", 1);
         Ok(Self {
             channels,
             width,
-            time: [
-                Linear::load(loader, "time_embed.mlp.0", [width, time])?,
-                Linear::load(loader, "time_embed.mlp.2", [width, width])?,
-            ],
+            time: TimeEmbedding::load(loader, "time_embed", width)?,
             condition: Linear::load(loader, "cond_embed", [width, dim])?,
             input: Linear::load(loader, "input_proj", [width, channels])?,
             modulations: modulations.collect::<Result<_>>()?,
@@ -90,7 +86,7 @@ impl FlowHead {
         let (rows, width) = (x.shape()[0], self.width);
         let silu = |x: &Tensor<T>| activation::activation(x, activation::Activation::Silu);
         let times: Vec<_> = times.iter().map(|time| TIME_FACTOR * time).collect();
-        let time = self.time[1].run(&silu(&self.time[0].run(&time_channels(x.device(), &times)?)?)?)?;
+        let time = self.time.run(x.device(), &times)?;
         let y = silu(&elementwise::add(&self.condition.run(states)?, &time)?)?;
         let parts = |modulation: &Linear, count: usize| -> Result<Vec<Tensor<T>>> {
             let all = modulation.run(&y)?.reshape(&[rows, count, 1, width])?;

@@ -109,12 +109,28 @@ pub const SYSTEMS: &[System] = &[
         passes: "256 of n = 256",
     },
     System {
+        name: "dar",
+        paper: "arXiv:2503.11129",
+        parts: "VQ whose codes are embeddings, Llama, anti-diagonals there and back, 4-D RoPE, directions",
+        condition: "class",
+        runs: Runs::Pictures,
+        passes: "256 of n = 256",
+    },
+    System {
         name: "dar_diffusion",
         paper: "arXiv:2505.23660",
-        parts: "1-D codes of a flow, Llama, sequential, rising guidance",
+        parts: "1-D codes read by a flow, Llama, sequential, rising guidance",
         condition: "class",
-        runs: Runs::Tokens,
+        runs: Runs::Pictures,
         passes: "256 of n = 256",
+    },
+    System {
+        name: "far",
+        paper: "arXiv:2503.05305",
+        parts: "KL autoencoder, ViT encoder and decoder, frequency by frequency, diffusion head that knows the level",
+        condition: "class",
+        runs: Runs::Pictures,
+        passes: "one per level, 10",
     },
     System {
         name: "flexvar",
@@ -161,7 +177,7 @@ pub const SYSTEMS: &[System] = &[
         paper: "arXiv:2410.21264",
         parts: "video codes of learned queries, Llama, sequential",
         condition: "class or frames",
-        runs: Runs::Tokens,
+        runs: Runs::Pictures,
         passes: "1024 of n = 1024",
     },
     System {
@@ -283,5 +299,13 @@ pub const SYSTEMS: &[System] = &[
         condition: "class",
         runs: Runs::Pictures,
         passes: "one per scale, 10",
+    },
+    System {
+        name: "xar",
+        paper: "arXiv:2502.20388",
+        parts: "KL autoencoder, blocks modulated by class and time, quarter by quarter, flow of a whole cell",
+        condition: "class",
+        runs: Runs::Pictures,
+        passes: "51 per cell of 4",
     },
 ];

@@ -24,11 +24,11 @@ use smalti::{Device, Float, Tensor, Weight, activation, copy, elementwise, embed
 
 use super::class_names;
 use super::codes::{go_on, to_planes};
+use crate::backbone::condition::TimeEmbedding;
 use crate::backbone::masked::unpatched;
 use crate::backbone::vit::{LayerNorm, Linear, Vit};
 use crate::decode::{Chance, OfPlaces, Random, Sampler, concatenate};
 use crate::head::flow::Stochastic;
-use crate::head::mlp::time_channels;
 use crate::tokenizer::kl::KlAutoencoder;
 use crate::weights::{Checkpoint, Loader, Notes};
 use crate::{Drawn, Error, Generator, Result, Sampling};
@@ -63,7 +63,7 @@ pub struct FlowDecoder {
     input: Linear,
     /// `[1, places, width]`.
     positions: Tensor<f32>,
-    time: [Linear; 2],
+    time: TimeEmbedding,
     time_modulation: Linear,
     condition: Linear,
     blocks: Vec<Block>,
@@ -99,16 +99,12 @@ impl FlowDecoder {
         });
         let (positions, last) = ("diffusion_pos_embed_learned", loader.at("final_layer"));
         let time = loader.at("time_embed");
-        let time_width = time.length("time_embedder.linear_1.weight", 1);
         Ok(Self {
             width,
             heads,
             input: Linear::load(loader, "input_proj", [width, channels])?,
             positions: loader.vector(positions, &[1, loader.length(positions, 1), width])?,
-            time: [
-                Linear::load(&time, "time_embedder.linear_1", [width, time_width])?,
-                Linear::load(&time, "time_embedder.linear_2", [width, width])?,
-            ],
+            time: TimeEmbedding::load_as(&time.at("time_embedder"), ["linear_1", "linear_2"], width)?,
             time_modulation: Linear::load(&time, "time_proj", [6 * width, width])?,
             condition: Linear::load(loader, "cond_embed", [width, dim])?,
             blocks: blocks.collect::<Result<_>>()?,
@@ -155,7 +151,7 @@ impl FlowDecoder {
     pub fn velocity<T: Float>(&self, x: &Tensor<T>, times: &[f64], conditions: &Conditions<T>) -> Result<Tensor<T>> {
         let width = self.width;
         let silu = |x: &Tensor<T>| activation::activation(x, activation::Activation::Silu);
-        let time = self.time[1].run(&silu(&self.time[0].run(&time_channels(x.device(), times)?)?)?)?;
+        let time = self.time.run::<T>(x.device(), times)?;
         let six = self.time_modulation.run(&silu(&time)?)?.reshape(&[times.len(), 6, width])?;
         let mut x = elementwise::add(&self.input.run(x)?, &copy::convert(&self.positions)?)?;
         for (block, [k, v]) in self.blocks.iter().zip(&conditions.0) {

@@ -359,7 +359,7 @@ fn show_mask_colours_every_pair_by_its_tile() {
     refuse("frames:0", "at least 1");
     refuse("prefix:99999999999999999999", "is no number");
     refused(&["show-mask", "--mask", "full", "--queries", "0", "--out", text(&out)], "expected 1 to 4096");
-    refused(&["show-mask", "--mask", "var", "--queries", "4", "--keys", "900", "--out", text(&out)], "scales");
+    refused(&["show-mask", "--mask", "var", "--queries", "4", "--keys", "900", "--out", text(&out)], "patch_nums");
 }
 
 #[test]

@@ -283,7 +283,8 @@ fn systems_are_known_by_the_names_of_their_tensors() {
         let noted = Checkpoint::open(&dump).expect("a dump");
         let Ok(held) = noted.under("w.") else { continue };
         // A tokenizer alone tells no system.
-        let transformer = held.names().any(|name| name.contains("layers.") || name.contains("blocks."));
+        let has = |part: &str| held.names().any(|name| name.contains(part));
+        let transformer = (has("layers.") || has("blocks.")) && !has("bottleneck.");
         if !transformer || !noted.metadata("system").is_some_and(|system| KNOWN.contains(&system)) {
             continue;
         }

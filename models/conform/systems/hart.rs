@@ -23,7 +23,8 @@ pub(super) fn run<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
     })?;
     let missing = || Error::Weights(format!("{}: the model has no blocks", dump.checkpoint.name()));
     let times: Vec<_> = dump.counts("head_t")?.into_iter().map(f64::from).collect();
-    let head = model.rest_head().run(&dump.tensor::<T>("head_x")?, &times, &dump.tensor("head_z")?)?;
+    let condition = model.rest_head().condition(&dump.tensor("head_z")?, &[])?;
+    let head = model.rest_head().run(&dump.tensor::<T>("head_x")?, &times, &condition)?;
     let mut computed = vec![
         Computed::integers("tokens_of_feature", &tokens)?,
         Computed::floats("continuous", &rest)?,

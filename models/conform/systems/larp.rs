@@ -1,17 +1,19 @@
 //! LARP's dumps.
 
-use smalti::Float;
+use smalti::{Float, Tensor, elementwise};
 
 use super::{generated, greedy, sampled, weights};
+use crate::Result;
 use crate::conform::{Computed, Dump};
 use crate::decode::{Random, Sampler};
+use crate::tokenizer::video::VideoTokenizer;
+use crate::weights::{Loader, Notes};
 use crate::zoo::codes::DrawsCodes as _;
 use crate::zoo::larp::{Condition, Larp};
-use crate::{Error, Result};
 
 pub(super) fn run<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
-    if dump.config.text("part") != Some("ar") {
-        return Err(Error::Request("larp: only the generator is known here, not the tokenizer".to_owned()));
+    if dump.config.text("part") == Some("tokenizer") {
+        return tokenizer::<T>(dump);
     }
     let model = Larp::load(&weights(dump)?, dump.device)?;
     let (labels, frames) = (dump.counts("cond")?, dump.indices("cond")?);
@@ -27,4 +29,29 @@ pub(super) fn run<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
         computed.push(Computed::integers(&format!("{name}_tokens"), &run.tokens)?);
     }
     Ok(computed)
+}
+
+fn tokenizer<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
+    let (checkpoint, notes) = (weights(dump)?, Notes::default());
+    let tokenizer = VideoTokenizer::load(&Loader::new(&checkpoint, dump.device, &notes), &dump.config)?;
+    notes.finish(&checkpoint, &[])?;
+    let [patches, latents, queries] = tokenizer.positions();
+    // The dump has the queries without what they have in common.
+    let shared = checkpoint.floats("decoder_patch_query_token_type_embed")?;
+    let shared = Tensor::from_vec(dump.device, &[1, 1, shared.len()], shared)?;
+    let queries = elementwise::add(queries, &elementwise::scale_add(&shared, -1.0, &shared, 0.0)?)?;
+    let projected = tokenizer.projected::<T>(&dump.tensor("video")?)?;
+    let tokens = tokenizer.tokens(&projected)?;
+    let drawn = tokenizer.drawn(&projected, &dump.checkpoint.floats("in.uniforms")?)?;
+    let codes = tokenizer.latents::<T>(&tokens)?;
+    Ok(vec![
+        Computed::floats("encoder_patch_pe", patches)?.shaped(dump),
+        Computed::floats("decoder_latent_pe", latents)?.shaped(dump),
+        Computed::floats("decoder_patch_query_embed", &queries)?.shaped(dump),
+        Computed::floats("projected", &projected)?,
+        Computed::integers("tokens_of_video", &tokens)?,
+        Computed::integers("drawn_tokens", &drawn)?,
+        Computed::floats("latents", &codes)?,
+        Computed::floats("video", &tokenizer.decode(&codes)?)?,
+    ])
 }

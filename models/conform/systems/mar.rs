@@ -14,7 +14,8 @@ pub(super) fn run<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
     let [encoder, decoder] = model.transformer().plain::<T>(&labels, &dump.tensor("plain_tokens")?, &masked)?;
     let times: Vec<_> = dump.counts("head_t")?.into_iter().map(f64::from).collect();
     let states = decoder.reshape(&[times.len(), decoder.shape()[2]])?;
-    let head = model.head().run(&dump.tensor::<T>("head_x")?, &times, &states)?;
+    let condition = model.head().condition(&states, &[])?;
+    let head = model.head().run(&dump.tensor::<T>("head_x")?, &times, &condition)?;
 
     let orders = dump.counts("order")?;
     let orders: Vec<Vec<_>> = orders

@@ -6,7 +6,9 @@ mod arpg;
 mod axial;
 mod cascade;
 mod controlar;
+mod dar;
 mod dar_diffusion;
+mod far;
 mod flexvar;
 mod gsd;
 mod hart;
@@ -28,6 +30,7 @@ mod sjd;
 mod spherear;
 mod transdiff;
 mod var;
+mod xar;
 
 use std::ops::ControlFlow;
 
@@ -36,7 +39,7 @@ use smalti::{Float, Tensor};
 
 use super::{Computed, Dump, Values};
 use crate::backbone::mamba::Mamba2;
-use crate::decode::{Random, Sampler, Steps};
+use crate::decode::{Chance, Random, Sampler, Steps};
 use crate::weights::Checkpoint;
 use crate::zoo::codes::DrawsCodes;
 use crate::{Error, Result, Sampling};
@@ -50,7 +53,9 @@ pub(super) fn run<T: Float>(system: &str, dump: &Dump<'_>) -> Result<Vec<Compute
         "arpg" => arpg::run::<T>(dump),
         "cascade" => cascade::run(dump),
         "controlar" => controlar::run::<T>(dump),
+        "dar" => dar::run::<T>(dump),
         "dar_diffusion" => dar_diffusion::run::<T>(dump),
+        "far" => far::run::<T>(dump),
         "flexvar" => flexvar::run::<T>(dump),
         "gsd" => gsd::run(dump),
         "hart" => hart::run::<T>(dump),
@@ -72,6 +77,7 @@ pub(super) fn run<T: Float>(system: &str, dump: &Dump<'_>) -> Result<Vec<Compute
         "spherear" => spherear::run::<T>(dump),
         "transdiff" => transdiff::run::<T>(dump),
         "var" => var::run::<T>(dump),
+        "xar" => xar::run::<T>(dump),
         other => Err(Error::Request(format!("{}: system \"{other}\" is not known here", dump.checkpoint.name()))),
     }
 }
@@ -222,6 +228,33 @@ fn mixer<T: Float>(dump: &Dump<'_>, name: &str, mixer: Option<&Mamba2>) -> Resul
         Computed::floats(&format!("{name}_state"), &memory.state)?,
         Computed::floats(&format!("{name}_window"), &memory.window)?,
     ])
+}
+
+/// Normal numbers that a dump records in one tensor, in the order of use.
+struct RecordedNoise {
+    values: Vec<f32>,
+    used: usize,
+}
+
+impl RecordedNoise {
+    fn of(dump: &Dump<'_>) -> Result<Self> {
+        Ok(Self { values: dump.checkpoint.floats("in.noise")?, used: 0 })
+    }
+}
+
+impl Chance for RecordedNoise {
+    fn begin(&mut self, _: &[(usize, usize)]) {}
+
+    fn normals(&mut self, rows: usize, count: usize) -> Result<Vec<f64>> {
+        let missing = || Error::Weights(format!("\"in.noise\" has fewer than {} values", self.used + rows * count));
+        let values = self.values.get(self.used..self.used + rows * count).ok_or_else(missing)?;
+        self.used += rows * count;
+        Ok(values.iter().map(|value| f64::from(*value)).collect())
+    }
+
+    fn uniforms(&mut self, _: usize, _: usize) -> Result<Vec<f64>> {
+        Err(Error::Weights("uniform numbers were asked of a dump that records normal ones".to_owned()))
+    }
 }
 
 /// A rotary table as pairs of cosine and sine.
