@@ -13,30 +13,25 @@
 //!
 //! Paper: Zhao et al. 2025, arXiv:2503.02883, sections 3.1 to 3.3. Upstream: Qinyu-Allen-Zhao/Arinar, `backbone/mar.py`.
 
-use std::ops::ControlFlow;
-
 use smalti::sample::Schedule;
 use smalti::{Device, Float, Tensor};
 
-use super::class_names;
-use super::codes::{go_on, to_planes};
+use super::codes::go_on;
+use super::latents::{DrawsLatents, Latents, Progress};
+use crate::Result;
 use crate::backbone::masked::{MaskedTransformer, unpatched};
-use crate::decode::{Chance, OfPlaces, Random, Sampler, twice};
+use crate::decode::{Chance, Sampler, twice};
 use crate::head::features::FeatureHead;
 use crate::tokenizer::kl::KlAutoencoder;
 use crate::weights::{Checkpoint, Loader, Notes};
-use crate::{Drawn, Generator, Result, Sampling};
 
 /// The model with its weights on a device.
 pub struct Arinar<T: smalti::Element> {
     transformer: MaskedTransformer,
     head: FeatureHead<T>,
-    tokenizer: Option<KlAutoencoder>,
-    patch: usize,
     steps: usize,
     guidance: Schedule,
-    names: Vec<String>,
-    sampling: Sampling,
+    latents: Latents,
 }
 
 /// One step of a generation.
@@ -66,30 +61,16 @@ impl<T: Float> Arinar<T> {
             let (head, token) = (head.values(), transformer.values());
             notes.add(format!("the head draws {head} values of a token, the transformer reads {token}"));
         }
+        let of = [transformer.places(), transformer.classes()];
+        let latents = Latents::load(checkpoint, &root, &config, of, config.number("cfg").unwrap_or(4.5))?;
         let model = Self {
             head,
-            tokenizer: match root.has("vae") {
-                true => Some(KlAutoencoder::load(
-                    &root.at("vae"),
-                    config.count("norm_groups").unwrap_or(32),
-                    config.number("latent_scale").unwrap_or(0.2325),
-                )?),
-                false => None,
-            },
-            patch: config.count("patch_size").unwrap_or(1).max(1),
             steps: config.count("num_iter").unwrap_or(64).clamp(1, transformer.places().max(1)),
             guidance: match config.text("cfg_schedule") {
                 Some("constant") => Schedule::Constant,
                 _ => Schedule::Linear,
             },
-            names: class_names(checkpoint, transformer.classes()),
-            sampling: Sampling {
-                cfg: config.number("cfg").unwrap_or(4.5),
-                temperature: config.number("temperature").unwrap_or(1.0),
-                top_k: 0,
-                top_p: 1.0,
-                seed: 0,
-            },
+            latents: latents.in_patches_of(config.count("patch_size").unwrap_or(1)),
             transformer,
         };
         notes.finish(checkpoint, &[])?;
@@ -111,17 +92,18 @@ impl<T: Float> Arinar<T> {
     /// Draws latents, `[batch, channels, side, side]`, in each picture's own order.
     ///
     /// # Errors
-    /// As [`Generator::draw`], or whatever `progress` returns.
+    /// As [`crate::Generator::draw`], or whatever `progress` returns.
     pub fn generate(
         &self,
         labels: &[u32],
-        orders: &[Vec<usize>],
-        sampling: &Sampling,
+        sampler: &Sampler<'_>,
         chance: &mut dyn Chance,
         mut progress: impl FnMut(&Step<'_, T>) -> Result<()>,
     ) -> Result<Tensor<T>> {
+        let sampling = sampler.sampling;
+        let orders: Vec<_> = (0..labels.len()).map(|picture| sampler.order(Some(picture))).collect();
         let guided = sampling.cfg != 1.0;
-        let tokens = self.transformer.generate(labels, orders, self.steps, guided, |asked| {
+        let tokens = self.transformer.generate(labels, &orders, self.steps, guided, |asked| {
             chance.begin(asked.cells);
             let scale = guided.then(|| self.guidance.at(sampling.cfg.into(), asked.share));
             let drawn = self.head.sample(asked.states, scale, sampling.temperature.into(), chance)?;
@@ -129,52 +111,29 @@ impl<T: Float> Arinar<T> {
             progress(&Step { states: asked.states, scale: scale.unwrap_or(1.0), tokens, cells: asked.cells.len() })?;
             Ok(drawn)
         })?;
-        unpatched(&tokens, self.patch)
+        unpatched(&tokens, self.latents.patch)
     }
 }
 
-impl<T: Float> Generator for Arinar<T> {
-    fn system(&self) -> &'static str {
-        "arinar"
+impl<T: Float> DrawsLatents<T> for Arinar<T> {
+    const SYSTEM: &'static str = "arinar";
+    type Tokenizer = KlAutoencoder;
+
+    fn latents(&self) -> &Latents {
+        &self.latents
     }
 
-    fn classes(&self) -> &[String] {
-        &self.names
-    }
-
-    fn sampling(&self) -> Sampling {
-        self.sampling
-    }
-
-    fn tokens_per_picture(&self) -> usize {
-        self.transformer.places()
-    }
-
-    fn has_tokenizer(&self) -> bool {
-        self.tokenizer.is_some()
-    }
-
-    fn picture_size(&self) -> [usize; 2] {
-        let factor = self.tokenizer.as_ref().map_or(1, KlAutoencoder::factor);
-        [self.transformer.places().isqrt() * self.patch * factor; 2]
-    }
-
-    fn draw(
+    fn draw_latents(
         &self,
         labels: &[u32],
-        first_picture: u64,
-        sampling: &Sampling,
-        progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
-    ) -> Result<Drawn> {
-        let places = self.transformer.places();
-        let sampler = Sampler { sampling: *sampling, random: Random::Philox { first_picture }, places };
-        let orders: Vec<_> = (0..labels.len()).map(|picture| sampler.order(Some(picture))).collect();
+        sampler: &Sampler<'_>,
+        chance: &mut dyn Chance,
+        progress: Progress<'_>,
+    ) -> Result<Tensor<T>> {
         let mut settled = 0;
-        let latents = self.generate(labels, &orders, sampling, &mut OfPlaces::new(&sampler), |step| {
+        self.generate(labels, sampler, chance, |step| {
             settled += step.cells;
-            go_on(progress(settled, labels.len() * places))
-        })?;
-        let pixels = self.tokenizer.as_ref().map(|tokenizer| tokenizer.decode(&latents)).transpose()?;
-        to_planes(&latents, pixels.as_ref())
+            go_on(progress(settled / labels.len().max(1)))
+        })
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! | part      | here                                                                                       |
 //! |-----------|--------------------------------------------------------------------------------------------|
-//! | tokenizer | a KL autoencoder ([`KlAutoencoder`](crate::tokenizer::kl::KlAutoencoder))                   |
+//! | tokenizer | a KL autoencoder ([`KlAutoencoder`])                                                       |
 //! | backbone  | ViT encoder and decoder ([`MaskedTransformer`])                                            |
 //! | order     | levels of frequency; a level feeds the next its picture without what the next does not know |
 //! | mask      | full; one variant hides a random part of the picture from the encoder, less at each level  |
@@ -28,6 +28,7 @@ use crate::Result;
 use crate::backbone::masked::{MaskedTransformer, unpatched};
 use crate::decode::{Chance, Sampler, twice};
 use crate::head::diffusion::DiffusionHead;
+use crate::tokenizer::kl::KlAutoencoder;
 use crate::weights::{Checkpoint, Loader, Notes};
 
 /// The model with its weights on a device.
@@ -69,7 +70,13 @@ impl Far {
             notes.add(format!("\"levels\" are {levels:?}: only the first may be 0"));
         }
         let model = Self {
-            latents: Latents::load(checkpoint, &root, &config, backbone.places(), backbone.classes())?,
+            latents: Latents::load(
+                checkpoint,
+                &root,
+                &config,
+                [backbone.places(), backbone.classes()],
+                config.number("cfg").unwrap_or(3.0),
+            )?,
             head: DiffusionHead::load(&root.at("diffloss.net"), config.count("num_sampling_steps").unwrap_or(100))?,
             backbone,
             levels,
@@ -106,7 +113,7 @@ impl Far {
         self.levels.iter().enumerate().map(level).collect()
     }
 
-    /// [`DrawsLatents::generate`] that also shows what the head drew at each level, `[batch, places, channels]`.
+    /// [`DrawsLatents::draw_latents`] that also shows what the head drew at each level, `[batch, places, channels]`.
     ///
     /// # Errors
     /// As there, or whatever `drawn` returns.
@@ -153,14 +160,15 @@ impl Far {
     }
 }
 
-impl DrawsLatents for Far {
+impl<T: Float> DrawsLatents<T> for Far {
     const SYSTEM: &'static str = "far";
+    type Tokenizer = KlAutoencoder;
 
     fn latents(&self) -> &Latents {
         &self.latents
     }
 
-    fn generate<T: Float>(
+    fn draw_latents(
         &self,
         labels: &[u32],
         sampler: &Sampler<'_>,
@@ -168,7 +176,7 @@ impl DrawsLatents for Far {
         progress: Progress<'_>,
     ) -> Result<Tensor<T>> {
         let (places, mut done) = (self.backbone.places(), 0);
-        self.generate_levels(labels, sampler, chance, |_| {
+        self.generate_levels(labels, sampler, chance, |_: &Tensor<T>| {
             done += 1;
             go_on(progress(places * done / self.levels.len()))
         })

@@ -13,30 +13,25 @@
 //!
 //! Paper: Li et al. 2024, arXiv:2406.11838, sections 3 and 4. Upstream: LTH14/mar, `models/mar.py`.
 
-use std::ops::ControlFlow;
-
 use smalti::sample::Schedule;
 use smalti::{Device, Float, Tensor};
 
-use super::class_names;
-use super::codes::{go_on, to_planes};
+use super::codes::go_on;
+use super::latents::{DrawsLatents, Latents, Progress};
+use crate::Result;
 use crate::backbone::masked::{Asked, MaskedTransformer, unpatched};
-use crate::decode::{Normals, Random, Sampler, normals_of_places};
+use crate::decode::{Chance, Sampler};
 use crate::head::diffusion::DiffusionHead;
 use crate::tokenizer::kl::KlAutoencoder;
 use crate::weights::{Checkpoint, Loader, Notes};
-use crate::{Drawn, Generator, Result, Sampling};
 
 /// The model with its weights on a device.
 pub struct Mar {
     transformer: MaskedTransformer,
-    patch: usize,
     head: DiffusionHead,
-    tokenizer: Option<KlAutoencoder>,
     steps: usize,
     guidance: Schedule,
-    names: Vec<String>,
-    sampling: Sampling,
+    latents: Latents,
 }
 
 impl Mar {
@@ -50,29 +45,16 @@ impl Mar {
         let root = Loader::new(checkpoint, device, &notes);
         let mar = root.at("mar");
         let transformer = MaskedTransformer::load(&mar, &config)?;
+        let of = [transformer.places(), transformer.classes()];
+        let latents = Latents::load(checkpoint, &root, &config, of, config.number("cfg").unwrap_or(3.0))?;
         let model = Self {
-            patch: config.count("patch_size").unwrap_or(1).max(1),
             head: DiffusionHead::load(&mar.at("diffloss.net"), config.count("num_sampling_steps").unwrap_or(100))?,
-            tokenizer: if root.has("vae") {
-                let groups = config.count("norm_groups").unwrap_or(32);
-                let scale = config.number("latent_scale").unwrap_or(0.2325);
-                Some(KlAutoencoder::load(&root.at("vae"), groups, scale)?)
-            } else {
-                None
-            },
             steps: config.count("num_iter").unwrap_or(64).clamp(1, transformer.places().max(1)),
             guidance: match config.text("cfg_schedule") {
                 Some("constant") => Schedule::Constant,
                 _ => Schedule::Linear,
             },
-            names: class_names(checkpoint, transformer.classes()),
-            sampling: Sampling {
-                cfg: config.number("cfg").unwrap_or(3.0),
-                temperature: config.number("temperature").unwrap_or(1.0),
-                top_k: 0,
-                top_p: 1.0,
-                seed: 0,
-            },
+            latents: latents.in_patches_of(config.count("patch_size").unwrap_or(1)),
             transformer,
         };
         notes.finish(checkpoint, &[])?;
@@ -94,99 +76,55 @@ impl Mar {
     /// The tokenizer, if the checkpoint holds one.
     #[must_use]
     pub fn tokenizer(&self) -> Option<&KlAutoencoder> {
-        self.tokenizer.as_ref()
+        self.latents.tokenizer.as_ref()
     }
 
-    /// Draws latents, `[batch, channels, side, side]`, in each picture's own order. `normals` gives the noise of a
-    /// step's head, in the order it is used, for the cells that it is told of: (picture, cell).
+    /// Draws latents, `[batch, channels, side, side]`, in each picture's own order. `progress` is told of the cells
+    /// settled so far, of all pictures.
     ///
     /// # Errors
-    /// As [`Generator::draw`], or whatever `progress` returns.
+    /// As [`crate::Generator::draw`], or whatever `progress` returns.
     pub fn generate<T: Float>(
         &self,
         labels: &[u32],
-        orders: &[Vec<usize>],
-        sampling: &Sampling,
-        mut normals: impl FnMut(&[(usize, usize)], usize) -> Result<Vec<f64>>,
+        sampler: &Sampler<'_>,
+        chance: &mut dyn Chance,
         mut progress: impl FnMut(usize) -> Result<()>,
     ) -> Result<Tensor<T>> {
+        let sampling = sampler.sampling;
+        let orders: Vec<_> = (0..labels.len()).map(|picture| sampler.order(Some(picture))).collect();
         let mut settled = 0;
         let guided = sampling.cfg != 1.0;
-        let tokens = self.transformer.generate(labels, orders, self.steps, guided, |asked: Asked<'_, T>| {
+        let tokens = self.transformer.generate(labels, &orders, self.steps, guided, |asked: Asked<'_, T>| {
             let scale = guided.then(|| self.guidance.at(sampling.cfg.into(), asked.share) as f32);
-            let mut of_step = |rows: usize, channels: usize| {
-                debug_assert_eq!(rows, asked.cells.len());
-                normals(asked.cells, channels)
-            };
-            let of_step: &mut Normals<'_> = &mut of_step;
-            let drawn =
-                self.head.sample(&self.head.condition(asked.states, &[])?, scale, sampling.temperature, of_step)?;
+            chance.begin(asked.cells);
+            let mut normals = |rows: usize, channels: usize| chance.normals(rows, channels);
+            let condition = self.head.condition(asked.states, &[])?;
+            let drawn = self.head.sample(&condition, scale, sampling.temperature, &mut normals)?;
             settled += asked.cells.len();
             progress(settled)?;
             Ok(drawn)
         })?;
         // Each token is a patch of the latents.
-        unpatched(&tokens, self.patch)
+        unpatched(&tokens, self.latents.patch)
     }
 }
 
-/// A generator that computes in `T`.
-pub struct MarIn<T>(Mar, std::marker::PhantomData<T>);
+impl<T: Float> DrawsLatents<T> for Mar {
+    const SYSTEM: &'static str = "mar";
+    type Tokenizer = KlAutoencoder;
 
-impl<T> MarIn<T> {
-    /// Fixes the element type.
-    #[must_use]
-    pub fn new(model: Mar) -> Self {
-        Self(model, std::marker::PhantomData)
-    }
-}
-
-impl<T: Float> Generator for MarIn<T> {
-    fn system(&self) -> &'static str {
-        "mar"
+    fn latents(&self) -> &Latents {
+        &self.latents
     }
 
-    fn classes(&self) -> &[String] {
-        &self.0.names
-    }
-
-    fn sampling(&self) -> Sampling {
-        self.0.sampling
-    }
-
-    fn tokens_per_picture(&self) -> usize {
-        self.0.transformer.places()
-    }
-
-    fn has_tokenizer(&self) -> bool {
-        self.0.tokenizer.is_some()
-    }
-
-    fn picture_size(&self) -> [usize; 2] {
-        let side = self.0.transformer.places().isqrt();
-        let side = side * self.0.patch * self.0.tokenizer().map_or(1, KlAutoencoder::factor);
-        [side, side]
-    }
-
-    fn draw(
+    fn draw_latents(
         &self,
         labels: &[u32],
-        first_picture: u64,
-        sampling: &Sampling,
-        progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
-    ) -> Result<Drawn> {
-        let places = self.0.transformer.places();
-        let sampler = Sampler { sampling: *sampling, random: Random::Philox { first_picture }, places };
-        let orders: Vec<_> = (0..labels.len()).map(|picture| sampler.order(Some(picture))).collect();
-        let mut drawn = 0;
-        let normals = |cells: &[(usize, usize)], channels: usize| {
-            drawn += 1;
-            Ok(normals_of_places(&sampler, cells, channels, drawn))
-        };
-        let all = labels.len() * places;
-        let latents =
-            self.0.generate::<T>(labels, &orders, sampling, normals, |settled| go_on(progress(settled, all)))?;
-        let pixels = self.0.tokenizer().map(|tokenizer| tokenizer.decode(&latents)).transpose()?;
-        to_planes(&latents, pixels.as_ref())
+        sampler: &Sampler<'_>,
+        chance: &mut dyn Chance,
+        progress: Progress<'_>,
+    ) -> Result<Tensor<T>> {
+        self.generate(labels, sampler, chance, |settled| go_on(progress(settled / labels.len().max(1))))
     }
 }

@@ -65,7 +65,7 @@ pub fn load<T: Float>(checkpoint: &Checkpoint, device: &Device) -> Result<Box<dy
             request(format!("{system} draws nothing: smalti conform alone runs it"))
         }
         Some("aim") => Ok(Box::new(InDtype::<T, _>::new(aim::Aim::load(checkpoint, device)?))),
-        Some("arinar") => Ok(Box::new(arinar::Arinar::<T>::load(checkpoint, device)?)),
+        Some("arinar") => Ok(Box::new(LatentsInDtype::<T, _>::new(arinar::Arinar::load(checkpoint, device)?))),
         Some("arpg") => Ok(Box::new(InDtype::<T, _>::new(arpg::Arpg::load(checkpoint, device)?))),
         Some("dar") => Ok(Box::new(InDtype::<T, _>::new(dar::Dar::load(checkpoint, device)?))),
         Some("dar_diffusion") => {
@@ -77,17 +77,15 @@ pub fn load<T: Float>(checkpoint: &Checkpoint, device: &Device) -> Result<Box<dy
         Some("larp") => Ok(Box::new(InDtype::<T, _>::new(larp::Larp::load(checkpoint, device)?))),
         Some("llamagen") => Ok(Box::new(llamagen::LlamaGen::<T>::load(checkpoint, device)?)),
         Some("lpd") => Ok(Box::new(InDtype::<T, _>::new(lpd::Lpd::load(checkpoint, device)?))),
-        Some("mar") => Ok(Box::new(mar::MarIn::<T>::new(mar::Mar::load(checkpoint, device)?))),
+        Some("mar") => Ok(Box::new(LatentsInDtype::<T, _>::new(mar::Mar::load(checkpoint, device)?))),
         Some("maskgil") => Ok(Box::new(InDtype::<T, _>::new(maskgil::MaskGil::load(checkpoint, device)?))),
         Some("mvar") => Ok(Box::new(mvar::MVar::<T>::load(checkpoint, device)?)),
         Some("nar") => Ok(Box::new(InDtype::<T, _>::new(nar::Nar::load(checkpoint, device)?))),
         Some("par") => Ok(Box::new(InDtype::<T, _>::new(par::Par::load(checkpoint, device)?))),
         Some("randar") => Ok(Box::new(InDtype::<T, _>::new(randar::RandAr::load(checkpoint, device)?))),
         Some("rar") => Ok(Box::new(InDtype::<T, _>::new(rar::Rar::load(checkpoint, device)?))),
-        Some("spherear") => Ok(Box::new(spherear::SphereArIn::<T>::new(spherear::SphereAr::load(checkpoint, device)?))),
-        Some("transdiff") => {
-            Ok(Box::new(transdiff::TransDiffIn::<T>::new(transdiff::TransDiff::load(checkpoint, device)?)))
-        }
+        Some("spherear") => Ok(Box::new(LatentsInDtype::<T, _>::new(spherear::SphereAr::load(checkpoint, device)?))),
+        Some("transdiff") => Ok(Box::new(LatentsInDtype::<T, _>::new(transdiff::TransDiff::load(checkpoint, device)?))),
         Some("var") => Ok(Box::new(var::Var::<T>::load(checkpoint, device)?)),
         Some("xar") => Ok(Box::new(LatentsInDtype::<T, _>::new(xar::Xar::load(checkpoint, device)?))),
         Some(other) => request(format!("system \"{other}\" is not known here")),

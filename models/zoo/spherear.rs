@@ -16,23 +16,21 @@
 //!
 //! Paper: Ke and Xue 2025, arXiv:2509.24335, sections 3.1 and 3.2. Upstream: guolinke/SphereAR, `SphereAR/model.py`.
 
-use std::ops::ControlFlow;
-
 use smalti::attention::{Align, KvCache, Mask, Options};
 use smalti::rope::Table;
 use smalti::sample::Schedule;
 use smalti::{Device, Float, Tensor, Weight, activation, copy, elementwise, embedding, norm};
 
-use super::class_names;
-use super::codes::{go_on, to_planes};
+use super::codes::go_on;
+use super::latents::{DrawsLatents, Latents, Progress};
 use crate::backbone::condition::TimeEmbedding;
 use crate::backbone::llama::{Llama, Sizes, gated_by_half};
 use crate::backbone::vit::{LayerNorm, Linear};
-use crate::decode::{Chance, OfPlaces, Random, Sampler, concatenate, twice};
+use crate::decode::{Chance, Sampler, concatenate, twice};
 use crate::head::flow::Stochastic;
 use crate::tokenizer::spherical::{SphericalAutoencoder, centred_table, on_sphere};
 use crate::weights::{Checkpoint, Loader, Notes};
-use crate::{Drawn, Error, Generator, Result, Sampling};
+use crate::{Error, Result, Sampling};
 
 /// Of every norm here.
 const EPS: f32 = 1e-6;
@@ -137,7 +135,6 @@ impl FlowHead {
 
 /// The model with its weights on a device.
 pub struct SphereAr {
-    device: Device,
     /// A row per class, and one for none; each holds several tokens.
     classes: Weight,
     class_tokens: usize,
@@ -147,10 +144,8 @@ pub struct SphereAr {
     /// `[places, dim]`.
     head_positions: Tensor<f32>,
     head: FlowHead,
-    tokenizer: Option<SphericalAutoencoder>,
     guidance: Schedule,
-    names: Vec<String>,
-    sampling: Sampling,
+    latents: Latents<SphericalAutoencoder>,
 }
 
 /// One token of a generation.
@@ -188,8 +183,10 @@ impl SphereAr {
             drift: 1.0,
             noise: 1.0,
         };
+        let tokenizer = root.has("vae").then(|| SphericalAutoencoder::load(&root.at("vae"), &config)).transpose()?;
+        let of = [places, rows.saturating_sub(1)];
+        let cfg = config.number("cfg").unwrap_or(4.6);
         let model = Self {
-            device: device.clone(),
             classes: root.weight("cls_embedding.weight", &[rows, columns])?,
             class_tokens: columns / dim.max(1),
             input: Linear::load(&root, "proj_in", [dim, channels])?,
@@ -197,24 +194,13 @@ impl SphereAr {
             llama: Llama::load(&root, Sizes { dim, heads, kv_heads: heads, norm_eps: EPS })?,
             head_positions: root.vector("pos_for_diff.weight", &[places, dim])?,
             head: FlowHead::load(&root.at("head.net"), dim, steps)?,
-            tokenizer: match root.has("vae") {
-                true => Some(SphericalAutoencoder::load(&root.at("vae"), &config)?),
-                false => None,
-            },
             guidance: match config.text("cfg_schedule") {
                 Some("constant") => Schedule::Constant,
                 _ => Schedule::Linear,
             },
-            names: class_names(checkpoint, rows.saturating_sub(1)),
-            sampling: Sampling {
-                cfg: config.number("cfg").unwrap_or(4.6),
-                temperature: 1.0,
-                top_k: 0,
-                top_p: 1.0,
-                seed: 0,
-            },
+            latents: Latents::new(checkpoint, device, &config, of, cfg, tokenizer),
         };
-        let of_tokenizer = model.tokenizer.as_ref().map_or(channels, SphericalAutoencoder::channels);
+        let of_tokenizer = model.latents.tokenizer.as_ref().map_or(channels, SphericalAutoencoder::channels);
         for (what, got) in [("head draws", model.head.channels), ("tokenizer has", of_tokenizer)] {
             if got != channels {
                 notes.add(format!("the {what} tokens of {got} values, the transformer reads {channels}"));
@@ -234,7 +220,7 @@ impl SphereAr {
     /// The tokenizer, if the checkpoint holds one.
     #[must_use]
     pub fn tokenizer(&self) -> Option<&SphericalAutoencoder> {
-        self.tokenizer.as_ref()
+        self.latents.tokenizer.as_ref()
     }
 
     fn places(&self) -> usize {
@@ -247,20 +233,20 @@ impl SphereAr {
     /// If the device has no room.
     pub fn table(&self) -> Result<Table> {
         let head_dim = self.llama.sizes().head_dim();
-        let whole = centred_table(&self.device, self.places().isqrt(), head_dim, self.class_tokens)?;
+        let whole = centred_table(&self.latents.device, self.places().isqrt(), head_dim, self.class_tokens)?;
         let rows = (self.class_tokens + self.places()).saturating_sub(1);
         Ok(Table { cos: whole.cos.narrow(0, 0, rows)?.contiguous()?, sin: whole.sin.narrow(0, 0, rows)?.contiguous()? })
     }
 
     /// The class tokens of `[rows]`, then, if `guided`, as many of none: `[rows, class tokens, dim]`.
     fn condition<T: Float>(&self, labels: &[u32], guided: bool) -> Result<Tensor<T>> {
-        let none = self.names.len() as u32;
+        let none = self.latents.classes() as u32;
         if let Some(label) = labels.iter().find(|label| **label >= none) {
             return Err(Error::Request(format!("class {label}, expected 0 to {}", none.saturating_sub(1))));
         }
         let mut ids = labels.to_vec();
         ids.resize(if guided { 2 } else { 1 } * labels.len(), none);
-        let ids = Tensor::from_vec(&self.device, &[ids.len()], ids)?;
+        let ids = Tensor::from_vec(&self.latents.device, &[ids.len()], ids)?;
         let rows = embedding::embedding::<T>(&self.classes, &ids)?;
         Ok(rows.reshape(&[rows.shape()[0], self.class_tokens, self.llama.sizes().dim])?)
     }
@@ -288,7 +274,7 @@ impl SphereAr {
     /// Draws latents on the sphere, `[batch, places, channels]`.
     ///
     /// # Errors
-    /// As [`Generator::draw`], or whatever `progress` returns.
+    /// As [`crate::Generator::draw`], or whatever `progress` returns.
     pub fn generate<T: Float>(
         &self,
         labels: &[u32],
@@ -325,58 +311,25 @@ impl SphereAr {
     }
 }
 
-/// A generator that computes in `T`.
-pub struct SphereArIn<T>(SphereAr, std::marker::PhantomData<T>);
+impl<T: Float> DrawsLatents<T> for SphereAr {
+    const SYSTEM: &'static str = "spherear";
+    type Tokenizer = SphericalAutoencoder;
 
-impl<T> SphereArIn<T> {
-    /// Fixes the element type.
-    #[must_use]
-    pub fn new(model: SphereAr) -> Self {
-        Self(model, std::marker::PhantomData)
-    }
-}
-
-impl<T: Float> Generator for SphereArIn<T> {
-    fn system(&self) -> &'static str {
-        "spherear"
+    fn latents(&self) -> &Latents<SphericalAutoencoder> {
+        &self.latents
     }
 
-    fn classes(&self) -> &[String] {
-        &self.0.names
-    }
-
-    fn sampling(&self) -> Sampling {
-        self.0.sampling
-    }
-
-    fn tokens_per_picture(&self) -> usize {
-        self.0.places()
-    }
-
-    fn has_tokenizer(&self) -> bool {
-        self.0.tokenizer.is_some()
-    }
-
-    fn picture_size(&self) -> [usize; 2] {
-        [self.0.places().isqrt() * self.0.tokenizer().map_or(1, SphericalAutoencoder::factor); 2]
-    }
-
-    fn draw(
+    fn draw_latents(
         &self,
         labels: &[u32],
-        first_picture: u64,
-        sampling: &Sampling,
-        progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
-    ) -> Result<Drawn> {
-        let all = labels.len() * self.0.places();
-        let random = Random::Philox { first_picture };
-        let sampler = Sampler { sampling: *sampling, random, places: self.0.places() };
+        sampler: &Sampler<'_>,
+        chance: &mut dyn Chance,
+        progress: Progress<'_>,
+    ) -> Result<Tensor<T>> {
         let mut settled = 0;
-        let latents = self.0.generate::<T>(labels, sampling, &mut OfPlaces::new(&sampler), |_| {
-            settled += labels.len();
-            go_on(progress(settled, all))
-        })?;
-        let pixels = self.0.tokenizer().map(|tokenizer| tokenizer.decode(&latents)).transpose()?;
-        to_planes(&latents, pixels.as_ref())
+        self.generate(labels, &sampler.sampling, chance, |_| {
+            settled += 1;
+            go_on(progress(settled))
+        })
     }
 }

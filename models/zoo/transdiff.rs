@@ -17,21 +17,19 @@
 //! Paper: Zhen et al. 2025, arXiv:2506.09482, sections 3.1 to 3.3. Upstream: TransDiff/TransDiff, `models/transdiff.py`,
 //! `models/transdiff_mrar.py`.
 
-use std::ops::ControlFlow;
-
 use smalti::attention::{self, Options};
 use smalti::{Device, Float, Tensor, Weight, activation, copy, elementwise, embedding, norm};
 
-use super::class_names;
-use super::codes::{go_on, to_planes};
+use super::codes::go_on;
+use super::latents::{DrawsLatents, Latents, Progress};
 use crate::backbone::condition::TimeEmbedding;
 use crate::backbone::masked::unpatched;
 use crate::backbone::vit::{LayerNorm, Linear, Vit};
-use crate::decode::{Chance, OfPlaces, Random, Sampler, concatenate};
+use crate::decode::{Chance, Sampler, concatenate};
 use crate::head::flow::Stochastic;
 use crate::tokenizer::kl::KlAutoencoder;
 use crate::weights::{Checkpoint, Loader, Notes};
-use crate::{Drawn, Error, Generator, Result, Sampling};
+use crate::{Error, Result, Sampling};
 
 /// Where no configuration says otherwise.
 const NORM_EPS: f32 = 1e-6;
@@ -181,7 +179,6 @@ impl FlowDecoder {
 
 /// The model with its weights on a device.
 pub struct TransDiff {
-    device: Device,
     classes: Weight,
     /// `[1, dim]`.
     none: Tensor<f32>,
@@ -199,12 +196,10 @@ pub struct TransDiff {
     /// Of the conditions: `[1, places, dim]`.
     condition_positions: Tensor<f32>,
     decoder: FlowDecoder,
-    tokenizer: Option<KlAutoencoder>,
     steps: Stochastic,
     /// The guidance scale of each round.
     scales: Vec<f32>,
-    names: Vec<String>,
-    sampling: Sampling,
+    latents: Latents,
 }
 
 /// One round of a generation.
@@ -235,8 +230,9 @@ impl TransDiff {
         let mut scales = config.numbers("cfg").unwrap_or_else(|| vec![1.3]);
         scales.resize(rounds, scales.last().copied().unwrap_or(1.0));
         let net = root.at("diffdecoder.net");
+        let decoder = FlowDecoder::load(&net, dim, heads, eps)?;
+        let cfg = scales.last().copied().unwrap_or(1.0);
         let model = Self {
-            device: device.clone(),
             classes: root.weight("class_emb.weight", &[classes, dim])?,
             none: root.vector("fake_latent", &[1, dim])?,
             input: Linear::load(&root, "z_proj", [dim, values])?,
@@ -247,15 +243,6 @@ impl TransDiff {
             encoder: Vit::load(&root, "encoder_blocks", dim, heads, eps)?,
             norm: LayerNorm::load(&root, "encoder_norm", dim, eps)?,
             condition_positions: root.vector("diffusion_pos_embed_learned", &[1, places, dim])?,
-            decoder: FlowDecoder::load(&net, dim, heads, eps)?,
-            tokenizer: match root.has("vae") {
-                true => Some(KlAutoencoder::load(
-                    &root.at("vae"),
-                    config.count("norm_groups").unwrap_or(32),
-                    config.number("latent_scale").unwrap_or(0.2325),
-                )?),
-                false => None,
-            },
             steps: Stochastic {
                 // The last step is counted, too.
                 steps: config.count("num_sampling_steps").unwrap_or(100).max(2) - 1,
@@ -264,14 +251,8 @@ impl TransDiff {
                 drift: config.number("scale_0").unwrap_or(0.89).into(),
                 noise: config.number("scale_1").unwrap_or(0.95).into(),
             },
-            names: class_names(checkpoint, classes),
-            sampling: Sampling {
-                cfg: scales.last().copied().unwrap_or(1.0),
-                temperature: 1.0,
-                top_k: 0,
-                top_p: 1.0,
-                seed: 0,
-            },
+            latents: Latents::load(checkpoint, &root, &config, [decoder.places(), classes], cfg)?,
+            decoder,
             scales,
         };
         if masks > 1 && rounds * masks != places {
@@ -295,7 +276,7 @@ impl TransDiff {
     /// How its authors sample; `cfg` is the last round's.
     #[must_use]
     pub fn sampling(&self) -> Sampling {
-        self.sampling
+        self.latents.sampling
     }
 
     /// Values of a latent.
@@ -315,12 +296,12 @@ impl TransDiff {
 
     /// The class of each row as often as it stands before the tokens; then, if `guided`, as many rows of none.
     fn buffer<T: Float>(&self, labels: &[u32], guided: bool) -> Result<Tensor<T>> {
-        let classes = self.names.len();
+        let classes = self.latents.classes();
         if let Some(label) = labels.iter().find(|label| **label as usize >= classes) {
             return Err(Error::Request(format!("class {label}, expected 0 to {}", classes.saturating_sub(1))));
         }
         let dim = self.none.shape()[1];
-        let ids = Tensor::from_vec(&self.device, &[labels.len(), 1], labels.to_vec())?;
+        let ids = Tensor::from_vec(&self.latents.device, &[labels.len(), 1], labels.to_vec())?;
         let mut rows = embedding::embedding::<T>(&self.classes, &ids)?;
         if guided {
             let none = self.none.reshape(&[1, 1, dim])?.broadcast(&[labels.len(), 1, dim])?.contiguous()?;
@@ -332,7 +313,7 @@ impl TransDiff {
     /// Draws latents, `[batch, channels, side, side]`.
     ///
     /// # Errors
-    /// As [`Generator::draw`], or whatever `progress` returns.
+    /// As [`crate::Generator::draw`], or whatever `progress` returns.
     pub fn generate<T: Float>(
         &self,
         labels: &[u32],
@@ -351,11 +332,11 @@ impl TransDiff {
         chance.begin(&all);
         let mut noise = || -> Result<Tensor<T>> {
             let values = chance.normals(all.len(), channels)?.into_iter().map(T::from_f64).collect();
-            Ok(Tensor::from_vec(&self.device, &[batch, cells, channels], values)?)
+            Ok(Tensor::from_vec(&self.latents.device, &[batch, cells, channels], values)?)
         };
         let start = noise()?;
 
-        let mut caches = self.encoder.caches(&self.device, rows, self.buffer + places)?;
+        let mut caches = self.encoder.caches(&self.latents.device, rows, self.buffer + places)?;
         let mut run = |x: &Tensor<T>, first: usize| -> Result<Tensor<T>> {
             let positions = self.positions.narrow(1, first, x.shape()[1])?.contiguous()?;
             let x = self.input_norm.run(&elementwise::add(x, &copy::convert(&positions)?)?)?;
@@ -412,58 +393,25 @@ fn patched<T: Float>(tokens: &Tensor<T>) -> Result<Tensor<T>> {
     Ok(grid.contiguous()?.reshape(&[batch, side * side, channels * PATCH * PATCH])?)
 }
 
-/// A generator that computes in `T`.
-pub struct TransDiffIn<T>(TransDiff, std::marker::PhantomData<T>);
+impl<T: Float> DrawsLatents<T> for TransDiff {
+    const SYSTEM: &'static str = "transdiff";
+    type Tokenizer = KlAutoencoder;
 
-impl<T> TransDiffIn<T> {
-    /// Fixes the element type.
-    #[must_use]
-    pub fn new(model: TransDiff) -> Self {
-        Self(model, std::marker::PhantomData)
-    }
-}
-
-impl<T: Float> Generator for TransDiffIn<T> {
-    fn system(&self) -> &'static str {
-        "transdiff"
+    fn latents(&self) -> &Latents {
+        &self.latents
     }
 
-    fn classes(&self) -> &[String] {
-        &self.0.names
-    }
-
-    fn sampling(&self) -> Sampling {
-        self.0.sampling
-    }
-
-    fn tokens_per_picture(&self) -> usize {
-        self.0.decoder.places()
-    }
-
-    fn has_tokenizer(&self) -> bool {
-        self.0.tokenizer.is_some()
-    }
-
-    fn picture_size(&self) -> [usize; 2] {
-        let factor = self.0.tokenizer.as_ref().map_or(1, KlAutoencoder::factor);
-        [self.0.decoder.places().isqrt() * factor; 2]
-    }
-
-    fn draw(
+    fn draw_latents(
         &self,
         labels: &[u32],
-        first_picture: u64,
-        sampling: &Sampling,
-        progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
-    ) -> Result<Drawn> {
-        let places = self.0.decoder.places();
-        let sampler = Sampler { sampling: *sampling, random: Random::Philox { first_picture }, places };
-        let (mut round, rounds, all) = (0, self.0.scales.len(), labels.len() * places);
-        let latents = self.0.generate::<T>(labels, sampling, &mut OfPlaces::new(&sampler), |_| {
+        sampler: &Sampler<'_>,
+        chance: &mut dyn Chance,
+        progress: Progress<'_>,
+    ) -> Result<Tensor<T>> {
+        let mut round = 0;
+        self.generate(labels, &sampler.sampling, chance, |_| {
             round += 1;
-            go_on(progress(round * all / rounds, all))
-        })?;
-        let pixels = self.0.tokenizer.as_ref().map(|tokenizer| tokenizer.decode(&latents)).transpose()?;
-        to_planes(&latents, pixels.as_ref())
+            go_on(progress(round * self.decoder.places() / self.scales.len()))
+        })
     }
 }

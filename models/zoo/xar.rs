@@ -2,7 +2,7 @@
 //!
 //! | part      | here                                                                                       |
 //! |-----------|--------------------------------------------------------------------------------------------|
-//! | tokenizer | a KL autoencoder ([`KlAutoencoder`](crate::tokenizer::kl::KlAutoencoder))                   |
+//! | tokenizer | a KL autoencoder ([`KlAutoencoder`])                                                       |
 //! | backbone  | blocks modulated by class and time, a cache for each; encoder, then decoder                |
 //! | order     | the quarters of the picture, in raster order                                               |
 //! | mask      | block-causal over cells; a cell is drawn while those before it lie in the caches           |
@@ -27,6 +27,7 @@ use crate::backbone::vit::Linear;
 use crate::decode::{Chance, Sampler, twice};
 use crate::head::flow::Stochastic;
 use crate::order;
+use crate::tokenizer::kl::KlAutoencoder;
 use crate::weights::{Checkpoint, Loader, Notes};
 use crate::{Error, Result};
 
@@ -106,7 +107,13 @@ impl Xar {
         let classes = ClassTable::load(&root, "class_emb.weight", dim)?;
         let stage = |name: &str| Stage::load(&root, name, [places, dim], heads, eps);
         let model = Self {
-            latents: Latents::load(checkpoint, &root, &config, places, classes.classes())?,
+            latents: Latents::load(
+                checkpoint,
+                &root,
+                &config,
+                [places, classes.classes()],
+                config.number("cfg").unwrap_or(3.0),
+            )?,
             table: order::positions(&table, &cells_in_order(side, across))?,
             across,
             time: TimeEmbedding::load(&root, "time_embed", dim)?,
@@ -202,7 +209,7 @@ impl Xar {
         Ok([all(&states)?, all(&velocities)?])
     }
 
-    /// [`DrawsLatents::generate`] that also shows the velocities of each step of each cell, `[rows, cell_tokens,
+    /// [`DrawsLatents::draw_latents`] that also shows the velocities of each step of each cell, `[rows, cell_tokens,
     /// channels]`, before guidance.
     ///
     /// # Errors
@@ -353,21 +360,22 @@ impl Stage {
     }
 }
 
-impl DrawsLatents for Xar {
+impl<T: Float> DrawsLatents<T> for Xar {
     const SYSTEM: &'static str = "xar";
+    type Tokenizer = KlAutoencoder;
 
     fn latents(&self) -> &Latents {
         &self.latents
     }
 
-    fn generate<T: Float>(
+    fn draw_latents(
         &self,
         labels: &[u32],
         sampler: &Sampler<'_>,
         chance: &mut dyn Chance,
         progress: Progress<'_>,
     ) -> Result<Tensor<T>> {
-        self.generate_cells(labels, sampler, chance, |cell, step, _| {
+        self.generate_cells(labels, sampler, chance, |cell, step, _: &Tensor<T>| {
             go_on(progress((cell * self.steps + step + 1) * self.cell_tokens() / self.steps))
         })
     }

@@ -4,7 +4,7 @@ use smalti::{Float, Tensor};
 
 use super::{sampled, weights};
 use crate::conform::{Computed, Dump, Values};
-use crate::decode::Chance;
+use crate::decode::{Chance, Random, Sampler};
 use crate::zoo::arinar::Arinar;
 use crate::{Error, Result};
 
@@ -80,11 +80,12 @@ pub(super) fn run<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
         });
     }
 
-    let orders: Vec<_> = dump.counts("order")?.iter().map(|cell| *cell as usize).collect();
-    let orders: Vec<_> = orders.chunks(orders.len() / labels.len().max(1)).map(<[usize]>::to_vec).collect();
+    let orders = dump.counts("order")?;
+    let random = Random::Recorded { uniforms: &[], orders: &orders };
+    let sampler = Sampler { sampling: sampled(dump)?, random, places: model.transformer().places() };
     let (mut counts, mut scales, mut calls) = (Vec::new(), Vec::new(), Vec::new());
     let mut recorded = Recorded { dump, normals: 0, uniforms: 0 };
-    let latents = model.generate(&labels, &orders, &sampled(dump)?, &mut recorded, |step| {
+    let latents = model.generate(&labels, &sampler, &mut recorded, |step| {
         counts.push(step.states.shape()[0]);
         scales.push(step.scale);
         calls.push((step.states.clone(), step.tokens.clone()));

@@ -3,9 +3,31 @@
 use smalti::Float;
 
 use super::{needed, sampled, weights};
-use crate::Result;
 use crate::conform::{Computed, Dump};
+use crate::decode::{Chance, Random, Sampler};
 use crate::zoo::mar::Mar;
+use crate::{Error, Result};
+
+/// A tensor of normal numbers for each draw.
+struct NoiseOfDraws<'a> {
+    dump: &'a Dump<'a>,
+    drawn: usize,
+}
+
+impl Chance for NoiseOfDraws<'_> {
+    fn begin(&mut self, _: &[(usize, usize)]) {}
+
+    fn normals(&mut self, rows: usize, count: usize) -> Result<Vec<f64>> {
+        let values = self.dump.checkpoint.floats(&format!("in.noise.{:04}", self.drawn))?;
+        self.drawn += 1;
+        // Under guidance the official code draws for both halves; the second is never used.
+        Ok(values.iter().take(rows * count).map(|value| f64::from(*value)).collect())
+    }
+
+    fn uniforms(&mut self, _: usize, _: usize) -> Result<Vec<f64>> {
+        Err(Error::Weights("uniform numbers were asked of a dump that records normal ones".to_owned()))
+    }
+}
 
 pub(super) fn run<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
     let model = Mar::load(&weights(dump)?, dump.device)?;
@@ -18,18 +40,9 @@ pub(super) fn run<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
     let head = model.head().run(&dump.tensor::<T>("head_x")?, &times, &condition)?;
 
     let orders = dump.counts("order")?;
-    let orders: Vec<Vec<_>> = orders
-        .chunks(orders.len() / labels.len().max(1))
-        .map(|order| order.iter().map(|cell| *cell as usize).collect())
-        .collect();
-    let mut drawn = 0;
-    let normals = |cells: &[(usize, usize)], channels: usize| {
-        let values = dump.checkpoint.floats(&format!("in.noise.{drawn:04}"))?;
-        drawn += 1;
-        // Under guidance the official code draws for both halves; the second is never used.
-        Ok(values.iter().take(cells.len() * channels).map(|value| f64::from(*value)).collect())
-    };
-    let latents = model.generate::<T>(&labels, &orders, &sampled(dump)?, normals, |_| Ok(()))?;
+    let random = Random::Recorded { uniforms: &[], orders: &orders };
+    let sampler = Sampler { sampling: sampled(dump)?, random, places: model.transformer().places() };
+    let latents = model.generate::<T>(&labels, &sampler, &mut NoiseOfDraws { dump, drawn: 0 }, |_| Ok(()))?;
     Ok(vec![
         Computed::floats("plain_encoder", &encoder)?,
         Computed::floats("plain_decoder", &decoder)?,
