@@ -2,7 +2,8 @@
 // path: how far drafts of a diffusion head are accepted, by the densities of their denoising paths.
 //
 //     r[b, i] = sum over steps and channels of ln N(x; q) - ln N(x; p), the Gaussians of each step under both models
-//     kept[b, i] = 1 where u[b, i] < exp(min(r[b, i], 0)), else 0;  accepted[b] = how many of the first are kept
+//     kept[b, i] = 1 where u[b, i] < exp(min(r[b, i], 0)), else 0, as where r[b, i] is a NaN
+//     accepted[b] = how many of the first are kept
 //
 // Bindings, group 0:
 //     0 params    see the struct; offsets count elements, those of the outputs are 0
@@ -74,7 +75,8 @@ fn ${ entry }(
             workgroupBarrier();
         }
         if invocation == 0u {
-            let keep = u[params.u_offset + row] < exp(min(sums[0], 0.0));
+            let number = (bitcast<u32>(sums[0]) & 0x7fffffffu) <= 0x7f800000u;
+            let keep = number && u[params.u_offset + row] < exp(min(sums[0], 0.0));
             r[row] = sums[0];
             kept[row] = select(0u, 1u, keep);
             if !keep {

@@ -41,6 +41,7 @@ impl PathsVerified {
 /// A draft passes iff `u < min(1, q / p)`, `p` and `q` the densities of its path `x` under the draft and the target model:
 /// the products over steps and channels of `N(x; mean, exp(log_variance))`. A draft that does not pass is replaced by a
 /// path drawn from the target that passes [`takes_residual`]; then paths, and so tokens, have exactly the target's law.
+/// Where the ratio of densities is not a number, neither lets a path pass.
 ///
 /// | operand          | shape                              | element | layout |
 /// |------------------|------------------------------------|---------|--------|
@@ -129,8 +130,9 @@ pub fn verify_paths(
             };
             let ratios = cpu_rows(device, batch * drafts, batch * drafts * terms, ratio)?;
             let uniforms = uniforms.host().as_slice().expect("contiguous");
-            let kept: Vec<u32> =
-                ratios.iter().zip(uniforms).map(|(ratio, u)| u32::from(*u < ratio.min(0.0).exp())).collect();
+            // min would take a NaN for 0.
+            let passes = |(ratio, u): (&f32, &f32)| !ratio.is_nan() && *u < ratio.min(0.0).exp();
+            let kept: Vec<u32> = ratios.iter().zip(uniforms).map(passes).map(u32::from).collect();
             let accepted = |sequence: usize| {
                 kept[sequence * drafts..][..drafts].iter().take_while(|kept| **kept == 1).count() as u32
             };

@@ -444,6 +444,28 @@ fn paths_are_verified_alike_everywhere() {
 }
 
 #[test]
+fn a_path_without_a_ratio_does_not_pass() {
+    // Equal densities, a NaN among the states, infinity less infinity, and a target that is far denser, or far thinner.
+    let shape = [1, 5, 2, 1];
+    let x = [0.0, 0.0, f64::NAN, 0.0, 0.0, f64::INFINITY, 0.0, 1e30, 0.0, 0.0];
+    let mean = [0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 1e30, 1e30, 0.0];
+    for device in std::iter::once(&Device::reference()).chain(devices()) {
+        let of = |values: &[f64]| tensor::<f32>(device, &shape, values);
+        let (zero, mean) = (of(&[0.0; 10]), of(&mean));
+        let draft = Gaussians { mean: &zero, log_variance: &zero };
+        let target = Gaussians { mean: &mean, log_variance: &zero };
+        let u = tensor::<f32>(device, &shape[..2], &[0.5; 5]);
+        let verified = jacobi::verify_paths(&of(&x), draft, target, &u).unwrap();
+        let ratios = verified.log_ratio.to_vec().unwrap();
+        assert!(ratios[1].is_nan() && ratios[2].is_nan(), "{device}: {ratios:?}");
+        assert_eq!(ratios[3..], [f32::INFINITY, f32::NEG_INFINITY], "{device}");
+        assert_eq!(verified.kept.to_vec().unwrap(), [1, 0, 0, 1, 0], "{device}");
+        assert_eq!(verified.accepted.to_vec().unwrap(), [1], "{device}");
+    }
+    assert!(!jacobi::takes_residual(f32::NAN, 0.0));
+}
+
+#[test]
 fn paths_have_the_law_of_the_target() {
     // One step and one channel: drafts of N(0, 1), a target N(0.7, 0.8^2), in 20 bins of equal probability.
     let device = Device::cpu();
