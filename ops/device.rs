@@ -223,7 +223,7 @@ impl Device {
     pub fn list() -> Vec<DeviceInfo> {
         let mut list = Vec::new();
         #[cfg(feature = "cuda")]
-        list.extend(crate::backend::cuda::list());
+        list.extend(crate::backend::cuda::list().unwrap_or_default());
         #[cfg(feature = "wgpu")]
         list.extend(crate::backend::wgpu::list());
         #[cfg(feature = "cpu")]
@@ -236,6 +236,26 @@ impl Device {
             features: Vec::new(),
         });
         list
+    }
+
+    /// The backends without a device in [`Device::list`], and why: not built, no driver, a driver or a device too old.
+    #[must_use]
+    pub fn absent() -> Vec<(Backend, String)> {
+        let mut absent = Vec::new();
+        #[cfg(feature = "cuda")]
+        absent.extend(crate::backend::cuda::list().err().map(|reason| (Backend::Cuda, reason)));
+        #[cfg(feature = "wgpu")]
+        if crate::backend::wgpu::list().is_empty() {
+            absent.push((Backend::Wgpu, "no adapter was found: is a Vulkan driver installed?".to_owned()));
+        }
+        let built = [
+            (Backend::Cuda, cfg!(feature = "cuda")),
+            (Backend::Wgpu, cfg!(feature = "wgpu")),
+            (Backend::Cpu, cfg!(feature = "cpu")),
+        ];
+        let left_out = built.iter().filter(|(_, built)| !built);
+        absent.extend(left_out.map(|(backend, _)| (*backend, format!("built without the feature {backend}"))));
+        absent
     }
 
     /// Which implementation of the ops it runs.

@@ -1,19 +1,13 @@
 //! `smalti devices`.
 
-use smalti::{Backend, Device};
+use smalti::Device;
 
 use super::args::Devices;
 
 /// Prints every device, and a line for each backend that has none.
 pub fn run(options: &Devices) {
     let list = Device::list();
-    let no_cuda = smalti::backend::cuda::absence().unwrap_or_else(|| "the driver describes no device".to_owned());
-    let absent: Vec<_> =
-        [(Backend::Cuda, no_cuda.as_str()), (Backend::Wgpu, "wgpu found no adapter: is a Vulkan driver installed?")]
-            .into_iter()
-            .filter(|(backend, _)| !list.iter().any(|info| info.backend == *backend))
-            .collect();
-
+    let absent = Device::absent();
     if options.json {
         let devices: Vec<_> = list
             .iter()

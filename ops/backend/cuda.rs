@@ -18,6 +18,10 @@ use crate::{Dtype, Element, Error, Layout, Result};
 
 /// The driver's version, as it counts them, from which on it knows the PTX of every kernel's `.version` line.
 const OLDEST_DRIVER: i32 = 11_000;
+/// As above, for kernels that only one architecture runs: PTX knows `sm_90a` from 8.0 on.
+const OLDEST_DRIVER_OF_EXACT: i32 = 12_000;
+/// The compute capability that every kernel's plainest variant asks for.
+const OLDEST_DEVICE: (u32, u32) = (8, 0);
 /// Shared memory that a block may use without asking for more.
 const SHARED_BYTES: u32 = 48 << 10;
 /// Room for what the driver's compiler says about a kernel.
@@ -28,6 +32,8 @@ pub struct Cuda {
     id: String,
     name: String,
     raw: Raw,
+    /// The CUDA version that the driver is for, as it counts them.
+    driver: i32,
     capability: (u32, u32),
     multiprocessors: u32,
     shared_bytes: u32,
@@ -182,9 +188,9 @@ fn words(error: DriverError) -> String {
     format!("{}: {}", text(error.error_name()), text(error.error_string()))
 }
 
-/// That the driver's library can be loaded and initialised. cudarc panics where there is none.
-fn start_driver() -> std::result::Result<(), String> {
-    static STARTED: OnceLock<std::result::Result<(), String>> = OnceLock::new();
+/// Loads and initialises the driver's library, which gives its version. cudarc panics where there is none.
+fn start_driver() -> std::result::Result<i32, String> {
+    static STARTED: OnceLock<std::result::Result<i32, String>> = OnceLock::new();
     let start = || {
         let names = if cfg!(windows) { ["nvcuda.dll", "cuda.dll"] } else { ["libcuda.so", "libcuda.so.1"] };
         #[expect(unsafe_code, reason = "loading a library runs its initialisers")]
@@ -205,40 +211,48 @@ fn start_driver() -> std::result::Result<(), String> {
             let of = |version: i32| format!("{}.{}", version / 1000, version % 1000 / 10);
             return Err(format!("the driver is for CUDA {}, and kernels need {}", of(version), of(OLDEST_DRIVER)));
         }
-        Ok(())
+        Ok(version)
     };
     STARTED.get_or_init(start).clone()
 }
 
-/// Why there is no CUDA device on this machine, if there is none.
-#[must_use]
-pub fn absence() -> Option<String> {
-    match start_driver().and_then(|()| result::device::get_count().map_err(words)) {
-        Ok(0) => Some("the driver found no device".to_owned()),
-        Ok(_) => None,
-        Err(reason) => Some(reason),
+/// The devices of this machine that kernels can run on, as [`Device::list`](crate::Device::list) describes them; or
+/// why there is none.
+pub(crate) fn list() -> std::result::Result<Vec<DeviceInfo>, String> {
+    start_driver()?;
+    let mut list = Vec::new();
+    let mut refused = Vec::new();
+    for ordinal in 0..result::device::get_count().map_err(words)? {
+        match describe(ordinal) {
+            Ok(info) => list.push(info),
+            Err(reason) => refused.push(reason),
+        }
+    }
+    match (list.is_empty(), refused.is_empty()) {
+        (false, _) => Ok(list),
+        (true, false) => Err(refused.join("; ")),
+        (true, true) => Err("the driver found no device".to_owned()),
     }
 }
 
-/// The devices of this machine, as [`Device::list`](crate::Device::list) describes them.
-pub(crate) fn list() -> Vec<DeviceInfo> {
-    if start_driver().is_err() {
-        return Vec::new();
-    }
-    let count = result::device::get_count().unwrap_or(0);
-    let describe = |ordinal: i32| {
-        let device = result::device::get(ordinal).ok()?;
-        let name = result::device::get_name(device).ok()?;
-        let (major, minor) = capability(device).ok()?;
-        Some(DeviceInfo {
-            id: id(usize::try_from(ordinal).ok()?),
-            backend: Backend::Cuda,
-            software: is_software(&name),
-            name,
-            features: vec![format!("sm_{major}{minor}")],
-        })
+/// What is known of a device without opening it; or why kernels cannot run on it.
+fn describe(ordinal: i32) -> std::result::Result<DeviceInfo, String> {
+    let ask = || {
+        let device = result::device::get(ordinal)?;
+        Ok((result::device::get_name(device)?, capability(device)?))
     };
-    (0..count).filter_map(describe).collect()
+    let (name, (major, minor)) = ask().map_err(words)?;
+    if (major, minor) < OLDEST_DEVICE {
+        let (least, lesser) = OLDEST_DEVICE;
+        return Err(format!("{name} is an sm_{major}{minor}, and kernels need sm_{least}{lesser}"));
+    }
+    Ok(DeviceInfo {
+        id: id(usize::try_from(ordinal).unwrap_or(0)),
+        backend: Backend::Cuda,
+        software: is_software(&name),
+        name,
+        features: vec![format!("sm_{major}{minor}")],
+    })
 }
 
 fn is_software(name: &str) -> bool {
@@ -265,9 +279,10 @@ impl Cuda {
         let unavailable = |reason: String| Error::Unavailable { device: id(ordinal), reason };
         start_driver().map_err(unavailable)?;
         let count = result::device::get_count().map_err(words).map_err(unavailable)?;
-        if usize::try_from(count).is_ok_and(|count| ordinal >= count) {
-            return Err(unavailable(format!("the driver found {count} devices on this machine")));
-        }
+        match i32::try_from(ordinal) {
+            Ok(ordinal) if ordinal < count => describe(ordinal).map_err(unavailable)?,
+            _ => return Err(unavailable(format!("the driver found {count} devices on this machine"))),
+        };
         let stream = CudaContext::new(ordinal).and_then(|context| context.new_stream());
         let cuda = Self::from_stream(stream.map_err(words).map_err(unavailable)?)?;
         if cuda.pools {
@@ -307,6 +322,7 @@ impl Cuda {
                 id: id(usize::try_from(device).unwrap_or(0)),
                 name: result::device::get_name(device)?,
                 raw,
+                driver: start_driver().unwrap_or(OLDEST_DRIVER),
                 capability: capability(device)?,
                 multiprocessors: attribute(device, sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
                 shared_bytes: attribute(
@@ -370,14 +386,15 @@ impl Cuda {
         self.shared_bytes
     }
 
-    /// Whether it runs a kernel for `target`: `sm_80` and later ones do, `sm_90a` only that one.
+    /// Whether it runs a kernel for `target`: `sm_80` and later ones do, `sm_90a` only that one, where the driver is not
+    /// too old for the kernel's PTX.
     #[must_use]
     pub fn has(&self, target: &str) -> bool {
         let (major, minor) = self.capability;
         let own = 10 * major + minor;
         let number = target.strip_prefix("sm_").unwrap_or_default();
         match number.strip_suffix('a') {
-            Some(exact) => exact.parse() == Ok(own),
+            Some(exact) => exact.parse() == Ok(own) && self.driver >= OLDEST_DRIVER_OF_EXACT,
             None => number.parse().is_ok_and(|lowest: u32| own >= lowest),
         }
     }
@@ -854,6 +871,20 @@ mod tests {
             }
         }
         assert!(matches!(rows_launch("op", usize::MAX, 4097), Err(Error::Shape { op: "op", .. })));
+    }
+
+    #[test]
+    fn the_oldest_driver_and_the_oldest_device_run_a_variant_of_every_kernel() {
+        for kernel in kernels::cuda() {
+            let directive = |name: &str| kernel.source.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+            let target = directive(".target").unwrap();
+            assert_eq!(kernel.needs, [target], "{}", kernel.entry);
+            let newest = if target == "sm_80" { "7.0" } else { "8.0" };
+            assert!(directive(".version").is_some_and(|version| version <= newest), "{}", kernel.entry);
+        }
+        let plain: std::collections::HashSet<_> =
+            kernels::cuda().iter().filter(|kernel| kernel.needs == ["sm_80"]).map(|kernel| kernel.family).collect();
+        assert!(kernels::cuda().iter().all(|kernel| plain.contains(kernel.family)));
     }
 
     #[test]

@@ -135,15 +135,136 @@ fn a_device_that_is_not_there_is_named() {
     assert!(error.starts_with("device cuda:99 is not available: "), "{error}");
 }
 
-/// Runs itself again with a report of the emulator, which counts what each launch executed.
+/// Whether the driver is the emulator, which can be told what to be, and counts.
+fn emulated() -> bool {
+    let emulated = Device::list().iter().any(|info| info.backend == Backend::Cuda && info.software);
+    if !emulated {
+        println!("SKIPPED: no emulated driver");
+    }
+    emulated
+}
+
+/// Runs a test of this file again in a process of its own with these variables, which tell the emulator what to be;
+/// true in that process.
+fn again(test: &str, variables: &[(&str, &str)]) -> bool {
+    const AGAIN: &str = "SMALTI_TEST_AGAIN";
+    if std::env::var_os(AGAIN).is_some() {
+        return true;
+    }
+    if !emulated() {
+        return false;
+    }
+    let mut this = std::process::Command::new(std::env::current_exe().unwrap());
+    let this = this.args(["--exact", &format!("cuda::{test}")]).env(AGAIN, test).env_remove("SMALTI_REQUIRE");
+    let output = this.envs(variables.iter().copied()).output().unwrap();
+    let [said, failed] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
+    assert!(output.status.success() && said.contains("1 passed"), "{said}{failed}");
+    false
+}
+
+/// Values whose sums below are exact.
+fn small_values(count: usize) -> Vec<f32> {
+    (0..count).map(|i| (i % 1000) as f32).collect()
+}
+
+/// A batch that takes memory step by step: 1 MB in each, kept until the end.
+fn batch(device: &Device) -> Result<Vec<f32>, Error> {
+    let x = Tensor::from_vec(device, &[256, 1024], small_values(256 * 1024))?;
+    let mut steps = vec![x.clone()];
+    for _ in 0..8 {
+        steps.push(elementwise::scale_add(&steps[steps.len() - 1], 0.5, &x, 1.0)?);
+    }
+    steps[8].to_vec()
+}
+
+/// That this process can still work on another device.
+fn goes_on_with_the_cpu() {
+    let expected = small_values(256 * 1024).into_iter().map(|x| x * (2.0 - 1.0 / 256.0));
+    assert!(batch(&Device::cpu()).unwrap().into_iter().eq(expected));
+}
+
+/// That no CUDA device is there, for this reason.
+fn is_absent(reason: &str) {
+    let error = Device::open("cuda").unwrap_err();
+    assert!(matches!(error, Error::Unavailable { .. }), "{error}");
+    assert_eq!(error.to_string(), format!("device cuda is not available: {reason}"));
+    assert!(Device::list().iter().all(|info| info.backend != Backend::Cuda));
+    assert!(Device::absent().contains(&(Backend::Cuda, reason.to_owned())), "{:?}", Device::absent());
+}
+
+#[test]
+fn a_driver_too_old_is_named_and_the_cpu_goes_on() {
+    if again("a_driver_too_old_is_named_and_the_cpu_goes_on", &[("CUDA_EMULATOR_VERSION", "10.2")]) {
+        is_absent("the driver is for CUDA 10.2, and kernels need 11.0");
+        goes_on_with_the_cpu();
+    }
+}
+
+#[test]
+fn a_device_too_old_is_named_and_the_cpu_goes_on() {
+    if again("a_device_too_old_is_named_and_the_cpu_goes_on", &[("CUDA_EMULATOR_ARCH", "sm_75")]) {
+        is_absent("CUDA emulator sm_75 is an sm_75, and kernels need sm_80");
+        goes_on_with_the_cpu();
+    }
+}
+
+#[test]
+fn a_driver_too_old_for_one_architectures_kernels_runs_the_others() {
+    let variables = [("CUDA_EMULATOR_VERSION", "11.8"), ("CUDA_EMULATOR_ARCH", "sm_90a")];
+    if again("a_driver_too_old_for_one_architectures_kernels_runs_the_others", &variables) {
+        let device = Device::cuda(0).unwrap();
+        let cuda = device.as_cuda().unwrap();
+        assert!(cuda.has("sm_80") && cuda.has("sm_90") && !cuda.has("sm_90a"));
+        device.warm_up().unwrap();
+    }
+}
+
+#[test]
+fn memory_that_ends_in_the_middle_is_named_and_both_devices_go_on() {
+    let variables = [("CUDA_EMULATOR_MEMORY", "5000000")];
+    if again("memory_that_ends_in_the_middle_is_named_and_both_devices_go_on", &variables) {
+        let device = Device::cuda(0).unwrap();
+        match batch(&device).unwrap_err() {
+            Error::Device { device, during, reason } => {
+                assert_eq!((&*device, &*during), ("cuda", "allocating memory"));
+                assert!(reason.contains("CUDA_ERROR_OUT_OF_MEMORY") && reason.ends_with("1048576 bytes"), "{reason}");
+            }
+            other => panic!("{other}"),
+        }
+        goes_on_with_the_cpu();
+        // What the batch held is free again.
+        let x = Tensor::from_vec(&device, &[1 << 20], small_values(1 << 20)).unwrap();
+        assert!(x.to_vec().unwrap() == small_values(1 << 20));
+    }
+}
+
+#[test]
+fn a_launch_that_fails_is_named_and_the_cpu_goes_on() {
+    if again("a_launch_that_fails_is_named_and_the_cpu_goes_on", &[]) {
+        let device = Device::cuda(0).unwrap();
+        let layout = Layout::contiguous(&[64]).unwrap();
+        // SAFETY: nothing lies at this address, which a device finds out when it runs the kernel.
+        let x = unsafe { Tensor::<f32>::from_cuda(&device, 1 << 12, 64, layout, ()) }.unwrap();
+        match elementwise::mul(&x, &x).and_then(|y| y.to_vec()).unwrap_err() {
+            Error::Device { device, reason, .. } => {
+                assert!(device == "cuda" && reason.contains("CUDA_ERROR_ILLEGAL_ADDRESS"), "{device}: {reason}");
+            }
+            other => panic!("{other}"),
+        }
+        goes_on_with_the_cpu();
+    }
+}
+
 #[test]
 fn attention_multiplies_only_the_tiles_that_its_mask_visits() {
-    const REPORT: &str = "CUDA_EMULATOR_REPORT";
-    let Some(device) = devices().iter().find(|device| device.backend() == Backend::Cuda) else { return };
-    if std::env::var_os(REPORT).is_some() {
+    let report = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("attention.json");
+    let _ = std::fs::remove_file(&report);
+    let test = "attention_multiplies_only_the_tiles_that_its_mask_visits";
+    if again(test, &[("CUDA_EMULATOR_REPORT", report.to_str().unwrap())]) {
+        let device = Device::cuda(0).unwrap();
         let [q_len, k_len, head_dim] = [320, 640, 64];
-        let q = Tensor::<f16>::zeros(device, &[1, 1, q_len, head_dim]).unwrap();
-        let k = Tensor::<f16>::zeros(device, &[1, 1, k_len, head_dim]).unwrap();
+        let q = Tensor::<f16>::zeros(&device, &[1, 1, q_len, head_dim]).unwrap();
+        let k = Tensor::<f16>::zeros(&device, &[1, 1, k_len, head_dim]).unwrap();
         // One tile in ten, for each 64 queries another.
         let one_in_ten = Mask::from_fn(q_len, k_len, |i, j| (i / 64 + j / 64) % 10 == 0);
         for mask in [Mask::Full, one_in_ten] {
@@ -151,16 +272,9 @@ fn attention_multiplies_only_the_tiles_that_its_mask_visits() {
         }
         return;
     }
-    if !Device::list().iter().any(|info| info.backend == Backend::Cuda && info.software) {
-        println!("SKIPPED: a GPU does not count");
+    if !emulated() {
         return;
     }
-    let report = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("attention.json");
-    let _ = std::fs::remove_file(&report);
-    let test = "cuda::attention_multiplies_only_the_tiles_that_its_mask_visits";
-    let mut this = std::process::Command::new(std::env::current_exe().unwrap());
-    let output = this.args(["--exact", test]).env(REPORT, &report).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
     let report = std::fs::read_to_string(&report).unwrap();
     let launches = report.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
     let attention: Vec<_> =

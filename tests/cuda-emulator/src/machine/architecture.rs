@@ -40,6 +40,8 @@ impl Architecture {
         };
         // Shared memory of a block and of a multiprocessor in KiB, multiprocessors, threads of each.
         let (block, whole, multiprocessors, threads) = match digits {
+            // Older than asynchronous copies: to see what a program says of it.
+            "75" => (64, 64, 40, 1024),
             "80" => (163, 164, 108, 2048),
             "86" => (99, 100, 84, 1536),
             "89" => (99, 100, 128, 1536),
