@@ -30,15 +30,15 @@ pub enum Class {
     Store,
     /// `atom`, `red`
     Atomic,
-    /// `cp.async` and its groups
+    /// `cp.async`, `cp.async.bulk` and their groups
     AsyncCopy,
     /// Branches, calls, returns.
     Control,
-    /// Barriers and fences.
+    /// Barriers, mbarriers and fences.
     Synchronise,
     /// `shfl`, `vote`, `match`, `redux`
     Warp,
-    /// `mma`
+    /// `mma`, `wgmma` with its fences and groups
     Matrix,
     /// All else.
     Other,
@@ -98,9 +98,9 @@ impl Serialize for PerClass {
 /// Accesses of one kind to device memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct GlobalAccess {
-    /// Instructions of a warp that reached memory.
+    /// Instructions of a warp that reached memory; bulk copies.
     pub requests: u64,
-    /// Bytes that lanes asked for.
+    /// Bytes that they asked for.
     pub bytes: u64,
     /// Sectors of 32 bytes that the requests touch.
     pub sectors: u64,
@@ -132,6 +132,12 @@ pub struct Waits {
     pub async_copies: u64,
     /// `membar`, `fence`
     pub fences: u64,
+    /// `mbarrier.test_wait` and `mbarrier.try_wait` that found their phase complete, per warp.
+    pub mbarriers: u64,
+    /// `cp.async.bulk.wait_group`, per warp.
+    pub bulk_copies: u64,
+    /// `wgmma.wait_group`, per warp.
+    pub products: u64,
 }
 
 /// What a launch did.
@@ -157,6 +163,10 @@ pub struct Counts {
     pub global_stores: GlobalAccess,
     /// Atomic operations on device memory.
     pub global_atomics: GlobalAccess,
+    /// What bulk copies read of device memory.
+    pub bulk_loads: GlobalAccess,
+    /// What bulk copies write to device memory.
+    pub bulk_stores: GlobalAccess,
     /// Loads from shared memory.
     pub shared_loads: SharedAccess,
     /// Stores to shared memory, asynchronous copies too.
@@ -165,7 +175,8 @@ pub struct Counts {
     pub shared_atomics: SharedAccess,
     /// Bytes moved to and from local memory.
     pub local_bytes: u64,
-    /// Matrix instructions by shape and type: `m16n8k16.f32.f16.f16.f32`.
+    /// Matrix instructions by shape and type: `m16n8k16.f32.f16.f16.f32` per warp, `m64n128k16.f32.f16.f16` per
+    /// warpgroup.
     pub matrix: BTreeMap<String, u64>,
     /// Times that something was waited for.
     pub waits: Waits,
@@ -187,6 +198,8 @@ impl Counts {
         self.global_loads.add(other.global_loads);
         self.global_stores.add(other.global_stores);
         self.global_atomics.add(other.global_atomics);
+        self.bulk_loads.add(other.bulk_loads);
+        self.bulk_stores.add(other.bulk_stores);
         self.shared_loads.add(other.shared_loads);
         self.shared_stores.add(other.shared_stores);
         self.shared_atomics.add(other.shared_atomics);
@@ -198,6 +211,9 @@ impl Counts {
         self.waits.warp_barriers += other.waits.warp_barriers;
         self.waits.async_copies += other.waits.async_copies;
         self.waits.fences += other.waits.fences;
+        self.waits.mbarriers += other.waits.mbarriers;
+        self.waits.bulk_copies += other.waits.bulk_copies;
+        self.waits.products += other.waits.products;
     }
 }
 

@@ -57,6 +57,16 @@ pub enum FaultKind {
     MemberMask,
     /// Memory touched while an asynchronous copy to it is under way.
     AsyncCopy,
+    /// Memory written while an asynchronous copy or matrix product may still read it.
+    AsyncRead,
+    /// Registers touched while an asynchronous matrix product may still use them.
+    AsyncProduct,
+    /// Accesses that only a `wgmma.fence` or `fence.proxy.async` would have ordered.
+    MissingFence,
+    /// An mbarrier used against its rules.
+    Mbarrier,
+    /// Warps of which none can go on.
+    Deadlock,
     /// A warp ran more instructions than it may.
     StepBudget,
     /// `trap`, or an assertion of the kernel's.
@@ -79,6 +89,11 @@ impl FaultKind {
             Self::BarrierMismatch => "barrier mismatch",
             Self::MemberMask => "wrong member mask",
             Self::AsyncCopy => "asynchronous copy not waited for",
+            Self::AsyncRead => "write to memory that is still read",
+            Self::AsyncProduct => "asynchronous product not waited for",
+            Self::MissingFence => "missing fence",
+            Self::Mbarrier => "wrong use of an mbarrier",
+            Self::Deadlock => "deadlock",
             Self::StepBudget => "step budget spent",
             Self::Trap => "trap",
             Self::Operand => "operand out of range",

@@ -50,11 +50,13 @@ pub mod float;
 mod machine;
 mod program;
 mod ptx;
+mod tensor_map;
 
 pub use counts::{Class, Counts, GlobalAccess, PerClass, SharedAccess, Waits};
 pub use error::{Fault, FaultKind, LoadError, MemoryError};
 pub use machine::{Architecture, Launch, Machine};
 pub use program::Parameter;
+pub use tensor_map::{Swizzle, TensorMap, TensorMapError};
 
 use program::Function as Decoded;
 use program::build::{Parts, build};

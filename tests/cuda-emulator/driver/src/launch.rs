@@ -159,7 +159,7 @@ pub fn report_fault(fault: &Fault) -> Code {
         FaultKind::Launch => Code::INVALID_VALUE,
         FaultKind::OutOfBounds | FaultKind::UseAfterFree | FaultKind::ReadOnly => Code::ILLEGAL_ADDRESS,
         FaultKind::Misaligned => Code::MISALIGNED_ADDRESS,
-        FaultKind::StepBudget => Code::LAUNCH_TIMEOUT,
+        FaultKind::StepBudget | FaultKind::Deadlock => Code::LAUNCH_TIMEOUT,
         FaultKind::Trap => Code::ILLEGAL_INSTRUCTION,
         // A device would go on, with whatever comes out.
         _ => Code::LAUNCH_FAILED,

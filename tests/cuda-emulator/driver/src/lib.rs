@@ -14,6 +14,7 @@ mod memory;
 mod module;
 mod state;
 mod stream;
+mod tensor;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 

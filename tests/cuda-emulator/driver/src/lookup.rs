@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use crate::error::{Code, Result, describe};
 use crate::module::name;
 use crate::state::{put, put_if_wanted};
-use crate::{context, device, entries, graph, launch, memory, module, stream};
+use crate::{context, device, entries, graph, launch, memory, module, stream, tensor};
 
 /// `CU_GET_PROC_ADDRESS_SUCCESS` and `CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND`.
 const FOUND: u32 = 0;
@@ -32,6 +32,7 @@ fn entry(name: &str) -> Option<*mut c_void> {
             memory::table(),
             module::table(),
             stream::table(),
+            tensor::table(),
             table(),
         ];
         Table(tables.into_iter().flatten().collect())

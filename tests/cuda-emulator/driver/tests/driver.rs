@@ -241,3 +241,85 @@ fn occupancy_follows_threads_and_shared_memory() {
         assert_eq!(blocks(128, 40 << 10), 4);
     });
 }
+
+#[test]
+fn tensor_maps_are_made_as_the_driver_makes_them() {
+    emulated("tensor_maps_are_made_as_the_driver_makes_them", &[("CUDA_EMULATOR_ARCH", "sm_90a")], || {
+        use sys::CUresult::{CUDA_ERROR_INVALID_VALUE as INVALID, CUDA_SUCCESS as SUCCESS};
+        const HEAD: &str = "
+.version 8.0
+.target sm_90a
+.address_size 64
+.visible .entry box_of(.param .align 64 .b8 p_map[128], .param .u64 p_out)";
+        let text = format!(
+            "{HEAD} {{
+    .reg .b64 map, out; .reg .b32 thread, at, word; .reg .pred zero, done;
+    .shared .align 128 .b8 room[128]; .shared .align 8 .b64 mbar;
+    mov.u64 map, p_map; cvta.param.u64 map, map; ld.param.u64 out, [p_out];
+    mov.u32 thread, %tid.x; setp.eq.u32 zero, thread, 0;
+    @zero mbarrier.init.shared.b64 [mbar], 1;
+    bar.sync 0;
+    @!zero bra WAIT;
+    mbarrier.arrive.expect_tx.shared.b64 _, [mbar], 128;
+    cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [room], [map, {{2, 1}}], [mbar];
+WAIT:
+    mbarrier.try_wait.parity.shared.b64 done, [mbar], 0;
+    @!done bra WAIT;
+    mov.u32 at, room; mad.lo.u32 at, thread, 4, at; ld.shared.u32 word, [at];
+    mad.wide.u32 out, thread, 4, out; st.global.u32 [out], word;
+}}"
+        );
+        let context = CudaContext::new(0).unwrap();
+        let stream = context.default_stream();
+        let kernel = context.load_module(Ptx::from_src(text)).unwrap().load_function("box_of").unwrap();
+        let data = stream.clone_htod(&(0..8 * 16).collect::<Vec<i32>>()).unwrap();
+        let mut out = stream.clone_htod(&[0i32; 32]).unwrap();
+        let (address, _guard) = cudarc::driver::DevicePtr::device_ptr(&data, &stream);
+        let mut map = sys::CUtensorMap_st { opaque: [0; 16] };
+        let encode = |map: &mut sys::CUtensorMap_st, rank: u32, offset: u64, stride: u64, wide: u32, swizzle| {
+            // SAFETY: lists as long as the rank says, and a map to write.
+            unsafe {
+                sys::cuTensorMapEncodeTiled(
+                    map,
+                    sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_INT32,
+                    rank,
+                    (address + offset) as *mut _,
+                    [16, 8, 1, 1, 1, 1].as_ptr(),
+                    [stride; 5].as_ptr(),
+                    [wide, 4, 1, 1, 1, 1].as_ptr(),
+                    [1; 6].as_ptr(),
+                    sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                    swizzle,
+                    sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_NONE,
+                    sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+                )
+            }
+        };
+        let plain = sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_NONE;
+        let narrow = sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_32B;
+        for (rank, offset, stride, wide, swizzle, expected) in [
+            (0, 0, 64, 8, plain, INVALID),
+            (6, 0, 64, 8, plain, INVALID),
+            (2, 4, 64, 8, plain, INVALID),
+            (2, 0, 68, 8, plain, INVALID),
+            (2, 0, 64, 6, plain, INVALID),
+            (2, 0, 64, 260, plain, INVALID),
+            (2, 0, 64, 16, narrow, INVALID),
+            (2, 0, 64, 8, narrow, SUCCESS),
+            (2, 0, 64, 8, plain, SUCCESS),
+        ] {
+            let status = encode(&mut map, rank, offset, stride, wide, swizzle);
+            assert_eq!(status, expected, "{rank} {offset} {stride} {wide}");
+        }
+        #[repr(C, align(64))]
+        #[derive(Clone, Copy)]
+        struct Map(sys::CUtensorMap_st);
+        // SAFETY: 128 bytes that the kernel takes by value.
+        unsafe impl cudarc::driver::DeviceRepr for Map {}
+        let map = Map(map);
+        // SAFETY: the arguments are the kernel's.
+        unsafe { stream.launch_builder(&kernel).arg(&map).arg(&mut out).launch(config(32)) }.unwrap();
+        let expected: Vec<i32> = (0..32).map(|at| 16 * (1 + at / 8) + 2 + at % 8).collect();
+        assert_eq!(stream.clone_dtoh(&out).unwrap(), expected);
+    });
+}

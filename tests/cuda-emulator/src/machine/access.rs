@@ -1,8 +1,10 @@
 //! Loads, stores, atomic operations and asynchronous copies, with everything that is checked about them.
 
+use super::block::{Block, MBARRIER};
+use super::clocks::{Agent, Clocks};
 use super::execute::{Execution, Outcome, lanes, space_of};
 use super::memory::Allocation;
-use super::shadow::{Action, Conflict, Observer, Stamp};
+use super::shadow::{Action, Conflict, Earlier, Observer, Stamp};
 use super::warp::AsyncCopy;
 use crate::counts::{GlobalAccess, SharedAccess};
 use crate::error::{FaultKind, Problem};
@@ -23,7 +25,7 @@ fn name(memory: Memory) -> &'static str {
 
 /// What is being done, for messages.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Verb {
+pub(super) enum Verb {
     Load,
     Store,
     Update,
@@ -49,12 +51,12 @@ impl Verb {
 
 /// An access by one lane, resolved to its space.
 #[derive(Clone, Copy)]
-struct Access<'a> {
+pub(super) struct Access<'a> {
     lane: usize,
-    memory: Memory,
+    pub memory: Memory,
     /// In its space.
-    address: u64,
-    bytes: u32,
+    pub address: u64,
+    pub bytes: u32,
     verb: Verb,
     strong: bool,
     /// What holds the address, in device memory.
@@ -66,7 +68,7 @@ impl Access<'_> {
         Self { lane, memory, address, bytes, verb, strong, allocation: None }
     }
 
-    fn problem(&self, kind: FaultKind, detail: impl std::fmt::Display) -> Problem {
+    pub fn problem(&self, kind: FaultKind, detail: impl std::fmt::Display) -> Problem {
         let text = format!("{} of {} bytes of {} memory{detail}", self.verb.word(), self.bytes, name(self.memory));
         Problem::new(kind, text).lane(self.lane).address(self.address)
     }
@@ -267,19 +269,15 @@ impl<'a> Execution<'a, '_> {
 
     /// What comes before is ordered before later strong writes, and what strong reads saw before what comes after.
     pub fn fence(&mut self) {
-        self.warp.released = self.warp.seen;
-        self.warp.released[self.warp.index as usize] = self.warp.clock();
-        for (seen, acquired) in self.warp.seen.iter_mut().zip(&self.warp.acquired) {
-            *seen = (*seen).max(*acquired);
-        }
+        self.warp.released = self.warp.knowledge();
+        self.warp.seen.merge(&self.warp.acquired);
         self.warp.advance_clock();
     }
 
     fn strong_read(&mut self, strength: Strength) {
-        for (acquired, published) in self.warp.acquired.iter_mut().zip(&self.block.published) {
-            *acquired = (*acquired).max(*published);
-        }
-        self.warp.acquired[self.warp.index as usize] = 0;
+        self.warp.acquired.merge(&self.block.published);
+        let own = self.warp.agent();
+        self.warp.acquired[own] = 0;
         if strength == Strength::Ordered {
             self.fence();
         }
@@ -289,16 +287,14 @@ impl<'a> Execution<'a, '_> {
         if strength == Strength::Ordered {
             self.fence();
         }
-        for (published, released) in self.block.published.iter_mut().zip(&self.warp.released) {
-            *published = (*published).max(*released);
-        }
+        self.block.published.merge(&self.warp.released);
     }
 
     // One lane -----------------------------------------------------------------------------------------------------
 
     /// Finds the space and what holds the address; checks alignment, bounds, lifetime, and that a load finds
     /// something written.
-    fn resolve(
+    pub fn resolve(
         &mut self,
         lane: usize,
         memory: Memory,
@@ -342,6 +338,9 @@ impl<'a> Execution<'a, '_> {
                 }
                 let range = address as usize..end as usize;
                 if let Some(line) = self.block.in_flight[range.clone()].iter().find(|line| **line != 0) {
+                    if *line == MBARRIER {
+                        return Err(access.problem(FaultKind::Mbarrier, ", which holds an mbarrier"));
+                    }
                     let detail = format!(", to which the copy of line {line} is under way");
                     return Err(access.problem(FaultKind::AsyncCopy, detail));
                 }
@@ -410,39 +409,49 @@ impl<'a> Execution<'a, '_> {
             return Ok(());
         }
         let recorded = self.record(access, false);
-        let Err(Conflict { thread, written }) = recorded else { return Ok(()) };
-        if written && access.verb == Verb::Store && unchanged(self) && self.record(access, true).is_ok() {
+        let Err(conflict) = recorded else { return Ok(()) };
+        if conflict.earlier == Earlier::Write
+            && access.verb == Verb::Store
+            && unchanged(self)
+            && self.record(access, true).is_ok()
+        {
             return Ok(());
         }
-        let what = if written { "wrote" } else { "read" };
-        let other = self.context.thread(thread);
-        let detail = format!(", which thread {other:?} {what} with no barrier in between");
-        Err(access.problem(FaultKind::Race, detail))
+        Err(self.conflict(access, conflict))
     }
 
     fn record(&mut self, access: &Access<'_>, unchanged: bool) -> Result<(), Conflict> {
         let thread = self.warp.index * 32 + access.lane as u32;
         let by = Observer {
-            // A warp that has met two million barriers is no longer looked at.
+            // A warp that has met a million barriers is no longer looked at.
             stamp: Stamp::new(thread, self.warp.clock().min(Stamp::LAST_CLOCK), access.strong),
             seen: &self.warp.seen,
             line: self.warp.line,
             late: self.block.late,
+            proxy: false,
         };
-        let shadow = match access.memory {
-            Memory::Shared => &mut self.block.shared_shadow,
-            _ => &mut self.block.global_shadow,
+        self.block.record(access, by, unchanged)
+    }
+
+    /// Records an access by a copy that this warp starts, which knows `seen` and ends at `clock` of `agent`.
+    pub fn observe_copy(&mut self, access: &Access<'_>, agent: Agent, clock: u32, seen: &Clocks) -> Outcome<()> {
+        let by = Observer {
+            stamp: Stamp::new(agent.thread(), clock.min(Stamp::LAST_CLOCK), false),
+            seen,
+            line: self.warp.line,
+            late: self.block.late,
+            proxy: true,
         };
-        // A vector is recorded in parts of at most 16 bytes, none of which leaves its page.
-        for at in (0..access.bytes).step_by(16) {
-            let bytes = (access.bytes - at).min(16);
-            shadow.access(access.address + u64::from(at), bytes, access.verb.action(), by, unchanged)?;
-        }
-        Ok(())
+        self.block.record(access, by, false).map_err(|conflict| self.conflict(access, conflict))
+    }
+
+    fn conflict(&self, access: &Access<'_>, Conflict { thread, earlier }: Conflict) -> Problem {
+        let (kind, detail) = describe(thread, earlier, &|thread| self.context.thread(thread));
+        access.problem(kind, detail)
     }
 
     /// The value of part of an access that has been resolved.
-    fn fetch(&self, access: &Access<'_>, offset: u32, bytes: u32) -> u64 {
+    pub fn fetch(&self, access: &Access<'_>, offset: u32, bytes: u32) -> u64 {
         let address = access.address + u64::from(offset);
         if let Some(allocation) = access.allocation {
             return allocation.load(address - allocation.address, bytes);
@@ -455,7 +464,7 @@ impl<'a> Execution<'a, '_> {
         little_endian(&slice[address as usize..(address + u64::from(bytes)) as usize])
     }
 
-    fn put(&mut self, access: &Access<'_>, offset: u32, bytes: u32, value: u64) {
+    pub fn put(&mut self, access: &Access<'_>, offset: u32, bytes: u32, value: u64) {
         let address = access.address + u64::from(offset);
         if let Some(allocation) = access.allocation {
             allocation.store(address - allocation.address, bytes, value);
@@ -546,6 +555,43 @@ impl<'a> Execution<'a, '_> {
         let counts = &mut self.block.counts;
         let target = if stores { &mut counts.shared_stores } else { &mut counts.shared_loads };
         count_shared(target, rows, 16);
+    }
+}
+
+impl Block {
+    fn record(&mut self, access: &Access<'_>, by: Observer<'_>, unchanged: bool) -> Result<(), Conflict> {
+        let shadow = match access.memory {
+            Memory::Shared => &mut self.shared_shadow,
+            _ => &mut self.global_shadow,
+        };
+        // A vector is recorded in parts of at most 16 bytes, none of which leaves its page.
+        for at in (0..access.bytes).step_by(16) {
+            let bytes = (access.bytes - at).min(16);
+            shadow.access(access.address + u64::from(at), bytes, access.verb.action(), by, unchanged)?;
+        }
+        Ok(())
+    }
+}
+
+/// What is wrong with an access after an earlier one by `thread`.
+pub(super) fn describe(thread: u32, earlier: Earlier, coordinates: &dyn Fn(u32) -> [u32; 3]) -> (FaultKind, String) {
+    match (earlier, Agent::of_thread(thread).words()) {
+        (Earlier::Write, Some(words)) => {
+            (FaultKind::AsyncCopy, format!(", which {words} writes that nothing here has waited for"))
+        }
+        (_, Some(words)) => {
+            (FaultKind::AsyncRead, format!(", which {words} may still read: nothing here has waited for it"))
+        }
+        (Earlier::Unfenced, None) => {
+            let other = coordinates(thread);
+            let detail = format!(", which thread {other:?} wrote, with no fence.proxy.async since");
+            (FaultKind::MissingFence, detail)
+        }
+        (_, None) => {
+            let what = if earlier == Earlier::Write { "wrote" } else { "read" };
+            let other = coordinates(thread);
+            (FaultKind::Race, format!(", which thread {other:?} {what} with no barrier in between"))
+        }
     }
 }
 

@@ -1,16 +1,27 @@
 //! A block: its shared memory, barriers and warps.
 
+use super::clocks::Clocks;
 use super::execute::{self, Outcome, lanes};
 use super::launch::Context;
+use super::mbarrier::Mbarrier;
 use super::shadow::Shadow;
 use super::warp::{Local, Stop, Warp};
+use super::warpgroup;
 use crate::counts::Counts;
 use crate::error::{Fault, FaultKind, Problem};
 use crate::program::{BarrierReduction, Special, WARP};
+use std::collections::BTreeMap;
 
 /// Instructions that a warp runs before the next one has its turn. Only warps that wait for each other without a
 /// barrier see it.
 const TURN: u64 = 10_000;
+
+/// Among the lines of asynchronous copies: an mbarrier's bytes.
+pub const MBARRIER: u32 = u32::MAX;
+
+/// Times that all warps may be stuck, and those that wait for an mbarrier be told that it takes too long, before it
+/// counts as a deadlock.
+const PATIENCE: u32 = 2;
 
 /// A barrier that warps are arriving at.
 #[derive(Clone, Copy, Default)]
@@ -18,7 +29,7 @@ struct Barrier {
     arrived: u32,
     expected: u32,
     waiting: u32,
-    clocks: [u32; WARP],
+    clocks: Clocks,
     population: u32,
     all: bool,
     any: bool,
@@ -38,12 +49,18 @@ pub struct Block {
     pub counts: Counts,
     pub shared: Vec<u8>,
     pub shared_valid: Vec<bool>,
-    /// Line of the asynchronous copy that will write a byte, or 0.
+    /// Line of the asynchronous copy that will write a byte, or 0; [`MBARRIER`] where one is.
     pub in_flight: Vec<u32>,
     pub shared_shadow: Shadow,
     pub global_shadow: Shadow,
     /// Clocks that strong writes have published.
-    pub published: [u32; WARP],
+    pub published: Clocks,
+    /// The mbarriers there are or were, by address.
+    pub mbarriers: BTreeMap<u64, Mbarrier>,
+    /// Some mbarrier has completed a phase, or registers have been released, since the warps last looked.
+    pub progressed: bool,
+    /// 32-bit registers that no warp has.
+    pub free_registers: u32,
     /// The block is ordered after all earlier blocks.
     pub late: bool,
     /// What it printed.
@@ -65,7 +82,10 @@ impl Block {
             in_flight: Vec::new(),
             shared_shadow: Shadow::default(),
             global_shadow: Shadow::default(),
-            published: [0; WARP],
+            published: Clocks::default(),
+            mbarriers: BTreeMap::new(),
+            progressed: false,
+            free_registers: 0,
             late: false,
             output: String::new(),
             barriers: [Barrier::default(); 16],
@@ -88,7 +108,10 @@ impl Block {
         self.in_flight.resize(bytes, 0);
         self.shared_shadow.clear();
         self.global_shadow.clear();
-        self.published = [0; WARP];
+        self.published = Clocks::default();
+        self.mbarriers.clear();
+        self.progressed = false;
+        self.free_registers = 0;
         self.late = linear == 0;
         self.output.clear();
         self.barriers = [Barrier::default(); 16];
@@ -102,6 +125,7 @@ impl Block {
             }
             let warp = &mut self.warps[index as usize];
             warp.reset(index, lanes);
+            warp.register_count = context.kernel().registers.next_multiple_of(8);
             context.specials(self.index, index, &mut warp.specials);
             warp.enter(context.function as u32, context.kernel(), lanes);
         }
@@ -117,6 +141,7 @@ impl Block {
     }
 
     fn run_warps(&mut self, context: &Context<'_>, warps: &mut [Warp]) -> Result<(), Fault> {
+        let mut stalls = 0;
         loop {
             let mut ran = false;
             for index in 0..warps.len() {
@@ -130,26 +155,89 @@ impl Block {
                     let detail = format!("a warp ran {} instructions: does a loop never end?", context.step_budget);
                     return Err(self.fault(context, warp, FaultKind::StepBudget, detail));
                 }
+                if warp.stop == Stop::Warpgroup {
+                    let first = index / warpgroup::WARPS * warpgroup::WARPS;
+                    self.run_warpgroup(context, &mut warps[first..first + warpgroup::WARPS])?;
+                }
                 for release in std::mem::take(&mut self.releases) {
+                    stalls = 0;
                     for waiting in lanes(release.barrier.waiting) {
                         release.let_go(&mut warps[waiting]);
+                    }
+                }
+                if std::mem::take(&mut self.progressed) {
+                    stalls = 0;
+                    for warp in warps.iter_mut().filter(|warp| warp.stop.is_polled()) {
+                        warp.stop = Stop::Turn;
                     }
                 }
             }
             if ran {
                 continue;
             }
-            let waiting = |warp: &&Warp| matches!(warp.stop, Stop::Barrier(_));
-            let Some(warp) = warps.iter().find(waiting) else { return Ok(()) };
-            let Stop::Barrier(number) = warp.stop else { return Ok(()) };
+            if warps.iter().all(|warp| warp.stop == Stop::Done) {
+                return Ok(());
+            }
+            // A wait for an mbarrier ends at some time, whatever comes; code that does not wait again may go on.
+            stalls += 1;
+            if stalls > PATIENCE || !warps.iter().any(|warp| matches!(warp.stop, Stop::Mbarrier(_))) {
+                return Err(self.stuck(context, warps));
+            }
+            for warp in warps.iter_mut().filter(|warp| matches!(warp.stop, Stop::Mbarrier(_))) {
+                warp.timed_out = true;
+                warp.stop = Stop::Turn;
+            }
+        }
+    }
+
+    /// Multiplies matrices once all warps of the warpgroup have come to it.
+    fn run_warpgroup(&mut self, context: &Context<'_>, warps: &mut [Warp]) -> Result<(), Fault> {
+        if warps.iter().all(|warp| warp.stop == Stop::Warpgroup) {
+            warpgroup::multiply(context, self, warps)?;
+            for warp in warps {
+                warp.stop = Stop::Turn;
+            }
+        }
+        Ok(())
+    }
+
+    /// Why no warp can go on.
+    fn stuck(&self, context: &Context<'_>, warps: &[Warp]) -> Fault {
+        let ended = warps.iter().filter(|warp| warp.stop == Stop::Done).count();
+        let waiting: Vec<&Warp> = warps.iter().filter(|warp| warp.stop != Stop::Done).collect();
+        let first = waiting[0];
+        if let Stop::Barrier(number) = first.stop
+            && waiting.iter().all(|warp| matches!(warp.stop, Stop::Barrier(_)))
+        {
             let barrier = self.barriers[number as usize];
-            let ended = warps.iter().filter(|warp| warp.stop == Stop::Done).count();
             let detail = format!(
                 "{} of {} warps came to barrier {number}, {ended} have ended, and none is left that could come",
                 barrier.arrived, barrier.expected
             );
-            return Err(self.fault(context, warp, FaultKind::BarrierMismatch, detail));
+            return self.fault(context, first, FaultKind::BarrierMismatch, detail);
         }
+        // The warp that waits for what the others do not wait for tells most.
+        let what = |warp: &Warp| match warp.stop {
+            Stop::Mbarrier(address) => match self.mbarriers.get(&address) {
+                Some(mbarrier) => mbarrier.describe(address),
+                None => format!("an mbarrier at {address:#x}"),
+            },
+            Stop::Barrier(number) => format!("barrier {number}"),
+            Stop::Warpgroup => "the other warps of its warpgroup, to multiply matrices".into(),
+            Stop::Registers => format!("registers, of which {} are free", self.free_registers),
+            Stop::Turn | Stop::Done => "nothing".into(),
+        };
+        let others: Vec<String> = waiting[1..]
+            .iter()
+            .map(|warp| format!("warp {} at line {} for {}", warp.index, warp.line, what(warp)))
+            .collect();
+        let others = if others.is_empty() { String::new() } else { format!("; so do {}", others.join(", ")) };
+        let detail = format!("warp {} waits for {}{others}; {ended} warps have ended", first.index, what(first));
+        let mut fault = self.fault(context, first, FaultKind::Deadlock, detail);
+        if let Stop::Mbarrier(address) = first.stop {
+            fault.address = Some(address);
+        }
+        fault
     }
 
     fn fault(&self, context: &Context<'_>, warp: &Warp, kind: FaultKind, detail: String) -> Fault {
@@ -192,10 +280,7 @@ impl Block {
         barrier.population += population;
         barrier.all &= all;
         barrier.any |= any;
-        let own = warp.clock();
-        for (index, clock) in barrier.clocks.iter_mut().enumerate() {
-            *clock = (*clock).max(if index == warp.index as usize { own } else { warp.seen[index] });
-        }
+        barrier.clocks.merge(&warp.knowledge());
         warp.advance_clock();
         if !arrive_only {
             barrier.waiting |= 1 << warp.index;
@@ -210,9 +295,7 @@ impl Block {
 
 impl Release {
     fn let_go(&self, warp: &mut Warp) {
-        for (seen, clock) in warp.seen.iter_mut().zip(&self.barrier.clocks) {
-            *seen = (*seen).max(*clock);
-        }
+        warp.seen.merge(&self.barrier.clocks);
         warp.stop = Stop::Turn;
         let Some(frame) = warp.frames.last() else { return };
         let lanes = warp.lanes;
@@ -244,11 +327,16 @@ fn new_warp() -> Warp {
         carry: 0,
         locals: vec![Local::default(); WARP],
         specials: Box::new([[0; WARP]; Special::COUNT]),
-        seen: [0; WARP],
-        acquired: [0; WARP],
-        released: [0; WARP],
+        seen: Clocks::default(),
+        acquired: Clocks::default(),
+        released: Clocks::default(),
         copies: Vec::new(),
         groups: [0; WARP],
+        bulk_groups: [0; WARP],
+        product_groups: 0,
+        products_done: 0,
+        timed_out: false,
+        register_count: 0,
         steps: 0,
         stop: Stop::Turn,
         line: 0,
@@ -269,11 +357,15 @@ impl Warp {
             local.data.clear();
             local.valid.clear();
         }
-        self.seen = [0; WARP];
-        self.acquired = [0; WARP];
-        self.released = [0; WARP];
+        self.seen = Clocks::default();
+        self.acquired = Clocks::default();
+        self.released = Clocks::default();
         self.copies.clear();
         self.groups = [0; WARP];
+        self.bulk_groups = [0; WARP];
+        self.product_groups = 0;
+        self.products_done = 0;
+        self.timed_out = false;
         self.steps = 0;
         self.stop = Stop::Turn;
         self.line = 0;

@@ -1,9 +1,11 @@
 //! Runs a warp's instructions.
 
 use super::block::Block;
+use super::clocks::Agent;
 use super::launch::Context;
 use super::memory::Allocation;
 use super::warp::{Stop, Warp};
+use super::warpgroup::WARPS;
 use crate::error::{Fault, FaultKind, Problem};
 use crate::program::{
     Address, BarrierReduction, Base, Builtin, Condition, Function, Instruction, Lanes, Memory, Operation, Predicate,
@@ -29,6 +31,8 @@ enum Next {
     Changed,
     /// The warp stops; it goes on with the next instruction.
     Stop(Stop),
+    /// The warp stops; it goes on with the same instruction.
+    Again(Stop),
 }
 
 /// A warp running in its block.
@@ -140,6 +144,10 @@ impl<'a> Execution<'a, '_> {
                     Next::Changed => continue 'frames,
                     Next::Stop(stop) => {
                         self.move_path(pc + 1, mask);
+                        return Ok(stop);
+                    }
+                    Next::Again(stop) => {
+                        self.move_path(pc, mask);
                         return Ok(stop);
                     }
                 }
@@ -602,7 +610,96 @@ impl<'a> Execution<'a, '_> {
                 self.write(*destination, &out, active);
             }
             Operation::Matrix(matrix) => self.multiply_matrices(matrix, active)?,
+            _ => return self.hopper(instruction, active),
         }
+        Ok(Next::Advance)
+    }
+
+    /// What came with sm_90: mbarriers, bulk copies, matrix products of warpgroups.
+    fn hopper(&mut self, instruction: &'a Instruction, active: u32) -> Outcome<Next> {
+        match &instruction.operation {
+            Operation::MbarrierInit { memory, address, count } => {
+                self.mbarrier_init(*memory, address, *count, active)?;
+            }
+            Operation::MbarrierInvalidate { memory, address } => self.mbarrier_invalidate(*memory, address, active)?,
+            Operation::MbarrierArrive { memory, address, state, arrivals, drop, expected, completed, release } => {
+                self.mbarrier_arrive(
+                    *memory, address, *state, *arrivals, *drop, *expected, *completed, *release, active,
+                )?;
+            }
+            Operation::MbarrierWait { memory, address, complete, phase, parity, patient, acquire } => {
+                let stop =
+                    self.mbarrier_wait(*memory, address, *complete, *phase, *parity, *patient, *acquire, active)?;
+                match stop {
+                    None => {}
+                    Some(Stop::Turn) => return Ok(Next::Stop(Stop::Turn)),
+                    Some(stop) => return Ok(Next::Again(stop)),
+                }
+            }
+            Operation::MbarrierPending { destination, state } => self.mbarrier_pending(*destination, *state, active),
+            Operation::BulkCopy(copy) => self.bulk_copy(copy, active)?,
+            Operation::BulkCommit => {
+                for lane in lanes(active) {
+                    self.warp.bulk_groups[lane] += 1;
+                }
+            }
+            Operation::BulkWait { groups, read } => self.bulk_wait(*groups, *read, active),
+            Operation::ProxyFence => {
+                self.block.counts.waits.fences += 1;
+                self.warp.seen = self.warp.knowledge();
+                self.warp.seen.fence_proxy();
+            }
+            Operation::WarpgroupFence => self.whole_warp(active, "wgmma.fence")?,
+            Operation::WarpgroupCommit => {
+                self.whole_warp(active, "wgmma.commit_group")?;
+                self.warp.product_groups += 1;
+            }
+            Operation::WarpgroupWait(groups) => {
+                self.whole_warp(active, "wgmma.wait_group")?;
+                self.block.counts.waits.products += 1;
+                let done = self.warp.product_groups.saturating_sub(*groups);
+                self.warp.products_done = self.warp.products_done.max(done);
+                let agent = Agent::products(self.warp.index / WARPS as u32);
+                self.warp.seen.learn(agent, self.warp.products_done);
+            }
+            Operation::WarpgroupMatrix(_) => {
+                self.whole_warp(active, "wgmma.mma_async")?;
+                let group = self.warp.index / WARPS as u32;
+                if (group + 1) * WARPS as u32 > self.context.warps_per_block() {
+                    let detail = format!(
+                        "wgmma.mma_async needs four warps, but the block has {}",
+                        self.context.warps_per_block()
+                    );
+                    return Err(Problem::new(FaultKind::MemberMask, detail).lane(0));
+                }
+                return Ok(Next::Stop(Stop::Warpgroup));
+            }
+            Operation::SetRegisters { count, increase } => return self.set_registers(*count, *increase, active),
+            _ => unreachable!("the other two handle the rest"),
+        }
+        Ok(Next::Advance)
+    }
+
+    /// Takes registers from those that are free, or gives some back.
+    fn set_registers(&mut self, count: u32, increase: bool, active: u32) -> Outcome<Next> {
+        self.whole_warp(active, "setmaxnreg")?;
+        let now = self.warp.register_count;
+        if if increase { count < now } else { count > now } {
+            let name = if increase { "inc" } else { "dec" };
+            let detail = format!("setmaxnreg.{name} to {count} registers from {now}");
+            return Err(Problem::new(FaultKind::Operand, detail).lane(0));
+        }
+        if increase {
+            let wanted = WARP as u32 * (count - now);
+            if wanted > self.block.free_registers {
+                return Ok(Next::Again(Stop::Registers));
+            }
+            self.block.free_registers -= wanted;
+        } else {
+            self.block.free_registers += WARP as u32 * (now - count);
+            self.block.progressed = true;
+        }
+        self.warp.register_count = count;
         Ok(Next::Advance)
     }
 

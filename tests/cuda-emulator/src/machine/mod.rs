@@ -3,13 +3,17 @@
 mod access;
 mod architecture;
 mod block;
+mod bulk;
+mod clocks;
 mod execute;
 mod launch;
 mod matrix;
+mod mbarrier;
 mod memory;
 mod print;
 mod shadow;
 mod warp;
+mod warpgroup;
 
 pub use architecture::Architecture;
 

@@ -3,49 +3,56 @@
 //! Every warp has a clock, which barriers and `bar.warp.sync` advance, and knows of every other warp's clock up to
 //! which time it is ordered after it. Of every byte the last write and two concurrent reads are kept, as the thread
 //! and its warp's clock then. An access is a race if one of them is by another thread, at a time that the
-//! accessing warp is not ordered after, and one of the two writes.
+//! accessing warp is not ordered after, and one of the two writes. What works beside the warps counts as a thread of
+//! its own, with its own clock.
 
-use crate::program::WARP;
+use super::clocks::{Agent, Clocks};
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
 /// Bytes of a page.
 pub const PAGE: u64 = 256;
 
-/// A thread and its warp's clock; 0 is none.
+/// A thread and its warp's clock, or an agent beside the warps and its clock; 0 is none.
 ///
-/// 21 bits of clock, a bit for strong accesses, 10 bits of thread.
+/// 20 bits of clock, a bit for strong accesses, 11 bits of thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp(u32);
 
 impl Stamp {
     /// The last clock that fits.
-    pub const LAST_CLOCK: u32 = (1 << 21) - 1;
+    pub const LAST_CLOCK: u32 = (1 << 20) - 1;
     const NONE: Self = Self(0);
 
     pub fn new(thread: u32, clock: u32, strong: bool) -> Self {
-        Self(clock << 11 | u32::from(strong) << 10 | thread)
+        Self(clock << 12 | u32::from(strong) << 11 | thread)
     }
 
-    /// The thread's index in its block.
+    /// The thread's index in its block, or an agent's number.
     pub fn thread(self) -> u32 {
-        self.0 & 1023
+        self.0 & 2047
     }
 
     fn clock(self) -> u32 {
-        self.0 >> 11
+        self.0 >> 12
     }
 
     fn is_strong(self) -> bool {
-        self.0 >> 10 & 1 == 1
+        self.0 >> 11 & 1 == 1
     }
 
     /// Whether `self` happened with nothing that orders it before an access at `now`.
-    fn is_concurrent(self, now: Self, seen: &[u32; WARP]) -> bool {
-        self.0 != 0 && self.thread() != now.thread() && self.clock() > seen[(self.thread() / 32) as usize]
+    fn is_concurrent(self, now: Self, seen: &Clocks) -> bool {
+        self.0 != 0 && self.thread() != now.thread() && self.clock() > seen[Agent::of_thread(self.thread())]
     }
 
-    fn races(self, now: Self, seen: &[u32; WARP]) -> bool {
+    /// Whether it is a warp's write that the asynchronous proxy does not see yet.
+    fn is_unfenced(self, seen: &Clocks) -> bool {
+        let agent = Agent::of_thread(self.thread());
+        self.0 != 0 && agent.words().is_none() && !seen.is_proxied(agent, self.clock())
+    }
+
+    fn races(self, now: Self, seen: &Clocks) -> bool {
         self.is_concurrent(now, seen) && !(self.is_strong() && now.is_strong())
     }
 }
@@ -114,10 +121,21 @@ pub enum Action {
 /// An earlier access that the present one races with.
 #[derive(Clone, Copy, Debug)]
 pub struct Conflict {
-    /// The other thread's index in the block.
+    /// The other thread's index in the block, or an agent's number.
     pub thread: u32,
-    /// The other access was a write.
-    pub written: bool,
+    /// What it did.
+    pub earlier: Earlier,
+}
+
+/// What the earlier of two accesses was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Earlier {
+    /// A write that nothing orders before.
+    Write,
+    /// A read that nothing orders before.
+    Read,
+    /// A write that is ordered before, but has not passed a fence to the asynchronous proxy.
+    Unfenced,
 }
 
 /// The accesses of one block to one space.
@@ -134,10 +152,12 @@ pub struct Shadow {
 #[derive(Clone, Copy)]
 pub struct Observer<'a> {
     pub stamp: Stamp,
-    pub seen: &'a [u32; WARP],
+    pub seen: &'a Clocks,
     pub line: u32,
     /// The block is ordered after all earlier blocks.
     pub late: bool,
+    /// The access is by the asynchronous proxy.
+    pub proxy: bool,
 }
 
 impl Shadow {
@@ -211,7 +231,10 @@ impl Shadow {
         let (first, count) = if page.by_word { (offset / 4, bytes as usize / 4) } else { (offset, bytes as usize) };
         for entry in &mut page.entries[first..first + count] {
             if entry.write.races(by.stamp, by.seen) && !(action == Action::Write && unchanged) {
-                return Err(Conflict { thread: entry.write.thread(), written: true });
+                return Err(Conflict { thread: entry.write.thread(), earlier: Earlier::Write });
+            }
+            if by.proxy && entry.write.is_unfenced(by.seen) {
+                return Err(Conflict { thread: entry.write.thread(), earlier: Earlier::Unfenced });
             }
             if action == Action::Read {
                 let free = entry.reads.iter().position(|read| !read.is_concurrent(by.stamp, by.seen));
@@ -221,7 +244,7 @@ impl Shadow {
                 continue;
             }
             if let Some(read) = entry.reads.iter().find(|read| read.races(by.stamp, by.seen)) {
-                return Err(Conflict { thread: read.thread(), written: false });
+                return Err(Conflict { thread: read.thread(), earlier: Earlier::Read });
             }
             *entry = Entry { write: by.stamp, reads: EMPTY.reads };
         }

@@ -1,5 +1,6 @@
 //! The state of a warp.
 
+use super::clocks::{Agent, Clocks};
 use crate::program::{BarrierReduction, Function, Lanes, Special, WARP};
 
 /// Lanes that are at the same instruction.
@@ -46,8 +47,21 @@ pub enum Stop {
     Turn,
     /// It waits at this barrier.
     Barrier(u32),
+    /// It waits for a phase of the mbarrier at this address, and then runs the same instruction again.
+    Mbarrier(u64),
+    /// It waits for the other warps of its warpgroup, to multiply matrices.
+    Warpgroup,
+    /// It waits for registers, and then runs the same instruction again.
+    Registers,
     /// All its threads have ended.
     Done,
+}
+
+impl Stop {
+    /// Whether the warp looks again whenever something has changed.
+    pub fn is_polled(self) -> bool {
+        matches!(self, Self::Mbarrier(_) | Self::Registers)
+    }
 }
 
 /// A warp of a block.
@@ -64,16 +78,25 @@ pub struct Warp {
     pub carry: u32,
     pub locals: Vec<Local>,
     pub specials: Box<[Lanes; Special::COUNT]>,
-    /// Up to which clock of each other warp this one is ordered after it; of itself: up to which clock its lanes are
+    /// Up to which clock of each other agent this warp is ordered after it; of itself: up to which clock its lanes are
     /// ordered after each other.
-    pub seen: [u32; WARP],
+    pub seen: Clocks,
     /// What `seen` becomes at the next fence: other warps' clocks learned from strong reads.
-    pub acquired: [u32; WARP],
+    pub acquired: Clocks,
     /// What strong writes publish: `seen` at the last fence.
-    pub released: [u32; WARP],
+    pub released: Clocks,
     pub copies: Vec<AsyncCopy>,
     /// Groups that each lane has committed.
     pub groups: [u32; WARP],
+    /// Groups of bulk copies that each lane has committed.
+    pub bulk_groups: [u32; WARP],
+    /// Groups of products that the warp has committed, and how many of them are known to be done.
+    pub product_groups: u32,
+    pub products_done: u32,
+    /// The wait for an mbarrier that it stopped at has run out of time.
+    pub timed_out: bool,
+    /// 32-bit registers that a thread has.
+    pub register_count: u32,
     pub steps: u64,
     pub stop: Stop,
     /// Line of the instruction that runs.
@@ -83,14 +106,27 @@ pub struct Warp {
 }
 
 impl Warp {
+    /// The warp as one that has a clock.
+    pub fn agent(&self) -> Agent {
+        Agent::warp(self.index)
+    }
+
     /// The warp's clock.
     pub fn clock(&self) -> u32 {
-        self.seen[self.index as usize] + 1
+        self.seen[self.agent()] + 1
+    }
+
+    /// What is ordered before whatever follows the warp's present instruction: its own past too.
+    pub fn knowledge(&self) -> Clocks {
+        let mut clocks = self.seen;
+        clocks[self.agent()] = self.clock();
+        clocks
     }
 
     /// Moves its clock on: what its lanes did before is ordered before what they do now.
     pub fn advance_clock(&mut self) {
-        self.seen[self.index as usize] += 1;
+        let agent = self.agent();
+        self.seen[agent] += 1;
     }
 
     /// Starts a function in the lanes of `mask`.

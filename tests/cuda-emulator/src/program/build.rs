@@ -210,8 +210,12 @@ impl Scope<'_> {
             written.required_threads.or(written.max_threads).map_or(1, |extents| extents.iter().product());
         // The assembler keeps to what the kernel says, and a thread can have no more than 255.
         let most = written.max_registers.unwrap_or(255).min(65536 / threads.max(1)).min(255);
+        let resized =
+            instructions.iter().any(|instruction| matches!(instruction.operation, Operation::SetRegisters { .. }));
         let registers = match written.max_registers {
             Some(registers) => registers.min(most),
+            // A kernel that gives registers back begins with as many as its block can have.
+            None if resized => most / 8 * 8,
             None => flow::registers(&instructions, &self.widths).min(most),
         };
         Ok(Function {

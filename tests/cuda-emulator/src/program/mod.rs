@@ -551,6 +551,136 @@ pub enum Operation {
         source: Source,
     },
     Matrix(Box<Matrix>),
+    MbarrierInit {
+        memory: Memory,
+        address: Address,
+        count: Source,
+    },
+    MbarrierInvalidate {
+        memory: Memory,
+        address: Address,
+    },
+    /// `mbarrier.arrive`, `.expect_tx`, `.complete_tx` and what joins them: first expects bytes, then arrives.
+    MbarrierArrive {
+        memory: Memory,
+        address: Address,
+        /// Gets the state before.
+        state: Option<Register>,
+        /// How often it arrives, if it does.
+        arrivals: Option<Source>,
+        /// `arrive_drop`: later phases expect as many fewer.
+        drop: bool,
+        /// Bytes that copies are to bring in this phase.
+        expected: Option<Source>,
+        /// Bytes that a copy is said to have brought.
+        completed: Option<Source>,
+        /// Orders what comes before: not `.relaxed`.
+        release: bool,
+    },
+    MbarrierWait {
+        memory: Memory,
+        address: Address,
+        complete: Predicate,
+        /// A state, or a phase's parity.
+        phase: Source,
+        parity: bool,
+        /// `try_wait`: may wait for a while.
+        patient: bool,
+        acquire: bool,
+    },
+    /// `mbarrier.pending_count`
+    MbarrierPending {
+        destination: Register,
+        state: Source,
+    },
+    BulkCopy(Box<BulkCopy>),
+    BulkCommit,
+    BulkWait {
+        groups: u32,
+        /// Waits for reads only.
+        read: bool,
+    },
+    /// `fence.proxy.async`
+    ProxyFence,
+    WarpgroupFence,
+    WarpgroupCommit,
+    WarpgroupWait(u32),
+    WarpgroupMatrix(Box<WarpgroupMatrix>),
+    /// `setmaxnreg`
+    SetRegisters {
+        count: u32,
+        increase: bool,
+    },
+}
+
+/// `cp.async.bulk`
+#[derive(Clone, Debug)]
+pub struct BulkCopy {
+    /// The side in shared memory.
+    pub shared: Address,
+    /// The side in device memory.
+    pub global: BulkGlobal,
+    /// What a copy to shared memory completes; copies to device memory are waited for in groups.
+    pub mbarrier: Option<Address>,
+}
+
+/// The side of a bulk copy that is in device memory.
+#[derive(Clone, Debug)]
+pub enum BulkGlobal {
+    /// A number of bytes at an address.
+    Bytes {
+        /// Where they start.
+        address: Address,
+        /// How many there are.
+        bytes: Source,
+    },
+    /// A box of a tensor.
+    Tensor {
+        /// The tensor map's generic address.
+        map: Address,
+        /// Where the box starts, fastest axis first.
+        coordinates: Vec<Source>,
+    },
+}
+
+/// `wgmma.mma_async`: `d = a * b + d`.
+#[derive(Clone, Debug)]
+pub struct WarpgroupMatrix {
+    /// Shape and types, as counts name it.
+    pub name: String,
+    /// Columns of `b` and `d`.
+    pub n: usize,
+    /// The axis that is summed.
+    pub k: usize,
+    /// Elements of `a`.
+    pub a_element: MatrixElement,
+    /// Elements of `b`.
+    pub b_element: MatrixElement,
+    /// Elements of `d`.
+    pub d_element: MatrixElement,
+    /// Registers of `d`.
+    pub d: Vec<Register>,
+    /// Where `a` is.
+    pub a: WarpgroupOperand,
+    /// The descriptor of `b`.
+    pub b: Source,
+    /// Whether `d` is added, or taken as zero.
+    pub scale_d: Condition,
+    /// `a` and `b` are negated.
+    pub negate: [bool; 2],
+    /// `a` and `b` have their rows and columns, not the summed axis, next to each other in memory.
+    pub transposed: [bool; 2],
+    /// Integer sums stop at the ends of their range.
+    pub saturate: bool,
+}
+
+/// Where the left operand of a warpgroup's product is.
+#[derive(Clone, Debug)]
+pub enum WarpgroupOperand {
+    /// A quarter of it in each warp's registers.
+    Registers(Vec<Source>),
+    /// In shared memory; its descriptor.
+    Shared(Source),
 }
 
 /// Functions that a driver's linker would provide.

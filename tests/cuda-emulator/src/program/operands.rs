@@ -1,6 +1,6 @@
 //! Which registers an instruction reads and writes.
 
-use super::{Address, BarrierReduction, Base, Operation, Register, Source};
+use super::{Address, BarrierReduction, Base, BulkGlobal, Condition, Operation, Register, Source, WarpgroupOperand};
 
 /// A register that is read or written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,8 +112,58 @@ impl Operation {
                 reads.extend(matrix.a.iter().chain(&matrix.b).chain(&matrix.c));
                 writes.extend(&matrix.d);
             }
+            Self::MbarrierInit { address: at, count, .. } => {
+                address(at);
+                reads.push(*count);
+            }
+            Self::MbarrierInvalidate { address: at, .. } => address(at),
+            Self::MbarrierArrive { address: at, state, arrivals, expected, completed, .. } => {
+                address(at);
+                reads.extend([arrivals, expected, completed].into_iter().flatten());
+                writes.extend(state);
+            }
+            Self::MbarrierWait { address: at, phase, .. } => {
+                address(at);
+                reads.push(*phase);
+            }
+            Self::MbarrierPending { destination, state } => {
+                reads.push(*state);
+                writes.push(*destination);
+            }
+            Self::BulkCopy(copy) => {
+                address(&copy.shared);
+                copy.mbarrier.iter().for_each(&mut address);
+                match &copy.global {
+                    BulkGlobal::Bytes { address: at, bytes } => {
+                        address(at);
+                        reads.push(*bytes);
+                    }
+                    BulkGlobal::Tensor { map, coordinates } => {
+                        address(map);
+                        reads.extend(coordinates);
+                    }
+                }
+            }
+            Self::WarpgroupMatrix(matrix) => {
+                match &matrix.a {
+                    WarpgroupOperand::Registers(registers) => reads.extend(registers),
+                    WarpgroupOperand::Shared(descriptor) => reads.push(*descriptor),
+                }
+                reads.push(matrix.b);
+                if matrix.scale_d != Condition::Constant(false) {
+                    reads.extend(matrix.d.iter().map(|register| Source::Register(*register)));
+                }
+                writes.extend(&matrix.d);
+            }
             Self::PredicateLogic { .. }
             | Self::Nothing
+            | Self::BulkCommit
+            | Self::BulkWait { .. }
+            | Self::ProxyFence
+            | Self::WarpgroupFence
+            | Self::WarpgroupCommit
+            | Self::WarpgroupWait(_)
+            | Self::SetRegisters { .. }
             | Self::CommitGroup
             | Self::WaitGroup(_)
             | Self::Fence

@@ -2,6 +2,7 @@
 //! host's IEEE arithmetic, plain products. Operands: every 16-bit value, every pair of 8-bit values, and for wider
 //! ones the edges of the type with each other, and random bits.
 
+mod bulk;
 mod compare;
 mod convert;
 mod exact;
@@ -12,3 +13,4 @@ mod logic;
 mod matrix;
 mod memory;
 mod warp;
+mod warpgroup;

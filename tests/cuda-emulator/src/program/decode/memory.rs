@@ -16,6 +16,25 @@ pub(super) fn decode(scope: &mut Scope<'_>, written: &Instruction, parts: &mut P
         "st" => store(scope, written, parts),
         "atom" | "red" => atomic(scope, written, parts),
         "cp" => copy_async(scope, written, parts),
+        "fence" if parts.take("proxy") => {
+            // Tensor maps are read when a copy starts, so what their fences order is in order here.
+            let proxies = ["async", "async::generic", "alias", "tensormap::generic", "generic::tensormap"];
+            let Some(proxy) = parts.take_any(&proxies) else { return unsupported(written) };
+            let asynchronous = proxy.starts_with("async");
+            while parts
+                .take_any(&["shared::cta", "shared::cluster", "global", "acquire", "release"])
+                .or_else(|| parts.take_any(&["sync_restrict::shared::cta", "sync_restrict::shared::cluster"]))
+                .or_else(|| parts.take_any(&["cta", "cluster", "gpu", "sys"]))
+                .is_some()
+            {}
+            Ok(if asynchronous { Operation::ProxyFence } else { Operation::Fence })
+        }
+        "fence" if parts.take("mbarrier_init") => {
+            if !parts.take("release") || !parts.take("cluster") {
+                return unsupported(written);
+            }
+            Ok(Operation::Fence)
+        }
         "membar" | "fence" => {
             while parts
                 .take_any(&["cta", "gl", "sys", "gpu", "cluster", "sc", "acq_rel", "acquire", "release"])
@@ -32,7 +51,7 @@ pub(super) fn decode(scope: &mut Scope<'_>, written: &Instruction, parts: &mut P
 }
 
 /// Takes what says how caches should behave; returns the access's strength.
-fn hints(parts: &mut Parts<'_>) -> Strength {
+pub(super) fn hints(parts: &mut Parts<'_>) -> Strength {
     let mut strength = Strength::Weak;
     loop {
         let found = parts.take_map(|part| match part {
@@ -56,7 +75,7 @@ fn lanes_of(parts: &mut Parts<'_>) -> usize {
 }
 
 /// The memory that an operand's space and place lead to.
-fn memory(scope: &Scope<'_>, space: Option<Space>, base: Base) -> Memory {
+pub(super) fn memory(scope: &Scope<'_>, space: Option<Space>, base: Base) -> Memory {
     match space.map(memory_of) {
         None => Memory::Generic,
         // Parameters of device functions live in their frame.

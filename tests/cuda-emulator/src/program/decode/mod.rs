@@ -2,15 +2,18 @@
 //! error here, at load.
 
 mod arithmetic;
+mod bulk;
 mod compare;
 mod control;
 mod convert;
 mod float;
 mod logic;
 mod matrix;
+mod mbarrier;
 mod memory;
 mod movement;
 mod warp;
+mod warpgroup;
 
 use super::build::Scope;
 use super::{Binary, Lanes, Operation, Ternary, Unary, WARP};
@@ -47,6 +50,9 @@ pub(super) fn decode(scope: &mut Scope<'_>, written: &Instruction) -> Result<(Op
         "setp" | "set" | "selp" | "slct" | "testp" => compare::decode(scope, written, &mut parts)?,
         "mov" | "cvta" | "isspacep" => movement::decode(scope, written, &mut parts)?,
         "cvt" => convert::decode(scope, written, &mut parts)?,
+        "cp" if written.parts.get(1).is_some_and(|part| part == "bulk") => bulk::decode(scope, written, &mut parts)?,
+        "mbarrier" => mbarrier::decode(scope, written, &mut parts)?,
+        "wgmma" | "setmaxnreg" => warpgroup::decode(scope, written, &mut parts)?,
         "ld" | "ldu" | "st" | "atom" | "red" | "cp" | "prefetch" | "prefetchu" | "applypriority" | "discard"
         | "membar" | "fence" => memory::decode(scope, written, &mut parts)?,
         "bra" | "brx" | "call" | "ret" | "exit" | "trap" | "brkpt" | "bar" | "barrier" | "nanosleep" | "pmevent"
@@ -65,7 +71,12 @@ fn classify(operation: &Operation, written: &Instruction, last_type: Option<Type
         Operation::Load { .. } | Operation::LoadMatrix { .. } => Class::Load,
         Operation::Store { .. } | Operation::StoreMatrix { .. } => Class::Store,
         Operation::Atomic { .. } => Class::Atomic,
-        Operation::CopyAsync { .. } | Operation::CommitGroup | Operation::WaitGroup(_) => Class::AsyncCopy,
+        Operation::CopyAsync { .. }
+        | Operation::CommitGroup
+        | Operation::WaitGroup(_)
+        | Operation::BulkCopy(_)
+        | Operation::BulkCommit
+        | Operation::BulkWait { .. } => Class::AsyncCopy,
         Operation::Branch { .. }
         | Operation::BranchTable { .. }
         | Operation::Call { .. }
@@ -73,7 +84,15 @@ fn classify(operation: &Operation, written: &Instruction, last_type: Option<Type
         | Operation::Return
         | Operation::Exit
         | Operation::Trap => Class::Control,
-        Operation::Barrier { .. } | Operation::WarpBarrier { .. } | Operation::Fence => Class::Synchronise,
+        Operation::Barrier { .. }
+        | Operation::WarpBarrier { .. }
+        | Operation::Fence
+        | Operation::ProxyFence
+        | Operation::MbarrierInit { .. }
+        | Operation::MbarrierInvalidate { .. }
+        | Operation::MbarrierArrive { .. }
+        | Operation::MbarrierWait { .. }
+        | Operation::MbarrierPending { .. } => Class::Synchronise,
         Operation::Shuffle { .. }
         | Operation::Vote { .. }
         | Operation::Ballot { .. }
@@ -82,8 +101,12 @@ fn classify(operation: &Operation, written: &Instruction, last_type: Option<Type
         | Operation::Elect { .. }
         | Operation::ActiveMask { .. }
         | Operation::TransposeMatrix { .. } => Class::Warp,
-        Operation::Matrix(_) => Class::Matrix,
-        Operation::Clock { .. } | Operation::Nothing => Class::Other,
+        Operation::Matrix(_)
+        | Operation::WarpgroupMatrix(_)
+        | Operation::WarpgroupFence
+        | Operation::WarpgroupCommit
+        | Operation::WarpgroupWait(_) => Class::Matrix,
+        Operation::Clock { .. } | Operation::Nothing | Operation::SetRegisters { .. } => Class::Other,
         _ => match written.name.as_str() {
             "mov" | "cvta" | "isspacep" => Class::Move,
             "selp" | "slct" => Class::Move,
