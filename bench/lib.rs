@@ -5,6 +5,8 @@
 //! PyTorch; a peer that is not there is named as absent. `SMALTI_THREADS` is how many threads all take.
 
 mod ceilings;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod page;
 mod peer;
 mod report;
@@ -184,6 +186,7 @@ impl Bench {
             spread: spread(&our_seconds),
             seconds: median(our_seconds),
             product_ceiling: self.ceilings.product::<T>(),
+            error: None,
             memory: None,
             task,
         });

@@ -13,16 +13,22 @@ const COLOURS: [&str; 8] = ["#1668a8", "#c8452b", "#2c8c4a", "#8a4fb0", "#b8860b
 /// The page of all families.
 pub(crate) fn page(families: &[Value]) -> String {
     let mut body = String::new();
-    for (title, points) in [
-        ("Roofline: GFLOP/s against operations per byte", roofline(families)),
-        ("Milliseconds against length", curve(families, "length", |_| true)),
-        (
-            "Milliseconds against the share that is seen, 4096 tokens",
-            curve(families, "density", |length| length == 4096.0),
-        ),
-    ] {
-        if points.iter().any(|series| !series.points.is_empty()) {
-            let _ = write!(body, "<h2>{title}</h2>\n{}", plot(&points));
+    let mut devices: Vec<_> = families.iter().map(|family| text(&family["device"])).collect();
+    devices.sort();
+    devices.dedup();
+    for device in devices {
+        let here: Vec<_> = families.iter().filter(|family| text(&family["device"]) == device).collect();
+        for (title, points) in [
+            ("GFLOP/s against operations per byte", roofline(&here)),
+            ("milliseconds against length", curve(&here, "length", |_| true)),
+            (
+                "milliseconds against the share that is seen, 4096 tokens",
+                curve(&here, "density", |length| length == 4096.0),
+            ),
+        ] {
+            if points.iter().any(|series| !series.points.is_empty()) {
+                let _ = write!(body, "<h2>{device}: {title}</h2>\n{}", plot(&points));
+            }
         }
     }
     for family in families {
@@ -52,7 +58,7 @@ struct Series {
 }
 
 /// Each row, and what bandwidth and products allow.
-fn roofline(families: &[Value]) -> Vec<Series> {
+fn roofline(families: &[&Value]) -> Vec<Series> {
     let mut series: Vec<Series> = Vec::new();
     for family in families {
         let points = rows(family).filter_map(|row| {
@@ -72,9 +78,9 @@ fn roofline(families: &[Value]) -> Vec<Series> {
 }
 
 /// Times of the rows that have a place in such a plot.
-fn curve(families: &[Value], axis: &str, wanted: impl Fn(f64) -> bool) -> Vec<Series> {
+fn curve(families: &[&Value], axis: &str, wanted: impl Fn(f64) -> bool) -> Vec<Series> {
     let mut series: Vec<Series> = Vec::new();
-    for row in families.iter().flat_map(rows) {
+    for row in families.iter().flat_map(|family| rows(family)) {
         let place = &row["place"];
         let (Some(x), Some(length), Some(seconds)) =
             (place[axis].as_f64(), place["length"].as_f64(), row["seconds"].as_f64())

@@ -35,8 +35,28 @@ impl Peer {
     /// Starts `bench/peers/pytorch.py` with the Python that `SMALTI_PYTHON` names.
     #[must_use]
     pub fn pytorch(threads: usize) -> Self {
+        Self::start("pytorch.py", |_| Ok(vec![threads.to_string()]))
+    }
+
+    /// Starts `bench/peers/pytorch_cuda.py`, which makes its operands of these numbers, repeated with this period; on
+    /// PyTorch's `device`, and without `measuring` on one call of each kind.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn pytorch_cuda(device: &str, measuring: bool, numbers: &[f32], period: usize) -> Self {
+        Self::start("pytorch_cuda.py", |folder| {
+            let path = folder.join("numbers");
+            std::fs::write(&path, bytemuck::cast_slice(numbers))?;
+            Ok(vec![device.to_owned(), measuring.to_string(), path.display().to_string(), period.to_string()])
+        })
+    }
+
+    fn start(script: &str, arguments: impl FnOnce(&Path) -> std::io::Result<Vec<String>>) -> Self {
         let python = std::env::var_os("SMALTI_PYTHON").ok_or_else(|| "SMALTI_PYTHON is not set".to_owned());
-        Self(python.and_then(|python| Process::start(Path::new(&python), threads).map_err(|error| error.to_string())))
+        let start = |python| {
+            let folder = tempfile::tempdir()?;
+            let arguments = arguments(folder.path())?;
+            Process::start(Path::new(&python), script, &arguments, folder)
+        };
+        Self(python.and_then(|python| start(python).map_err(|error: std::io::Error| error.to_string())))
     }
 
     /// Its name and version, or that it is absent and why.
@@ -66,9 +86,13 @@ impl Peer {
 
     /// Runs the task and returns its seconds by the peer's own clock.
     pub fn run(&mut self) -> Option<f64> {
-        let process = self.0.as_mut().ok()?;
-        match process.ask(&json!("run")) {
-            Ok(answer) => answer.as_f64(),
+        self.ask(&json!("run"))?.as_f64()
+    }
+
+    /// The answer to a question. What fails here is reported as absent from then on.
+    pub(crate) fn ask(&mut self, question: &Value) -> Option<Value> {
+        match self.0.as_mut().ok()?.ask(question) {
+            Ok(answer) => Some(answer),
             Err(error) => {
                 self.0 = Err(error.to_string());
                 None
@@ -78,15 +102,15 @@ impl Peer {
 }
 
 impl Process {
-    fn start(python: &Path, threads: usize) -> std::io::Result<Self> {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/pytorch.py");
+    fn start(python: &Path, script: &str, arguments: &[String], folder: tempfile::TempDir) -> std::io::Result<Self> {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers").join(script);
         let mut command = Command::new(python);
-        command.arg(script).arg(threads.to_string()).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.arg(script).args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn()?;
         let missing = || std::io::Error::other("no pipe to the peer");
         let to = child.stdin.take().ok_or_else(missing)?;
         let from = BufReader::new(child.stdout.take().ok_or_else(missing)?);
-        let mut process = Self { child, to, from, name: String::new(), folder: tempfile::tempdir()? };
+        let mut process = Self { child, to, from, name: String::new(), folder };
         process.name = process.answer()?.as_str().unwrap_or("PyTorch").to_owned();
         Ok(process)
     }

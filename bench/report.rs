@@ -30,6 +30,8 @@ pub struct Row {
     pub peers: Vec<Rated>,
     /// Operations of the product ceiling in a second.
     pub product_ceiling: f64,
+    /// How far the results are from those of the first peer, where they were compared.
+    pub error: Option<f64>,
     /// Where it was measured.
     pub memory: Option<Memory>,
 }
@@ -58,6 +60,7 @@ impl Row {
             "floor_seconds": self.floor(ceilings),
             "share_of_floor": self.floor(ceilings) / seconds,
             "peers": self.peers.iter().map(peer).collect::<Vec<_>>(),
+            "error": self.error,
             "memory": self.memory.map(memory),
         })
     }
@@ -69,6 +72,22 @@ impl Row {
 /// # Errors
 /// If the folder cannot be written.
 pub fn write(family: &str, device: &str, peers: &[String], ceilings: &Ceilings, rows: &[Row]) -> std::io::Result<()> {
+    let own = save(family, device, peers, ceilings, rows)?;
+    println!("{}", table(&own));
+    Ok(())
+}
+
+/// As [`write`], without printing.
+///
+/// # Errors
+/// If the folder cannot be written.
+pub(crate) fn save(
+    family: &str,
+    device: &str,
+    peers: &[String],
+    ceilings: &Ceilings,
+    rows: &[Row],
+) -> std::io::Result<Value> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/report");
     std::fs::create_dir_all(&folder)?;
     let own = json!({
@@ -84,7 +103,6 @@ pub fn write(family: &str, device: &str, peers: &[String], ceilings: &Ceilings, 
         "rows": rows.iter().map(|row| row.json(ceilings)).collect::<Vec<_>>(),
     });
     std::fs::write(folder.join(format!("{family}.json")), format!("{own:#}\n"))?;
-    println!("{}", table(&own));
     let mut families = Vec::new();
     let mut paths: Vec<_> = std::fs::read_dir(&folder)?.filter_map(|entry| Some(entry.ok()?.path())).collect();
     paths.sort();
@@ -97,7 +115,8 @@ pub fn write(family: &str, device: &str, peers: &[String], ceilings: &Ceilings, 
     let tables: Vec<_> = families.iter().map(table).collect();
     std::fs::write(folder.join("report.md"), format!("# Benches\n\n{}", tables.join("\n")))?;
     std::fs::write(folder.join("index.html"), page::page(&families))?;
-    std::fs::write(folder.join("report.json"), format!("{:#}\n", Value::from(families)))
+    std::fs::write(folder.join("report.json"), format!("{:#}\n", Value::from(families)))?;
+    Ok(own)
 }
 
 /// Compares two reports row by row: the lines to print, and whether any row became slower by more than 5% and the spread

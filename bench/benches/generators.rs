@@ -258,6 +258,7 @@ fn row<T: Float>(shape: &Shape, folder: &Path, ceilings: &Ceilings) -> Result<Ro
         seconds: number("seconds").ok_or("no time")?,
         peers: rated.into_iter().collect(),
         product_ceiling: ceilings.product::<T>(),
+        error: None,
         memory: answer["peak"].as_u64().map(|peak| Memory { peak, needed: shape.held::<T>() }),
     })
 }

@@ -1,0 +1,22 @@
+//! All families on an NVIDIA GPU, against PyTorch there. Words among the arguments leave out what has none of them in its
+//! name: `cargo bench -p smalti-bench --features cuda --bench cuda -- attention`.
+
+mod attention;
+mod linear;
+mod rows;
+mod tokens;
+
+use smalti_bench::cuda::{Bench, Failure};
+
+fn main() -> Result<(), Failure> {
+    let Some(mut bench) = Bench::start()? else { return Ok(()) };
+    attention::dense(&mut bench);
+    attention::masked(&mut bench);
+    attention::decode(&mut bench);
+    linear::all(&mut bench);
+    rows::all(&mut bench);
+    tokens::nearest(&mut bench);
+    tokens::sample(&mut bench);
+    tokens::jacobi(&mut bench);
+    bench.finish()
+}
