@@ -1,6 +1,6 @@
 //! A block: its shared memory, barriers and warps.
 
-use super::clocks::Clocks;
+use super::clocks::{Agent, Clocks};
 use super::execute::{self, Outcome, lanes};
 use super::launch::Context;
 use super::mbarrier::Mbarrier;
@@ -42,6 +42,16 @@ struct Release {
     barrier: Barrier,
 }
 
+/// A `setmaxnreg` of a warpgroup.
+pub struct Resize {
+    pub group: u32,
+    /// How many it had met before.
+    pub ordinal: u32,
+    pub line: u32,
+    /// The warps that have met it.
+    pub warps: u32,
+}
+
 /// A block that runs.
 pub struct Block {
     pub index: [u32; 3],
@@ -61,6 +71,8 @@ pub struct Block {
     pub progressed: bool,
     /// 32-bit registers that no warp has.
     pub free_registers: u32,
+    /// What `setmaxnreg` has been asked for.
+    pub resizes: Vec<Resize>,
     /// The block is ordered after all earlier blocks.
     pub late: bool,
     /// What it printed.
@@ -86,6 +98,7 @@ impl Block {
             mbarriers: BTreeMap::new(),
             progressed: false,
             free_registers: 0,
+            resizes: Vec::new(),
             late: false,
             output: String::new(),
             barriers: [Barrier::default(); 16],
@@ -112,6 +125,7 @@ impl Block {
         self.mbarriers.clear();
         self.progressed = false;
         self.free_registers = 0;
+        self.resizes.clear();
         self.late = linear == 0;
         self.output.clear();
         self.barriers = [Barrier::default(); 16];
@@ -176,7 +190,7 @@ impl Block {
                 continue;
             }
             if warps.iter().all(|warp| warp.stop == Stop::Done) {
-                return Ok(());
+                return self.check_end(context, warps);
             }
             // A wait for an mbarrier ends at some time, whatever comes; code that does not wait again may go on.
             stalls += 1;
@@ -201,11 +215,65 @@ impl Block {
         Ok(())
     }
 
+    /// Nothing may work on when the block's memory and registers are given away.
+    fn check_end(&self, context: &Context<'_>, warps: &[Warp]) -> Result<(), Fault> {
+        let mut seen = Clocks::default();
+        for warp in warps {
+            seen.merge(&warp.seen);
+        }
+        for warp in warps {
+            let fail = |kind, detail: &str| {
+                let mut fault = self.fault(context, warp, kind, format!("the block ends while {detail}"));
+                fault.thread = Some(context.thread(warp.index * 32));
+                Err(fault)
+            };
+            if warp.product_open || warp.products_done < warp.product_groups {
+                return fail(FaultKind::AsyncProduct, "a wgmma.mma_async is under way");
+            }
+            let groups = warp.bulk_groups.iter().copied().max().unwrap_or(0);
+            if warp.bulk_open != 0 || groups > seen[Agent::bulk_reads(warp.index)] {
+                return fail(FaultKind::AsyncRead, "bulk copies may still read its shared memory");
+            }
+        }
+        let unseen = self.mbarriers.iter().find(|(_, mbarrier)| !mbarrier.is_seen(&seen));
+        if let (Some((address, mbarrier)), Some(warp)) = (unseen, warps.first()) {
+            let detail = format!(
+                "the block ends while a bulk copy may still write its shared memory: {}",
+                mbarrier.describe(*address)
+            );
+            let mut fault = self.fault(context, warp, FaultKind::AsyncCopy, detail);
+            fault.address = Some(*address);
+            return Err(fault);
+        }
+        match self.resizes.iter().find(|resize| resize.warps.count_ones() != warpgroup::WARPS as u32) {
+            Some(resize) => {
+                let warp = &warps[(resize.group as usize * warpgroup::WARPS).min(warps.len() - 1)];
+                let detail = format!("setmaxnreg by {} of a warpgroup's four warps", resize.warps.count_ones());
+                let mut fault = self.fault(context, warp, FaultKind::MemberMask, detail);
+                fault.line = resize.line;
+                Err(fault)
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Why no warp can go on.
     fn stuck(&self, context: &Context<'_>, warps: &[Warp]) -> Fault {
         let ended = warps.iter().filter(|warp| warp.stop == Stop::Done).count();
         let waiting: Vec<&Warp> = warps.iter().filter(|warp| warp.stop != Stop::Done).collect();
-        let first = waiting[0];
+        // What stands behind the others' waiting, most likely.
+        let group_lacks = |warp: &Warp| {
+            let group = warp.index as usize / warpgroup::WARPS * warpgroup::WARPS;
+            warps[group..group + warpgroup::WARPS].iter().any(|other| other.stop == Stop::Done)
+        };
+        let rank = |warp: &&&Warp| match warp.stop {
+            Stop::Registers => 0,
+            Stop::Warpgroup if group_lacks(warp) => 0,
+            Stop::Mbarrier(_) => 1,
+            Stop::Warpgroup => 2,
+            _ => 3,
+        };
+        let first = *waiting.iter().min_by_key(rank).expect("a warp that waits: not all have ended");
         if let Stop::Barrier(number) = first.stop
             && waiting.iter().all(|warp| matches!(warp.stop, Stop::Barrier(_)))
         {
@@ -216,7 +284,6 @@ impl Block {
             );
             return self.fault(context, first, FaultKind::BarrierMismatch, detail);
         }
-        // The warp that waits for what the others do not wait for tells most.
         let what = |warp: &Warp| match warp.stop {
             Stop::Mbarrier(address) => match self.mbarriers.get(&address) {
                 Some(mbarrier) => mbarrier.describe(address),
@@ -227,13 +294,22 @@ impl Block {
             Stop::Registers => format!("registers, of which {} are free", self.free_registers),
             Stop::Turn | Stop::Done => "nothing".into(),
         };
-        let others: Vec<String> = waiting[1..]
-            .iter()
-            .map(|warp| format!("warp {} at line {} for {}", warp.index, warp.line, what(warp)))
-            .collect();
-        let others = if others.is_empty() { String::new() } else { format!("; so do {}", others.join(", ")) };
-        let detail = format!("warp {} waits for {}{others}; {ended} warps have ended", first.index, what(first));
-        let mut fault = self.fault(context, first, FaultKind::Deadlock, detail);
+        // Warps that wait for the same at the same line, together.
+        let mut groups: Vec<(u32, String, Vec<String>)> = Vec::new();
+        for warp in &waiting {
+            let what = what(warp);
+            match groups.iter_mut().find(|(line, other, _)| *line == warp.line && *other == what) {
+                Some((_, _, warps)) => warps.push(warp.index.to_string()),
+                None => groups.push((warp.line, what, vec![warp.index.to_string()])),
+            }
+        }
+        let groups = groups.iter().map(|(line, what, warps)| {
+            let (plural, verb) = if warps.len() == 1 { ("", "waits") } else { ("s", "wait") };
+            format!("warp{plural} {} at line {line} {verb} for {what}", warps.join(", "))
+        });
+        let detail = format!("{}; {ended} have ended", groups.collect::<Vec<_>>().join("; "));
+        let kind = if first.stop == Stop::Warpgroup { FaultKind::MemberMask } else { FaultKind::Deadlock };
+        let mut fault = self.fault(context, first, kind, detail);
         if let Stop::Mbarrier(address) = first.stop {
             fault.address = Some(address);
         }
@@ -335,8 +411,13 @@ fn new_warp() -> Warp {
         bulk_groups: [0; WARP],
         product_groups: 0,
         products_done: 0,
+        product_open: false,
+        bulk_open: 0,
+        product_fences: 0,
+        register_uses: Vec::new(),
         timed_out: false,
         register_count: 0,
+        resizes: 0,
         steps: 0,
         stop: Stop::Turn,
         line: 0,
@@ -365,7 +446,12 @@ impl Warp {
         self.bulk_groups = [0; WARP];
         self.product_groups = 0;
         self.products_done = 0;
+        self.product_open = false;
+        self.bulk_open = 0;
+        self.product_fences = 0;
+        self.register_uses.clear();
         self.timed_out = false;
+        self.resizes = 0;
         self.steps = 0;
         self.stop = Stop::Turn;
         self.line = 0;

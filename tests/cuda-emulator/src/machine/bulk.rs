@@ -45,7 +45,7 @@ impl Execution<'_, '_> {
             };
             let seen = self.warp.knowledge();
             let (index, group) = (self.warp.index, self.warp.bulk_groups[lane] + 1);
-            let by_phase = mbarrier.and_then(|mbarrier| self.block.mbarrier_clock(mbarrier));
+            let by_phase = mbarrier.and_then(|mbarrier| self.block.begin_copy(mbarrier));
             let accounts = Accounts {
                 reads: by_phase.unwrap_or((Agent::bulk_reads(index), group)),
                 writes: by_phase.unwrap_or((Agent::bulk_writes(index), group)),
@@ -61,8 +61,9 @@ impl Execution<'_, '_> {
                 }
                 bytes += row.bytes;
             }
-            if let Some(mbarrier) = mbarrier {
-                self.complete_bytes(lane, mbarrier, bytes as i64)?;
+            match mbarrier {
+                Some(mbarrier) => self.complete_bytes(lane, mbarrier, bytes as i64)?,
+                None => self.warp.bulk_open |= 1 << lane,
             }
             self.warp.advance_clock();
         }

@@ -1,6 +1,6 @@
 //! Runs a warp's instructions.
 
-use super::block::Block;
+use super::block::{Block, Resize};
 use super::clocks::Agent;
 use super::launch::Context;
 use super::memory::Allocation;
@@ -9,7 +9,7 @@ use super::warpgroup::WARPS;
 use crate::error::{Fault, FaultKind, Problem};
 use crate::program::{
     Address, BarrierReduction, Base, Builtin, Condition, Function, Instruction, Lanes, Memory, Operation, Predicate,
-    Register, Shuffle, Source, Vote, WARP,
+    Register, Shuffle, Source, Touched, Vote, WARP,
 };
 
 /// Generic addresses of shared memory start here.
@@ -138,6 +138,9 @@ impl<'a> Execution<'a, '_> {
                 if active == 0 {
                     pc += 1;
                     continue;
+                }
+                if let Some(touched) = &instruction.touched {
+                    self.check_products(touched, active)?;
                 }
                 match self.step(instruction, pc, mask, active)? {
                     Next::Advance => pc += 1,
@@ -642,6 +645,7 @@ impl<'a> Execution<'a, '_> {
                 for lane in lanes(active) {
                     self.warp.bulk_groups[lane] += 1;
                 }
+                self.warp.bulk_open &= !active;
             }
             Operation::BulkWait { groups, read } => self.bulk_wait(*groups, *read, active),
             Operation::ProxyFence => {
@@ -649,10 +653,14 @@ impl<'a> Execution<'a, '_> {
                 self.warp.seen = self.warp.knowledge();
                 self.warp.seen.fence_proxy();
             }
-            Operation::WarpgroupFence => self.whole_warp(active, "wgmma.fence")?,
+            Operation::WarpgroupFence => {
+                self.whole_warp(active, "wgmma.fence")?;
+                self.warp.product_fences += 1;
+            }
             Operation::WarpgroupCommit => {
                 self.whole_warp(active, "wgmma.commit_group")?;
                 self.warp.product_groups += 1;
+                self.warp.product_open = false;
             }
             Operation::WarpgroupWait(groups) => {
                 self.whole_warp(active, "wgmma.wait_group")?;
@@ -680,9 +688,40 @@ impl<'a> Execution<'a, '_> {
         Ok(Next::Advance)
     }
 
+    /// Fails if a product that is under way uses these registers; otherwise notes that they were touched.
+    fn check_products(&mut self, touched: &Touched, active: u32) -> Outcome<()> {
+        let (fences, done) = (self.warp.product_fences, self.warp.products_done);
+        let all = touched.reads.iter().map(|register| (register, false));
+        for (register, writes) in all.chain(touched.writes.iter().map(|register| (register, true))) {
+            let Some(used) = self.warp.register_uses.get_mut(self.registers + register.0 as usize) else { continue };
+            if used.written > done || writes && used.read > done {
+                let what = if writes { "writes" } else { "reads" };
+                let role = if used.written > done { "a result" } else { "an operand" };
+                let detail =
+                    format!("it {what} a register that is {role} of the wgmma.mma_async of line {}", used.line);
+                let lane = active.trailing_zeros() as usize;
+                return Err(Problem::new(FaultKind::AsyncProduct, detail).lane(lane));
+            }
+            used.touched = fences;
+        }
+        Ok(())
+    }
+
     /// Takes registers from those that are free, or gives some back.
     fn set_registers(&mut self, count: u32, increase: bool, active: u32) -> Outcome<Next> {
         self.whole_warp(active, "setmaxnreg")?;
+        let (group, ordinal, line) = (self.warp.index / WARPS as u32, self.warp.resizes, self.warp.line);
+        let warp = 1 << (self.warp.index % WARPS as u32);
+        let known = self.block.resizes.iter_mut().find(|resize| resize.group == group && resize.ordinal == ordinal);
+        match known {
+            Some(resize) if resize.line == line => resize.warps |= warp,
+            Some(resize) => {
+                let detail =
+                    format!("setmaxnreg, but another warp of the warpgroup is at that of line {}", resize.line);
+                return Err(Problem::new(FaultKind::MemberMask, detail).lane(0));
+            }
+            None => self.block.resizes.push(Resize { group, ordinal, line, warps: warp }),
+        }
         let now = self.warp.register_count;
         if if increase { count < now } else { count > now } {
             let name = if increase { "inc" } else { "dec" };
@@ -700,6 +739,7 @@ impl<'a> Execution<'a, '_> {
             self.block.progressed = true;
         }
         self.warp.register_count = count;
+        self.warp.resizes += 1;
         Ok(Next::Advance)
     }
 

@@ -25,6 +25,8 @@ pub struct Mbarrier {
     phase: u64,
     /// The agent's clock when it was initialised.
     start: u32,
+    /// The agent's clock of the last copy.
+    copied: u32,
     /// What those who arrived in this phase know, and what those who wait for the last complete one learn.
     arriving: Clocks,
     complete: Clocks,
@@ -53,19 +55,26 @@ impl Mbarrier {
         true
     }
 
-    /// What it waits for.
+    /// Whether somebody who knows `seen` has waited for all its copies.
+    pub fn is_seen(&self, seen: &Clocks) -> bool {
+        self.copied <= seen[self.agent]
+    }
+
+    /// Where it is and what it waits for.
     pub fn describe(&self, address: u64) -> String {
         format!(
-            "the mbarrier at {address:#x} (of line {}) is in phase {}, which lacks {} of {} arrivals and {} bytes",
+            "the mbarrier at {address:#x} (of line {}) in phase {}, with {} of {} arrivals and {} bytes to come",
             self.line, self.phase, self.pending, self.expected, self.bytes
         )
     }
 }
 
 impl Block {
-    /// The agent and the clock of a copy that completes the present phase of an mbarrier.
-    pub fn mbarrier_clock(&self, address: u64) -> Option<(Agent, u32)> {
-        self.mbarriers.get(&address).map(|mbarrier| (mbarrier.agent, mbarrier.clock()))
+    /// The agent and the clock of a copy that begins now, and completes the present phase of an mbarrier.
+    pub fn begin_copy(&mut self, mbarrier: u64) -> Option<(Agent, u32)> {
+        let mbarrier = self.mbarriers.get_mut(&mbarrier)?;
+        mbarrier.copied = mbarrier.clock();
+        Some((mbarrier.agent, mbarrier.clock()))
     }
 
     fn advance_mbarrier(&mut self, address: u64) {
@@ -138,6 +147,7 @@ impl Execution<'_, '_> {
                     bytes: 0,
                     phase: 0,
                     start,
+                    copied: 0,
                     arriving: Clocks::default(),
                     complete: Clocks::default(),
                     initialised: (self.warp.agent(), self.warp.clock()),
@@ -195,7 +205,7 @@ impl Execution<'_, '_> {
             if let Some(arrivals) = &arrivals {
                 let count = arrivals[lane];
                 if count == 0 || count > mbarrier.pending {
-                    let detail = format!("{count} arrivals, but {}", mbarrier.describe(address));
+                    let detail = format!("{count} arrivals at {}", mbarrier.describe(address));
                     return Err(Problem::new(FaultKind::Mbarrier, detail).lane(lane).address(address));
                 }
                 mbarrier.pending -= count;
@@ -219,7 +229,7 @@ impl Execution<'_, '_> {
         let Some(mbarrier) = self.block.mbarriers.get_mut(&address) else { return Ok(()) };
         mbarrier.bytes += bytes;
         if mbarrier.bytes.unsigned_abs() > MOST {
-            let detail = format!("{bytes} bytes more, but {}", mbarrier.describe(address));
+            let detail = format!("{bytes} bytes more make too many for {}", mbarrier.describe(address));
             return Err(Problem::new(FaultKind::Mbarrier, detail).lane(lane).address(address));
         }
         Ok(())

@@ -41,9 +41,12 @@ impl Stamp {
         self.0 >> 11 & 1 == 1
     }
 
-    /// Whether `self` happened with nothing that orders it before an access at `now`.
+    /// Whether `self` happened with nothing that orders it before an access at `now`. A thread's own accesses are in
+    /// order; an agent's are not.
     fn is_concurrent(self, now: Self, seen: &Clocks) -> bool {
-        self.0 != 0 && self.thread() != now.thread() && self.clock() > seen[Agent::of_thread(self.thread())]
+        let agent = Agent::of_thread(self.thread());
+        let own = self.thread() == now.thread() && agent.words().is_none();
+        self.0 != 0 && !own && self.clock() > seen[agent]
     }
 
     /// Whether it is a warp's write that the asynchronous proxy does not see yet.
@@ -237,7 +240,9 @@ impl Shadow {
                 return Err(Conflict { thread: entry.write.thread(), earlier: Earlier::Unfenced });
             }
             if action == Action::Read {
-                let free = entry.reads.iter().position(|read| !read.is_concurrent(by.stamp, by.seen));
+                let replaceable =
+                    |read: &Stamp| read.thread() == by.stamp.thread() || !read.is_concurrent(by.stamp, by.seen);
+                let free = entry.reads.iter().position(replaceable);
                 if let Some(free) = free {
                     entry.reads[free] = by.stamp;
                 }

@@ -40,6 +40,20 @@ pub struct AsyncCopy {
     pub group: u32,
 }
 
+/// What asynchronous products have to do with a register.
+#[derive(Clone, Copy, Default)]
+pub struct RegisterUse {
+    /// Fences that the warp had met when another instruction touched it last.
+    pub touched: u32,
+    /// The last group of products that reads it, and that writes it.
+    pub read: u32,
+    pub written: u32,
+    /// Columns of that product.
+    pub columns: u32,
+    /// Line of the last product.
+    pub line: u32,
+}
+
 /// Why a warp stopped running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
@@ -93,10 +107,18 @@ pub struct Warp {
     /// Groups of products that the warp has committed, and how many of them are known to be done.
     pub product_groups: u32,
     pub products_done: u32,
+    /// Matrices have been multiplied, or bulk copies begun in these lanes, since the last group was committed.
+    pub product_open: bool,
+    pub bulk_open: u32,
+    /// `wgmma.fence`s.
+    pub product_fences: u32,
+    /// What products have to do with each register, in frames of functions that multiply.
+    pub register_uses: Vec<RegisterUse>,
     /// The wait for an mbarrier that it stopped at has run out of time.
     pub timed_out: bool,
-    /// 32-bit registers that a thread has.
+    /// 32-bit registers that a thread has, and how often that has been changed.
     pub register_count: u32,
+    pub resizes: u32,
     pub steps: u64,
     pub stop: Stop,
     /// Line of the instruction that runs.
@@ -139,6 +161,10 @@ impl Warp {
         let local = if self.frames.is_empty() { 0 } else { local.max(self.locals[0].data.len() as u64) };
         self.registers.resize(registers + function.frame_registers as usize, [0; WARP]);
         self.predicates.resize(predicates + function.frame_predicates as usize, 0);
+        self.register_uses.truncate(registers);
+        if function.multiplies {
+            self.register_uses.resize(self.registers.len(), RegisterUse::default());
+        }
         let end = (local + function.frame_bytes) as usize;
         for memory in &mut self.locals {
             memory.data.resize(end, 0xff);

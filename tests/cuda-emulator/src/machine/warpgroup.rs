@@ -123,7 +123,55 @@ impl Group<'_, '_> {
                 return Err(Problem::new(FaultKind::MemberMask, detail));
             }
         }
+        for warp in 0..WARPS {
+            self.claim(warp, matrix, instruction.line)?;
+        }
         self.multiply(matrix)
+    }
+
+    /// Notes that a product uses a warp's registers from now on; fails if something stands against that.
+    fn claim(&mut self, warp: usize, matrix: &WarpgroupMatrix, line: u32) -> Outcome<()> {
+        let index = warp;
+        let warp = &mut self.warps[warp];
+        let frame = warp.frames.last().expect("a warp that stopped has a frame");
+        let (group, done, fences) = (warp.product_groups + 1, warp.products_done, warp.product_fences);
+        let columns = matrix.n as u32;
+        let fail =
+            |kind, detail: String| Err(Problem::new(kind, format!("wgmma.mma_async {detail}")).lane(index * WARP));
+        let unfenced = |what: &str| {
+            fail(
+                FaultKind::MissingFence,
+                format!("with {what} that other instructions touched since the last wgmma.fence"),
+            )
+        };
+        warp.product_open = true;
+        for register in &matrix.d {
+            let used = &mut warp.register_uses[frame.registers + register.0 as usize];
+            if used.read > done {
+                return fail(FaultKind::AsyncProduct, format!("writes an operand of that of line {}", used.line));
+            }
+            if used.written > done && used.columns != columns {
+                let detail = format!("adds to the result of that of line {}, of another shape", used.line);
+                return fail(FaultKind::AsyncProduct, detail);
+            }
+            if used.touched >= fences {
+                return unfenced("a result");
+            }
+            (used.written, used.columns, used.line) = (group, columns, line);
+        }
+        let WarpgroupOperand::Registers(registers) = &matrix.a else { return Ok(()) };
+        for source in registers {
+            let Source::Register(register) = source else { continue };
+            let used = &mut warp.register_uses[frame.registers + register.0 as usize];
+            if used.written > done {
+                return fail(FaultKind::AsyncProduct, format!("reads a result of that of line {}", used.line));
+            }
+            if used.touched >= fences {
+                return unfenced("an operand");
+            }
+            (used.read, used.line) = (group, line);
+        }
+        Ok(())
     }
 
     /// A register's lane, in one of the warps.

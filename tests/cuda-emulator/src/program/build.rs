@@ -1,9 +1,10 @@
 //! Resolves names and assembles decoded functions.
 
 use super::decode::decode;
+use super::operands::Use;
 use super::{
     Address, Base, Condition, Function, Instruction, Operation, Parameter, Predicate, Register, Source, Special,
-    Symbol, Variable, VariableKind, flow,
+    Symbol, Touched, Variable, VariableKind, flow,
 };
 use crate::LoadError;
 use crate::ptx::syntax::{self, Operand, Statement};
@@ -109,6 +110,19 @@ fn declare(parts: &mut Parts, variable: &syntax::Variable) -> Result<u32, LoadEr
     Ok(parts.variables.len() as u32 - 1)
 }
 
+/// The registers that an instruction touches, if there are any and it is no asynchronous product.
+fn touched(operation: &Operation) -> Option<Box<Touched>> {
+    if matches!(operation, Operation::WarpgroupMatrix(_)) {
+        return None;
+    }
+    let mut touched = Touched::default();
+    operation.registers(&mut |register| match register {
+        Use::Read(register) => touched.reads.push(register),
+        Use::Write(register) => touched.writes.push(register),
+    });
+    (!touched.reads.is_empty() || !touched.writes.is_empty()).then(|| Box::new(touched))
+}
+
 /// Adds what a kernel uses through calls, and lays out its shared memory.
 fn reach(parts: &mut Parts, index: usize) {
     if !parts.functions[index].entry {
@@ -205,7 +219,14 @@ impl Scope<'_> {
                 _ => {}
             }
         }
-        let instructions = flow::arrange(std::mem::take(&mut self.instructions));
+        let mut instructions = flow::arrange(std::mem::take(&mut self.instructions));
+        let multiplies =
+            instructions.iter().any(|instruction| matches!(instruction.operation, Operation::WarpgroupMatrix(_)));
+        if multiplies {
+            for instruction in &mut instructions {
+                instruction.touched = touched(&instruction.operation);
+            }
+        }
         let threads: u32 =
             written.required_threads.or(written.max_threads).map_or(1, |extents| extents.iter().product());
         // The assembler keeps to what the kernel says, and a thread can have no more than 255.
@@ -230,6 +251,7 @@ impl Scope<'_> {
             local_bytes: self.local_bytes,
             instructions,
             symbols: self.symbols.into_iter().collect(),
+            multiplies,
             calls: self.calls.into_iter().collect(),
             registers,
             max_threads: written.required_threads.or(written.max_threads),
@@ -302,7 +324,7 @@ impl Scope<'_> {
                         }
                     };
                     let (operation, class) = decode(self, written).map_err(fail)?;
-                    self.instructions.push(Instruction { guard, line: written.line, class, operation });
+                    self.instructions.push(Instruction { guard, line: written.line, class, operation, touched: None });
                 }
             }
         }

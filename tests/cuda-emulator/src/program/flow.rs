@@ -84,7 +84,7 @@ pub fn arrange(mut instructions: Vec<Instruction>) -> Vec<Instruction> {
 }
 
 fn unconditional(operation: Operation) -> Instruction {
-    Instruction { guard: None, line: 0, class: Class::Control, operation }
+    Instruction { guard: None, line: 0, class: Class::Control, operation, touched: None }
 }
 
 fn targets(operation: &Operation) -> impl Iterator<Item = u32> + '_ {

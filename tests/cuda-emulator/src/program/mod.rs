@@ -703,6 +703,17 @@ pub struct Instruction {
     pub class: Class,
     /// What it does.
     pub operation: Operation,
+    /// The registers it touches, in functions that multiply matrices asynchronously; not of the products themselves.
+    pub touched: Option<Box<Touched>>,
+}
+
+/// Registers that an instruction touches.
+#[derive(Clone, Debug, Default)]
+pub struct Touched {
+    /// Those it reads.
+    pub reads: Vec<Register>,
+    /// Those it writes.
+    pub writes: Vec<Register>,
 }
 
 /// A parameter's place.
@@ -743,6 +754,8 @@ pub struct Function {
     pub instructions: Vec<Instruction>,
     /// Symbols it uses, itself or through calls.
     pub symbols: Vec<u32>,
+    /// It multiplies matrices asynchronously.
+    pub multiplies: bool,
     /// Device functions it calls.
     pub calls: Vec<u32>,
     /// An estimate of the 32-bit registers that a thread needs at once.
