@@ -7,6 +7,7 @@
 mod ceilings;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+pub mod generators;
 mod page;
 mod peer;
 mod report;
@@ -106,8 +107,10 @@ pub struct Task {
 /// A point of a curve.
 #[derive(Debug, Clone)]
 pub struct Place {
-    /// The curve.
+    /// The curve against length.
     pub series: String,
+    /// The curve against density: what differs in its mask alone.
+    pub across: String,
     /// The length of a sequence.
     pub length: f64,
     /// The share of pairs that see each other.

@@ -90,9 +90,7 @@ fn curve(families: &[&Value], axis: &str, wanted: impl Fn(f64) -> bool) -> Vec<S
         if !wanted(length) {
             continue;
         }
-        // Against density all masks of one dtype are one curve.
-        let name = text(&place["series"]);
-        let name = if axis == "density" { name.split(' ').next().unwrap_or_default().to_owned() } else { name };
+        let name = text(&place[if axis == "density" { "across" } else { "series" }]);
         let point = [x, seconds * 1e3];
         match series.iter_mut().find(|series| series.name == name) {
             Some(series) => series.points.push(point),

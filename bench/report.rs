@@ -46,7 +46,10 @@ impl Row {
     fn json(&self, ceilings: &Ceilings) -> Value {
         let Self { task, seconds, .. } = self;
         let peer = |peer: &Rated| json!({"name": peer.name, "seconds": peer.seconds, "ratio": peer.ratio});
-        let place = |place: &Place| json!({"series": place.series, "length": place.length, "density": place.density});
+        let place = |place: &Place| {
+            let Place { series, across, length, density } = place;
+            json!({"series": series, "across": across, "length": length, "density": density})
+        };
         let memory = |memory: Memory| json!({"peak": memory.peak, "needed": memory.needed});
         json!({
             "name": task.name,

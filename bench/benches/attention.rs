@@ -93,6 +93,7 @@ fn compare<T: Float>(bench: &mut Bench) {
             operations: (4 * BATCH * heads * pairs * HEAD_DIM) as f64,
             place: Some(Place {
                 series: format!("{} {name}", T::DTYPE),
+                across: T::DTYPE.name().to_owned(),
                 length: keys as f64,
                 density: pairs as f64 / (queries * keys) as f64,
             }),

@@ -104,9 +104,19 @@ def rope(task):
 
 
 def load(path):
-    from safetensors.torch import load_file
+    """The tensors of a safetensors file, on the default device."""
+    with open(path, "rb") as file:
+        data = bytearray(file.read())
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    dtypes = {"F32": torch.float32, "BF16": torch.bfloat16}
 
-    return load_file(path)
+    def tensor(spec):
+        first, end = spec["data_offsets"]
+        values = torch.frombuffer(data, dtype=torch.uint8, offset=start + first, count=end - first)
+        return values.clone().view(dtypes[spec["dtype"]]).reshape(spec["shape"]).to(torch.get_default_device())
+
+    return {name: tensor(spec) for name, spec in header.items() if name != "__metadata__"}
 
 
 def rms_norm(x, weight):
@@ -116,7 +126,7 @@ def rms_norm(x, weight):
 def llamagen(task):
     """LlamaGen in raster order with a cache that holds just the tokens so far."""
     weights = load(task["path"])
-    layers, dim, heads, grid, cfg = 0, task["dim"], task["dim"] // 64, task["grid"], task["cfg"]
+    layers, dim, heads, grid, cfg = 0, task["dim"], task["dim"] // 64, task["sides"][0], task["cfg"]
     while f"gpt.layers.{layers}.attention.wo.weight" in weights:
         layers += 1
     dtype = weights["gpt.output.weight"].dtype
@@ -172,7 +182,7 @@ def var(task):
     def norm(x):
         return F.layer_norm(x, (dim,), eps=1e-6)
 
-    inputs = [torch.full((2, side * side, dim), 0.1, dtype=dtype) for side in task["patch_nums"]]
+    inputs = [torch.full((2, side * side, dim), 0.1, dtype=dtype) for side in task["sides"]]
     condition = torch.full((2, dim), 0.1, dtype=dtype)
     zeros = torch.zeros(dim, dtype=dtype)
 

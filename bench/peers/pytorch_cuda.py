@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+import pytorch
 from pytorch import DTYPES, answer, filtered
 
 DEVICE = torch.device(sys.argv[1])
@@ -24,6 +25,8 @@ with open(sys.argv[3], "rb") as file:
 PERIOD = int(sys.argv[4])
 PASS_SECONDS = 2e-3
 MOST_CALLS = 256
+# Of a call that is not recorded as a graph.
+LONG_SECONDS = 5e-2
 
 
 def optional(name):
@@ -78,11 +81,11 @@ class Pass:
         self.run, self.graph, self.calls = run, None, 1
         if not MEASURING:
             return
-        self.seconds()
-        self.calls = int(max(self.copies, min(PASS_SECONDS / self.seconds(), MOST_CALLS)))
-        self.seconds()
-        if DEVICE.type != "cuda":
+        seconds = self.seconds()
+        self.calls = int(max(self.copies, min(PASS_SECONDS / seconds, MOST_CALLS)))
+        if DEVICE.type != "cuda" or seconds > LONG_SECONDS:
             return
+        self.seconds()
         without = min(self.seconds(), self.seconds())
         try:
             graph = torch.cuda.CUDAGraph()
@@ -262,7 +265,18 @@ def rope(task, ways, x):
     ways.add("PyTorch", lambda: run)
 
 
-TASKS = {task.__name__: task for task in (attention, linear, nearest, sample, jacobi, norm, rope)}
+def llamagen(task, ways):
+    run = pytorch.llamagen(task)
+    ways.add("PyTorch", lambda: lambda call: run())
+
+
+def var(task, ways):
+    run = pytorch.var(task)
+    ways.add("PyTorch", lambda: lambda call: run())
+
+
+TASKS = (attention, linear, nearest, sample, jacobi, norm, rope, llamagen, var)
+TASKS = {task.__name__: task for task in TASKS}
 
 
 def prepare(task):
@@ -301,6 +315,7 @@ def ceilings():
 
 
 def main():
+    torch.set_default_device(DEVICE)
     cudnn = f", cuDNN {torch.backends.cudnn.version()}" if DEVICE.type == "cuda" else ""
     answer(f"PyTorch {torch.__version__}{cudnn}")
     ways = {}

@@ -20,8 +20,8 @@ struct Sizes {
     keys: usize,
     head_dim: usize,
     mask: Mask,
-    /// As the peer names it.
-    peer_mask: Value,
+    /// As the peer names it, if it takes part.
+    peer_mask: Option<Value>,
     pairs: usize,
     /// Whether the same without the mask is compared.
     without: bool,
@@ -38,7 +38,7 @@ impl Sizes {
             keys: length,
             head_dim,
             mask: Mask::Full,
-            peer_mask: json!("full"),
+            peer_mask: Some(json!("full")),
             pairs: length * length,
             without: false,
         }
@@ -48,7 +48,7 @@ impl Sizes {
         let length = self.queries;
         Self {
             mask: Mask::Causal { align: Align::TopLeft },
-            peer_mask: json!("causal"),
+            peer_mask: Some(json!("causal")),
             pairs: length * (length + 1) / 2,
             ..self
         }
@@ -68,6 +68,7 @@ impl Sizes {
             operations: (4 * batch * heads * pairs * head_dim) as f64,
             place: Some(Place {
                 series: format!("{} {}", T::DTYPE, self.series),
+                across: format!("{} d{head_dim}", T::DTYPE),
                 length: keys as f64,
                 density: pairs as f64 / (queries * keys) as f64,
             }),
@@ -87,8 +88,8 @@ impl Sizes {
                 }))
             };
             let rivals = if self.without { vec![("smalti without the mask", call(Mask::Full)?)] } else { Vec::new() };
-            let peer = json!({"task": "attention", "mask": self.peer_mask});
-            Ok(Case { ours: call(self.mask)?, rivals, peer: Some(peer) })
+            let peer = self.peer_mask.map(|mask| json!({"task": "attention", "mask": mask}));
+            Ok(Case { ours: call(self.mask)?, rivals, peer })
         });
     }
 }
@@ -124,16 +125,30 @@ pub fn masked(bench: &mut Bench) {
             let [heads, batch] = [bench.size(heads, 1), bench.size(batch, 1)];
             let square = Sizes::square(name, batch, heads, sizes.iter().sum(), 64);
             let mask = Mask::Scales { patch_nums: patch_nums.to_vec(), kind };
-            let peer_mask = json!({"lengths": sizes, "same": same});
+            let peer_mask = Some(json!({"lengths": sizes, "same": same}));
             Sizes { mask, peer_mask, pairs, without: true, ..square }.run::<bf16>(bench);
         }
+    }
+}
+
+/// What attention costs where a query sees but a part of the keys: sequences of equal lengths, packed.
+pub fn density(bench: &mut Bench) {
+    bench.family("density");
+    let length = bench.size(4096, 128);
+    for parts in [2, 4, 10, 32] {
+        let lengths: Vec<usize> = (0..parts).map(|part| (part + 1) * length / parts - part * length / parts).collect();
+        let pairs = lengths.iter().map(|length| length * length).sum();
+        let square = Sizes::square("", bench.size(4, 1), bench.size(16, 1), length, 128);
+        let (name, series) = (format!("d128 1/{parts} seen, {length}"), format!("d128 1/{parts} seen"));
+        let mask = Mask::packed(&lengths, false);
+        Sizes { name, series, mask, peer_mask: None, pairs, without: true, ..square }.run::<bf16>(bench);
     }
 }
 
 /// One query of each sequence against its cache.
 pub fn decode(bench: &mut Bench) {
     bench.family("decode");
-    let most = bench.size(1 << 20, 1 << 10);
+    let most = bench.size(1 << 19, 1 << 10);
     for keys in [1 << 10, 1 << 12, 1 << 14, 1 << 16] {
         for batch in [1, 8, 64] {
             if batch * keys > most {

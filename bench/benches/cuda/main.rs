@@ -5,6 +5,7 @@ mod attention;
 mod linear;
 mod rows;
 mod tokens;
+mod whole;
 
 use smalti_bench::cuda::{Bench, Failure};
 
@@ -12,11 +13,13 @@ fn main() -> Result<(), Failure> {
     let Some(mut bench) = Bench::start()? else { return Ok(()) };
     attention::dense(&mut bench);
     attention::masked(&mut bench);
+    attention::density(&mut bench);
     attention::decode(&mut bench);
     linear::all(&mut bench);
     rows::all(&mut bench);
     tokens::nearest(&mut bench);
     tokens::sample(&mut bench);
     tokens::jacobi(&mut bench);
+    whole::all(&mut bench);
     bench.finish()
 }
