@@ -366,6 +366,13 @@ fn registers_are_given_and_taken_by_whole_warpgroups() {
     let one = ("fewer", "setmaxnreg", "setp.lt.u32 done, thread, 160; @done setmaxnreg");
     let none = ("more", "setmaxnreg", "// setmaxnreg");
     expect(&[one, none], FaultKind::MemberMask, "fewer", "setmaxnreg by 1 of a warpgroup's four warps");
+    // Without a limit the share of 256 threads: 232, which is what they ask for at most, then 128 of two blocks.
+    let share = |limit: &str, changes: &[(&str, &str, &str)]| run(&broken(changes).replace(".maxnreg 128", limit));
+    assert!(share(".minnctapersm 1", &[]).is_ok());
+    let fault = share(".minnctapersm 2", &[("fewer", "24", "136")]).expect_err("more than it has");
+    assert!(fault.to_string().contains("to 136 registers from 128"), "{fault}");
+    // ptxas leaves the instructions out if it cannot tell how many there are.
+    assert!(share("", &[("fewer", "24", "232")]).is_ok());
 }
 
 #[test]

@@ -295,23 +295,25 @@ impl Group<'_, '_> {
     }
 
     /// Calls `visit` with each element of `d` in its register, zero-extended, and its sum.
-    fn each_sum<T>(&mut self, matrix: &WarpgroupMatrix, mut visit: impl FnMut(&mut u64, &mut T), sums: &mut [T]) {
+    fn each_sum<T>(&mut self, matrix: &WarpgroupMatrix, visit: impl Fn(&mut u64, &mut T), sums: &mut [T]) {
         let bits = matrix.d_element.bits();
         let together = 32 / bits;
         let keep = u64::MAX >> (64 - bits);
         for warp in 0..WARPS {
             for (at, register) in matrix.d.iter().enumerate() {
                 let register = self.register(warp, *register);
-                for (lane, value) in register.iter_mut().enumerate() {
-                    for part in 0..together {
-                        let index = at * together + part;
-                        // Pairs of columns; then the row 8 further on; then the columns 8 further on.
-                        let row = 16 * warp + lane / 4 + 8 * (index / 2 % 2);
-                        let column = 8 * (index / 4) + 2 * (lane % 4) + index % 2;
-                        let shift = part * bits;
-                        let mut element = *value >> shift & keep;
-                        visit(&mut element, &mut sums[row * matrix.n + column]);
-                        *value = *value & !(keep << shift) | element << shift;
+                for part in 0..together {
+                    let (index, shift) = (at * together + part, part * bits);
+                    // Pairs of columns; then the row 8 further on; then the columns 8 further on.
+                    let first = 16 * warp + 8 * (index / 2 % 2);
+                    let column = 8 * (index / 4) + index % 2;
+                    let rows = sums[first * matrix.n..].chunks_exact_mut(matrix.n);
+                    for (four, row) in register.chunks_exact_mut(4).zip(rows) {
+                        for (value, sum) in four.iter_mut().zip(row[column..].iter_mut().step_by(2)) {
+                            let mut element = *value >> shift & keep;
+                            visit(&mut element, sum);
+                            *value = *value & !(keep << shift) | element << shift;
+                        }
                     }
                 }
             }

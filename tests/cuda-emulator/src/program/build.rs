@@ -231,12 +231,29 @@ impl Scope<'_> {
             written.required_threads.or(written.max_threads).map_or(1, |extents| extents.iter().product());
         // The assembler keeps to what the kernel says, and a thread can have no more than 255.
         let most = written.max_registers.unwrap_or(255).min(65536 / threads.max(1)).min(255);
-        let resized =
-            instructions.iter().any(|instruction| matches!(instruction.operation, Operation::SetRegisters { .. }));
-        let registers = match written.max_registers {
+        let counts = instructions.iter().filter_map(|instruction| match instruction.operation {
+            Operation::SetRegisters { count, .. } => Some(count),
+            _ => None,
+        });
+        let largest = counts.max();
+        // A kernel that hands registers over begins with an equal share of them for its warpgroups, as ptxas has it.
+        let share = match (largest, written.min_blocks) {
+            (Some(largest), Some(blocks)) if threads > 1 => {
+                let all = threads.next_multiple_of(128) * blocks.max(1);
+                Some((65536 / all / 8 * 8).min(largest))
+            }
+            _ => None,
+        };
+        if share.is_none() && written.max_registers.is_none() {
+            // Then ptxas does not know how many that is, and leaves the instructions out.
+            for instruction in &mut instructions {
+                if matches!(instruction.operation, Operation::SetRegisters { .. }) {
+                    instruction.operation = Operation::Nothing;
+                }
+            }
+        }
+        let registers = match written.max_registers.or(share) {
             Some(registers) => registers.min(most),
-            // A kernel that gives registers back begins with as many as its block can have.
-            None if resized => most / 8 * 8,
             None => flow::registers(&instructions, &self.widths).min(most),
         };
         Ok(Function {

@@ -336,6 +336,7 @@ impl Parser {
             max_threads: None,
             required_threads: None,
             max_registers: None,
+            min_blocks: None,
             line,
         };
         loop {
@@ -345,7 +346,8 @@ impl Parser {
                     "maxntid" => function.max_threads = Some(self.extents()?),
                     "reqntid" => function.required_threads = Some(self.extents()?),
                     "maxnreg" => function.max_registers = Some(self.number()?),
-                    "minnctapersm" | "maxnctapersm" => {
+                    "minnctapersm" => function.min_blocks = Some(self.number()?),
+                    "maxnctapersm" => {
                         self.number()?;
                     }
                     "noreturn" => {}

@@ -78,6 +78,8 @@ pub struct Function {
     pub required_threads: Option<[u32; 3]>,
     /// `.maxnreg`
     pub max_registers: Option<u32>,
+    /// `.minnctapersm`
+    pub min_blocks: Option<u32>,
     /// Line of its name.
     pub line: u32,
 }

@@ -11,7 +11,7 @@ const ROOM: u64 = 16 << 10;
 /// the room to `out`.
 fn run(machine: &Machine, body: &str, map: &[u8], data: u64, start: [i32; 5], out: u64) -> Counts {
     let text = format!(
-        ".version 8.0
+        ".version 8.6
         .target sm_90a
         .address_size 64
         .extern .shared .align 1024 .b8 memory[];

@@ -84,7 +84,7 @@ fn multiply(case: &Case<'_>, a: &[Vec<u64>], b: &[Vec<u64>], d: &[Vec<u64>]) -> 
     let (a_offset, b_offset) = (0, ROOM);
     let a_operand = if case.a_in_registers { list("a", 4) } else { "first".into() };
     let text = format!(
-        ".version 8.0
+        ".version 8.6
         .target sm_90a
         .address_size 64
         .extern .shared .align 1024 .b8 room[];
