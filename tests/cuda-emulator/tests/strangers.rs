@@ -2,17 +2,21 @@
 //!
 //! `strangers/compile` makes the PTX.
 
-use cuda_emulator::{Architecture, Counts, Launch, Machine, Module};
+use cuda_emulator::{Architecture, Counts, Launch, Machine, Module, Swizzle, TensorMap};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 /// Runs `test` with the module as compiled in each way.
 fn each(name: &str, test: impl Fn(&Stranger)) {
-    for variant in ["ptx", "debug.ptx"] {
+    each_of(name, "sm_80", &["ptx", "debug.ptx"], test);
+}
+
+fn each_of(name: &str, architecture: &str, variants: &[&str], test: impl Fn(&Stranger)) {
+    for variant in variants {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("strangers").join(format!("{name}.{variant}"));
         let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         let module = Module::parse(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        let machine = Machine::new(Architecture::parse("sm_80").expect("an architecture"));
+        let machine = Machine::new(Architecture::parse(architecture).expect("an architecture"));
         test(&Stranger { module, machine, file: format!("{name}.{variant}") });
     }
 }
@@ -70,6 +74,7 @@ enum Argument {
     Address(u64),
     I32(i32),
     F32(f32),
+    Map(TensorMap),
 }
 
 impl Stranger {
@@ -100,6 +105,7 @@ impl Stranger {
                 Argument::Address(value) => value.put(),
                 Argument::I32(value) => value.put(),
                 Argument::F32(value) => value.put(),
+                Argument::Map(map) => map.encode().expect("a map as the driver allows").to_vec(),
             };
             let start = parameter.offset as usize;
             parameters[start..start + bytes.len()].copy_from_slice(&bytes);
@@ -109,7 +115,7 @@ impl Stranger {
     }
 }
 
-use Argument::{Address, F32, I32};
+use Argument::{Address, F32, I32, Map};
 
 fn random(count: usize, seed: u64) -> Vec<u32> {
     let mut state = seed;
@@ -567,5 +573,69 @@ fn memory() {
         let at = stranger.upload(&[100i32]);
         stranger.launch("memory_lock", line(10), line(32), 0, &[Address(at)]);
         assert_eq!(stranger.download::<i32>(at, 1), [155]);
+    });
+}
+
+#[test]
+fn bulk_copies_and_products_of_warpgroups() {
+    // A matrix with rows next to each other, and the box that is copied of it.
+    let map = |address, element_bytes, [columns, rows]: [u64; 2], box_extents: [u32; 2], swizzle| {
+        let strides = vec![columns * u64::from(element_bytes)];
+        let (extents, box_extents) = (vec![columns, rows], box_extents.to_vec());
+        Map(TensorMap { address, element_bytes, extents, strides, box_extents, swizzle })
+    };
+    each_of("hopper", "sm_90a", &["ptx"], |stranger| {
+        let values: Vec<i32> = random(256 * 5, 11).into_iter().map(|value| value as i32 % 1000).collect();
+        let (from, sums) = (stranger.upload(&values), stranger.upload(&[0i32; 4]));
+        let arguments = [Address(from), Address(sums), I32(5)];
+        let counts = stranger.launch("hopper_chunks", [1; 3], [64, 1, 1], 0, &arguments);
+        let mut expected = [0; 4];
+        for (at, value) in values.iter().enumerate() {
+            expected[at % 4] += value * (at as i32 / 256 + 1);
+        }
+        assert_eq!(stranger.download::<i32>(sums, 4), expected, "{}", stranger.file);
+        assert_eq!((counts.bulk_loads.requests, counts.bulk_loads.bytes), (5, 5 * 1024));
+
+        // Strides are multiples of 16 bytes.
+        let (columns, rows, pitch) = (80, 50, 52);
+        let matrix: Vec<f32> = (0..columns * rows).map(|at| at as f32).collect();
+        let (from, to) = (stranger.upload(&matrix), stranger.room::<f32>(pitch * columns));
+        let extents = [columns as u64, rows as u64];
+        let turned = TensorMap {
+            address: to,
+            element_bytes: 4,
+            extents: vec![rows as u64, columns as u64],
+            strides: vec![4 * pitch as u64],
+            box_extents: vec![32, 32],
+            swizzle: Swizzle::None,
+        };
+        let arguments = [map(from, 4, extents, [32, 32], Swizzle::None), Map(turned)];
+        stranger.launch("hopper_transpose", [3, 2, 1], [128, 1, 1], 0, &arguments);
+        let got: Vec<f32> = stranger.download(to, pitch * columns);
+        for row in 0..rows {
+            for column in 0..columns {
+                let (got, expected) = (got[column * pitch + row], matrix[row * columns + column]);
+                assert_eq!(got, expected, "{} ({row}, {column})", stranger.file);
+            }
+        }
+
+        let halves = |rows: usize, seed| -> Vec<half::f16> {
+            random(64 * rows, seed).into_iter().map(|value| half::f16::from_f32((value % 9) as f32 - 4.0)).collect()
+        };
+        let (a, b) = (halves(64, 12), halves(16, 13));
+        let (a_at, b_at, c) = (stranger.upload(&a), stranger.upload(&b), stranger.room::<f32>(64 * 16));
+        let arguments = [
+            map(a_at, 2, [64, 64], [64, 64], Swizzle::Bytes128),
+            map(b_at, 2, [64, 16], [64, 16], Swizzle::Bytes128),
+            Address(c),
+        ];
+        stranger.launch("hopper_product", [1; 3], [128, 1, 1], 10240, &arguments);
+        let got: Vec<f32> = stranger.download(c, 64 * 16);
+        for row in 0..64 {
+            for column in 0..16 {
+                let expected: f32 = (0..64).map(|k| a[64 * row + k].to_f32() * b[64 * column + k].to_f32()).sum();
+                assert_eq!(got[16 * row + column], expected, "({row}, {column})");
+            }
+        }
     });
 }

@@ -630,6 +630,10 @@ impl<'a> Execution<'a, '_> {
                     *memory, address, *state, *arrivals, *drop, *expected, *completed, *release, active,
                 )?;
             }
+            Operation::CopyArrive { memory, address, arrivals } => {
+                self.finish_copies(None, active)?;
+                self.mbarrier_arrive(*memory, address, None, *arrivals, false, None, None, true, active)?;
+            }
             Operation::MbarrierWait { memory, address, complete, phase, parity, patient, acquire } => {
                 let stop =
                     self.mbarrier_wait(*memory, address, *complete, *phase, *parity, *patient, *acquire, active)?;

@@ -577,6 +577,13 @@ pub enum Operation {
         /// Orders what comes before: not `.relaxed`.
         release: bool,
     },
+    /// `cp.async.mbarrier.arrive`: arrives once the thread's copies are there.
+    CopyArrive {
+        memory: Memory,
+        address: Address,
+        /// The arrival, if the phase expects it; without `.noinc` it expects one more.
+        arrivals: Option<Source>,
+    },
     MbarrierWait {
         memory: Memory,
         address: Address,

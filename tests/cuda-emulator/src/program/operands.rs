@@ -117,6 +117,10 @@ impl Operation {
                 reads.push(*count);
             }
             Self::MbarrierInvalidate { address: at, .. } => address(at),
+            Self::CopyArrive { address: at, arrivals, .. } => {
+                address(at);
+                reads.extend(arrivals);
+            }
             Self::MbarrierArrive { address: at, state, arrivals, expected, completed, .. } => {
                 address(at);
                 reads.extend([arrivals, expected, completed].into_iter().flatten());

@@ -269,6 +269,30 @@ fn plain_bytes_there_and_back() {
 }
 
 #[test]
+fn an_mbarrier_follows_small_copies() {
+    let machine = machine();
+    let data = machine.allocate(64).expect("room");
+    let bytes: Vec<u8> = (0..64).collect();
+    machine.write(data, &bytes).expect("inside");
+    let out = machine.allocate(ROOM).expect("room");
+    for (noinc, arrive) in [(".noinc", ""), ("", "mbarrier.arrive.shared::cta.b64 _, [mbar];")] {
+        let body = format!(
+            "cp.async.ca.shared.global [room], [data], 16;
+            cp.async.ca.shared.global [room+32], [data+8], 8;
+            cp.async.mbarrier.arrive{noinc}.shared::cta.b64 [mbar];
+            {arrive}
+            {WAIT}
+            mbarrier.inval.shared::cta.b64 [mbar];"
+        );
+        run(&machine, &body, &[0; 128], data, [0; 5], out);
+        let mut expected = untouched();
+        expected[..16].copy_from_slice(&bytes[..16]);
+        expected[32..40].copy_from_slice(&bytes[8..16]);
+        assert!(loaded(&machine, out) == expected);
+    }
+}
+
+#[test]
 fn maps_that_the_driver_refuses() {
     let machine = machine();
     let good = tensor(&machine, 2, &[64, 16], &[64, 8], Swizzle::Bytes128).map;

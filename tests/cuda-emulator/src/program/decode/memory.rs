@@ -233,6 +233,17 @@ fn copy_async(scope: &mut Scope<'_>, written: &Instruction, parts: &mut Parts<'_
         let [Operand::Integer(groups)] = operands(written)? else { return unsupported(written) };
         return Ok(Operation::WaitGroup(Some(*groups as u32)));
     }
+    if parts.take("mbarrier") {
+        let expected = parts.take("noinc");
+        let space = parts.take_map(Space::parse);
+        if !parts.take("arrive") || parts.kind()? != Type::B64 || space.is_some_and(|space| space != Space::Shared) {
+            return unsupported(written);
+        }
+        let [at] = operands(written)?;
+        let address = scope.address(at)?;
+        let arrivals = expected.then(|| scope.constant(1));
+        return Ok(Operation::CopyArrive { memory: memory(scope, space, address.base), address, arrivals });
+    }
     let all_levels = parts.take("ca");
     if !all_levels && !parts.take("cg") {
         return unsupported(written);

@@ -91,6 +91,7 @@ fn classify(operation: &Operation, written: &Instruction, last_type: Option<Type
         | Operation::MbarrierInit { .. }
         | Operation::MbarrierInvalidate { .. }
         | Operation::MbarrierArrive { .. }
+        | Operation::CopyArrive { .. }
         | Operation::MbarrierWait { .. }
         | Operation::MbarrierPending { .. } => Class::Synchronise,
         Operation::Shuffle { .. }

@@ -22,7 +22,9 @@ pub(super) fn decode(scope: &mut Scope<'_>, written: &Instruction, parts: &mut P
             Ok(Operation::ConvertAddress { destination, source, memory, to_generic: !to_space })
         }
         _ => {
-            let Some(memory) = parts.take_map(Space::parse).map(memory_of) else { return unsupported(written) };
+            // Without clusters a block's own shared memory is all there is.
+            let space = if parts.take("shared::cluster") { Some(Space::Shared) } else { parts.take_map(Space::parse) };
+            let Some(memory) = space.map(memory_of) else { return unsupported(written) };
             let [destination, a] = operands(written)?;
             let source = scope.source(a, Type::B64)?;
             Ok(Operation::IsSpace { destination: scope.predicate(destination)?, source, memory })
