@@ -105,6 +105,14 @@ impl Execution<'_, '_> {
                 let start: Vec<i64> =
                     coordinates.iter().map(|one| i64::from(self.source(*one)[lane] as u32 as i32)).collect();
                 let bytes = map.row_bytes();
+                if map.swizzle != Swizzle::None && bytes != map.swizzle.span() {
+                    // How such rows lie is written nowhere.
+                    let detail = format!(
+                        "a box with rows of {bytes} bytes, swizzled over {}: not supported",
+                        map.swizzle.span()
+                    );
+                    return fail(FaultKind::Operand, detail, shared);
+                }
                 let rows = (0..map.rows()).map(|row| {
                     let (global, before, inside) = map.row(&start, row);
                     Row { global, shared: shared + row * bytes, bytes, before, inside }

@@ -1,21 +1,33 @@
 //! Bulk copies against plain loops: boxes of tensors over every swizzle, inside, across the edges and outside.
 
-use crate::harness::{Random, machine};
-use cuda_emulator::{Counts, Launch, Machine, Module, Swizzle, TensorMap};
+use crate::harness::{Argument, Random, launch};
+use cuda_emulator::{Counts, Swizzle, TensorMap};
 
 /// Bytes of shared memory that a kernel has for its box.
 const ROOM: u64 = 16 << 10;
 
-/// Runs `body` by thread 0 of a warp, with the map's generic address in `map`, shared addresses `room` (of 16 KiB, with
-/// 1 KiB more) and `mbar`, the parameters `data`, `c0` to `c4` as registers, and an mbarrier for one arrival; then copies
-/// the room to `out`.
-fn run(machine: &Machine, body: &str, map: &[u8], data: u64, start: [i32; 5], out: u64) -> Counts {
+/// What a kernel leaves: the data, the tensor, and the room.
+struct Left {
+    data: Vec<u8>,
+    tensor: Vec<u8>,
+    room: Vec<u8>,
+    counts: Counts,
+}
+
+/// Runs `body` by thread 0 of a warp, with the tensor map's generic address in `map`, that of the data in `data`, shared
+/// addresses `room` (of 16 KiB) and `mbar`, an mbarrier for one arrival, and the box's start in registers `c0` to `c4`.
+fn run(body: &str, tensor: &Tensor, in_memory: bool, data: &[u8], start: [i32; 5]) -> Left {
+    let (declared, loaded) = if in_memory {
+        (".param .u64 p_map", "ld.param.u64 map, [p_map];")
+    } else {
+        (".param .align 64 .b8 p_map[128]", "mov.b64 map, p_map; cvta.param.u64 map, map;")
+    };
     let text = format!(
         ".version 8.6
         .target sm_90a
         .address_size 64
         .extern .shared .align 1024 .b8 memory[];
-        .visible .entry test(.param .u64 .ptr .global p_data, .param .align 64 .b8 p_map[128], .param .u64 p_out,
+        .visible .entry test(.param .u64 .ptr .global p_data, {declared}, .param .u64 p_out,
             .param .align 4 .b8 p_start[20])
         {{
             .reg .b64 data, map, to, state, offset;
@@ -24,8 +36,7 @@ fn run(machine: &Machine, body: &str, map: &[u8], data: u64, start: [i32; 5], ou
             mov.u32 thread, %tid.x;
             setp.eq.u32 zero, thread, 0;
             ld.param.u64 data, [p_data];
-            mov.b64 map, p_map;
-            cvta.param.u64 map, map;
+            {loaded}
             ld.param.b32 c0, [p_start]; ld.param.b32 c1, [p_start+4]; ld.param.b32 c2, [p_start+8];
             ld.param.b32 c3, [p_start+12]; ld.param.b32 c4, [p_start+16];
             mov.u32 room, memory;
@@ -61,15 +72,14 @@ fn run(machine: &Machine, body: &str, map: &[u8], data: u64, start: [i32; 5], ou
             ret;
         }}"
     );
-    let module = Module::parse(&text).unwrap_or_else(|error| panic!("{body}: {error}"));
-    let kernel = module.function("test").expect("defined");
-    let mut parameters = data.to_le_bytes().to_vec();
-    parameters.resize(64, 0);
-    parameters.extend_from_slice(map);
-    parameters.extend(out.to_le_bytes());
-    parameters.extend(start.iter().flat_map(|one| one.to_le_bytes()));
-    let launch = Launch { grid: [1; 3], block: [32, 1, 1], shared_bytes: ROOM as u32 + 1024, parameters: &parameters };
-    machine.launch(&module, kernel, launch).unwrap_or_else(|fault| panic!("{body}: {fault}"))
+    let start: Vec<u8> = start.iter().flat_map(|one| one.to_le_bytes()).collect();
+    let map = if in_memory { Argument::MapInMemory } else { Argument::Map };
+    let room = [0; ROOM as usize];
+    let arguments =
+        [Argument::Memory(data), map(&tensor.map, &tensor.bytes), Argument::Memory(&room), Argument::Value(&start)];
+    let (memory, counts) = launch(body, &text, 32, ROOM as u32 + 1024, &arguments);
+    let [data, tensor, room] = memory.try_into().expect("three pieces of memory");
+    Left { data, tensor, room, counts }
 }
 
 const WAIT: &str = "WAIT: mbarrier.try_wait.parity.shared::cta.b64 done, [mbar], 0; @!done bra WAIT;";
@@ -85,7 +95,7 @@ struct Tensor {
 }
 
 /// A tensor with rows that have some bytes more than they need.
-fn tensor(machine: &Machine, element: u32, extents: &[u64], box_extents: &[u32], swizzle: Swizzle) -> Tensor {
+fn tensor(element: u32, extents: &[u64], box_extents: &[u32], swizzle: Swizzle) -> Tensor {
     let mut strides = Vec::new();
     let mut whole = (extents[0] * u64::from(element)).next_multiple_of(16) + 16;
     for extent in &extents[1..] {
@@ -94,10 +104,8 @@ fn tensor(machine: &Machine, element: u32, extents: &[u64], box_extents: &[u32],
     }
     let mut random = Random::new(whole);
     let bytes: Vec<u8> = (0..whole).map(|_| random.next() as u8).collect();
-    let address = machine.allocate(whole).expect("room");
-    machine.write(address, &bytes).expect("inside");
     let map = TensorMap {
-        address,
+        address: 0,
         element_bytes: element,
         extents: extents.to_vec(),
         strides,
@@ -137,18 +145,9 @@ impl Tensor {
     }
 }
 
-fn loaded(machine: &Machine, out: u64) -> Vec<u8> {
-    let mut room = vec![0; ROOM as usize];
-    machine.read(out, &mut room).expect("inside");
-    room
-}
-
-/// Loads the box at `start` and stores it again somewhere else.
+/// Loads the box at `start`, then stores another there.
 fn check(element: u32, extents: &[u64], box_extents: &[u32], swizzle: Swizzle, starts: &[[i32; 5]]) {
-    let machine = machine();
-    let tensor = tensor(&machine, element, extents, box_extents, swizzle);
-    let map = tensor.map.encode().expect("a map as the driver allows");
-    let out = machine.allocate(ROOM).expect("room");
+    let tensor = tensor(element, extents, box_extents, swizzle);
     let rank = extents.len();
     let coordinates = ["{c0}", "{c0, c1}", "{c0, c1, c2}", "{c0, c1, c2, c3}", "{c0, c1, c2, c3, c4}"][rank - 1];
     let bytes: u32 = box_extents.iter().product::<u32>() * element;
@@ -159,14 +158,14 @@ fn check(element: u32, extents: &[u64], box_extents: &[u32], swizzle: Swizzle, s
                 [room], [map, {coordinates}], [mbar];
             {WAIT}"
         );
-        let counts = run(&machine, &body, &map, 0, *start, out);
+        let Left { room, counts, .. } = run(&body, &tensor, false, &[0], *start);
         let mut expected = untouched();
         let mut inside = 0;
         tensor.each(*start, |at, from| {
             expected[at] = from.map_or(0, |from| tensor.bytes[from]);
             inside += u64::from(from.is_some());
         });
-        assert!(loaded(&machine, out) == expected, "{extents:?} {box_extents:?} {swizzle:?} at {start:?}");
+        assert!(room == expected, "{extents:?} {box_extents:?} {swizzle:?} at {start:?}");
         assert_eq!((counts.bulk_loads.requests, counts.bulk_loads.bytes), (1, inside));
         assert_eq!(counts.waits.mbarriers, 1);
 
@@ -175,8 +174,8 @@ fn check(element: u32, extents: &[u64], box_extents: &[u32], swizzle: Swizzle, s
             cp.async.bulk.commit_group;
             cp.async.bulk.wait_group 0;"
         );
-        let counts = run(&machine, &body, &map, 0, *start, out);
-        assert_eq!((counts.bulk_stores.requests, counts.bulk_stores.bytes), (1, inside));
+        let left = run(&body, &tensor, false, &[0], *start);
+        assert_eq!((left.counts.bulk_stores.requests, left.counts.bulk_stores.bytes), (1, inside));
         let mut expected = tensor.bytes.clone();
         let room = untouched();
         tensor.each(*start, |at, to| {
@@ -184,11 +183,13 @@ fn check(element: u32, extents: &[u64], box_extents: &[u32], swizzle: Swizzle, s
                 expected[to] = room[at];
             }
         });
-        let mut got = vec![0; expected.len()];
-        machine.read(tensor.map.address, &mut got).expect("inside");
-        assert!(got == expected, "stored: {extents:?} {box_extents:?} {swizzle:?} at {start:?}");
-        machine.write(tensor.map.address, &tensor.bytes).expect("inside");
+        assert!(left.tensor == expected, "stored: {extents:?} {box_extents:?} {swizzle:?} at {start:?}");
     }
+}
+
+/// For kernels that need none.
+fn no_tensor() -> Tensor {
+    tensor(2, &[64, 16], &[64, 8], Swizzle::Bytes128)
 }
 
 #[test]
@@ -215,33 +216,25 @@ fn boxes_of_tensors() {
 
 #[test]
 fn a_map_in_device_memory_and_a_policy() {
-    let machine = machine();
-    let tensor = tensor(&machine, 2, &[64, 16], &[64, 8], Swizzle::Bytes128);
-    let map = tensor.map.encode().expect("a map as the driver allows");
-    let at = machine.allocate(128).expect("room");
-    machine.write(at, &map).expect("inside");
-    let out = machine.allocate(ROOM).expect("room");
+    let tensor = no_tensor();
     let body = format!(
-        "prefetch.tensormap [data];
+        "prefetch.tensormap [map];
+        createpolicy.fractional.L2::evict_first.b64 offset;
         mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [mbar], 1024;
         mbarrier.arrive.shared.b64 state, [mbar];
         cp.async.bulk.tensor.2d.shared::cta.global.mbarrier::complete_tx::bytes.L2::cache_hint
-            [room], [data, {{c0, c1}}], [mbar], state;
+            [room], [map, {{c0, c1}}], [mbar], offset;
         {WAIT}"
     );
-    run(&machine, &body, &[0; 128], at, [0, 8, 0, 0, 0], out);
+    let start = [0, 8, 0, 0, 0];
     let mut expected = untouched();
-    tensor.each([0, 8, 0, 0, 0], |at, from| expected[at] = from.map_or(0, |from| tensor.bytes[from]));
-    assert!(loaded(&machine, out) == expected);
+    tensor.each(start, |at, from| expected[at] = from.map_or(0, |from| tensor.bytes[from]));
+    assert!(run(&body, &tensor, true, &[0], start).room == expected);
 }
 
 #[test]
 fn plain_bytes_there_and_back() {
-    let machine = machine();
-    let data = machine.allocate(4096).expect("room");
     let bytes: Vec<u8> = (0..4096u32).map(|at| (at * 7 / 8) as u8).collect();
-    machine.write(data, &bytes).expect("inside");
-    let out = machine.allocate(ROOM).expect("room");
     let body = format!(
         "add.u64 offset, data, 2048;
         add.u32 word, room, 512;
@@ -255,26 +248,19 @@ fn plain_bytes_there_and_back() {
         cp.async.bulk.wait_group.read 0;
         cp.async.bulk.wait_group 0;"
     );
-    let counts = run(&machine, &body, &[0; 128], data, [0; 5], out);
-    let room = loaded(&machine, out);
+    let Left { data, room, counts, .. } = run(&body, &no_tensor(), false, &bytes, [0; 5]);
     let mut expected = untouched();
     expected[512..1536].copy_from_slice(&bytes[..1024]);
     expected[16..48].copy_from_slice(&bytes[16..48]);
     assert!(room == expected);
-    let mut got = vec![0; 4096];
-    machine.read(data, &mut got).expect("inside");
-    assert_eq!(got[2048..3072], bytes[..1024]);
+    assert_eq!(data[2048..3072], bytes[..1024]);
     assert_eq!((counts.bulk_loads.sectors, counts.bulk_loads.ideal_sectors), (34, 33));
     assert_eq!((counts.bulk_stores.sectors, counts.waits.bulk_copies), (32, 2));
 }
 
 #[test]
 fn an_mbarrier_follows_small_copies() {
-    let machine = machine();
-    let data = machine.allocate(64).expect("room");
     let bytes: Vec<u8> = (0..64).collect();
-    machine.write(data, &bytes).expect("inside");
-    let out = machine.allocate(ROOM).expect("room");
     for (noinc, arrive) in [(".noinc", ""), ("", "mbarrier.arrive.shared::cta.b64 _, [mbar];")] {
         let body = format!(
             "cp.async.ca.shared.global [room], [data], 16;
@@ -284,18 +270,16 @@ fn an_mbarrier_follows_small_copies() {
             {WAIT}
             mbarrier.inval.shared::cta.b64 [mbar];"
         );
-        run(&machine, &body, &[0; 128], data, [0; 5], out);
         let mut expected = untouched();
         expected[..16].copy_from_slice(&bytes[..16]);
         expected[32..40].copy_from_slice(&bytes[8..16]);
-        assert!(loaded(&machine, out) == expected);
+        assert!(run(&body, &no_tensor(), false, &bytes, [0; 5]).room == expected);
     }
 }
 
 #[test]
 fn maps_that_the_driver_refuses() {
-    let machine = machine();
-    let good = tensor(&machine, 2, &[64, 16], &[64, 8], Swizzle::Bytes128).map;
+    let good = no_tensor().map;
     assert!(good.encode().is_ok());
     let refused = |change: &dyn Fn(&mut TensorMap)| {
         let mut map = good.clone();

@@ -1,6 +1,7 @@
 //! Runs one piece of PTX over many operands.
 
-use cuda_emulator::{Architecture, Launch, Machine, Module};
+use cuda_emulator::{Architecture, Counts, Launch, Machine, Module, TensorMap};
+use serde_json::{Value, json};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Operands per thread that an instruction under test sees in registers `a`, `b`, `c` and `e`.
@@ -85,7 +86,9 @@ pub fn apply(body: &str, widths: &[u32], width: u32, operands: &[Vec<u64>]) -> V
     machine.launch(&module, kernel, launch).unwrap_or_else(|fault| panic!("{body}: {fault}"));
     let mut out = vec![0; count * bytes as usize];
     machine.read(results, &mut out).expect("an allocation of this size");
-    record(body, &text, &kept, &out, count);
+    let sizes: Vec<usize> = kept.iter().map(Vec::len).collect();
+    let about = json!({ "body": body, "count": count, "operands": sizes, "results": out.len() });
+    record(&text, &about, &[kept.concat(), out.clone()].concat());
     out.chunks_exact(bytes as usize)
         .map(|chunk| {
             let mut value = [0; 8];
@@ -95,17 +98,91 @@ pub fn apply(body: &str, widths: &[u32], width: u32, operands: &[Vec<u64>]) -> V
         .collect()
 }
 
+/// An argument of a kernel.
+pub enum Argument<'a> {
+    /// These bytes.
+    Value(&'a [u8]),
+    /// The address of memory that holds these bytes.
+    Memory(&'a [u8]),
+    /// A tensor map, of memory that holds these bytes.
+    Map(&'a TensorMap, &'a [u8]),
+    /// The address of such a map in memory.
+    MapInMemory(&'a TensorMap, &'a [u8]),
+}
+
+/// Runs the kernel `test` of this text in one block. Returns what each argument's memory holds afterwards, and the counts.
+pub fn launch(
+    name: &str,
+    text: &str,
+    threads: u32,
+    shared_bytes: u32,
+    arguments: &[Argument<'_>],
+) -> (Vec<Vec<u8>>, Counts) {
+    let module = Module::parse(text).unwrap_or_else(|error| panic!("{name}: {error}\n{text}"));
+    let kernel = module.function("test").expect("the text defines it");
+    let machine = machine();
+    let upload = |bytes: &[u8]| {
+        let address = machine.allocate(bytes.len() as u64).expect("room");
+        machine.write(address, bytes).expect("an allocation of this size");
+        address
+    };
+    let mut parameters = vec![0; kernel.parameter_bytes() as usize];
+    let mut memory = Vec::new();
+    let mut about = Vec::new();
+    let mut inputs = Vec::new();
+    for (parameter, argument) in kernel.parameters().iter().zip(arguments) {
+        let (kind, bytes) = match argument {
+            Argument::Value(bytes) => ("value", *bytes),
+            Argument::Memory(bytes) => ("memory", *bytes),
+            Argument::Map(_, bytes) => ("map", *bytes),
+            Argument::MapInMemory(_, bytes) => ("map in memory", *bytes),
+        };
+        inputs.extend_from_slice(bytes);
+        let mut description = json!({ "kind": kind, "bytes": bytes.len() });
+        let value = match argument {
+            Argument::Value(bytes) => bytes.to_vec(),
+            Argument::Memory(_) => {
+                let address = upload(bytes);
+                memory.push((address, bytes.len()));
+                address.to_le_bytes().to_vec()
+            }
+            Argument::Map(map, _) | Argument::MapInMemory(map, _) => {
+                let address = upload(bytes);
+                memory.push((address, bytes.len()));
+                description["element"] = json!(map.element_bytes);
+                description["extents"] = json!(map.extents);
+                description["strides"] = json!(map.strides);
+                description["box"] = json!(map.box_extents);
+                description["swizzle"] = json!(map.swizzle as u32);
+                let map = TensorMap { address, ..(*map).clone() }.encode().expect("a map as the driver allows");
+                if kind == "map" { map.to_vec() } else { upload(&map).to_le_bytes().to_vec() }
+            }
+        };
+        let start = parameter.offset as usize;
+        parameters[start..start + value.len()].copy_from_slice(&value);
+        about.push(description);
+    }
+    let launch = Launch { grid: [1; 3], block: [threads, 1, 1], shared_bytes, parameters: &parameters };
+    let counts = machine.launch(&module, kernel, launch).unwrap_or_else(|fault| panic!("{name}: {fault}"));
+    let read = |(address, bytes): &(u64, usize)| {
+        let mut out = vec![0; *bytes];
+        machine.read(*address, &mut out).expect("an allocation of this size");
+        out
+    };
+    let out: Vec<Vec<u8>> = memory.iter().map(read).collect();
+    let about = json!({ "body": name, "threads": threads, "shared": shared_bytes, "arguments": about });
+    record(text, &about, &[inputs, out.concat()].concat());
+    (out, counts)
+}
+
 /// With `CUDA_EMULATOR_RECORD` set to a folder, keeps there what was run and what came out, for `compare.py` to run on
-/// a GPU: the PTX, a line that describes the rest, and the operands and results as they lie in memory.
-fn record(body: &str, text: &str, operands: &[Vec<u8>], results: &[u8], count: usize) {
+/// a GPU: the PTX, a line that describes the rest, and what went in and came out as it lies in memory.
+fn record(text: &str, about: &Value, data: &[u8]) {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     let Some(folder) = std::env::var_os("CUDA_EMULATOR_RECORD") else { return };
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let folder = std::path::Path::new(&folder);
-    let sizes: Vec<usize> = operands.iter().map(Vec::len).collect();
-    let about = serde_json::json!({ "body": body, "count": count, "operands": sizes, "results": results.len() });
-    let data = [operands.concat(), results.to_vec()].concat();
-    for (extension, bytes) in [("ptx", text.as_bytes()), ("json", about.to_string().as_bytes()), ("bin", &data)] {
+    for (extension, bytes) in [("ptx", text.as_bytes()), ("json", about.to_string().as_bytes()), ("bin", data)] {
         std::fs::write(folder.join(format!("{number:05}.{extension}")), bytes).expect("a folder that can be written");
     }
 }

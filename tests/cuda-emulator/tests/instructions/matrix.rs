@@ -4,8 +4,7 @@
 #![expect(clippy::needless_range_loop, reason = "lane and element are what places are computed from")]
 
 use crate::exact::{BF16, F16, F32, Format, Rounding};
-use crate::harness::{Random, machine};
-use cuda_emulator::{Launch, Module};
+use crate::harness::{Argument, Random, launch};
 
 /// Row and column of element `i` in lane `lane`, as the manual's formulas give them.
 type Place = fn(lane: usize, i: usize) -> (usize, usize);
@@ -120,24 +119,17 @@ fn multiply(instruction: &str, counts: [usize; 4], fragments: [&[Vec<u32>]; 3]) 
         registers("b", b),
         registers("c", c),
     );
-    let module = Module::parse(&text).unwrap_or_else(|error| panic!("{instruction}: {error}\n{text}"));
-    let machine = machine();
-    let data = machine.allocate(128 * (a + b + c + d) as u64).expect("room for fragments");
-    for (at, register) in fragments.iter().flat_map(|fragment| fragment.iter()).enumerate() {
-        let bytes: Vec<u8> = register.iter().flat_map(|word| word.to_le_bytes()).collect();
-        machine.write(data + 128 * at as u64, &bytes).expect("an allocation of this size");
-    }
-    let launch = Launch { grid: [1; 3], block: [32, 1, 1], shared_bytes: 0, parameters: &data.to_le_bytes() };
-    let kernel = module.function("test").expect("the text defines it");
-    let counts = machine.launch(&module, kernel, launch).unwrap_or_else(|fault| panic!("{instruction}: {fault}"));
+    let mut data: Vec<u8> =
+        fragments.iter().flat_map(|fragment| fragment.iter().flatten()).flat_map(|word| word.to_le_bytes()).collect();
+    let start = data.len();
+    data.resize(start + 128 * d, 0);
+    let (memory, counts) = launch(instruction, &text, 32, 0, &[Argument::Memory(&data)]);
     assert_eq!(counts.matrix.values().sum::<u64>(), 1);
-    (0..d)
-        .map(|at| {
-            let mut bytes = [0; 128];
-            machine.read(data + 128 * (a + b + c + at) as u64, &mut bytes).expect("an allocation of this size");
-            bytes.chunks_exact(4).map(|word| u32::from_le_bytes(word.try_into().expect("four bytes"))).collect()
-        })
-        .collect()
+    memory[0][start..].chunks_exact(128).map(words).collect()
+}
+
+fn words(bytes: &[u8]) -> Vec<u32> {
+    bytes.chunks_exact(4).map(|word| u32::from_le_bytes(word.try_into().expect("four bytes"))).collect()
 }
 
 /// A matrix's bits as a fragment: registers of 32 lanes.
@@ -306,7 +298,7 @@ fn products_of_any_numbers_are_within_an_f32s_error() {
     let b = matrix(16, 8, &mut half);
     let c = matrix(16, 8, || 0);
     let d = multiply(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32",
+        "/* .approx: sums are rounded */ mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32",
         [4, 2, 4, 4],
         [&fragment(&a, HALF_K16.a, 4, 16), &fragment(&b, HALF_K16.b, 2, 16), &fragment(&c, c_place, 4, 32)],
     );
@@ -378,24 +370,12 @@ fn move_matrices(load: bool, count: usize, transposed: bool, row_bytes: usize) -
             ret;
         }}"
     );
-    let module = Module::parse(&text).unwrap_or_else(|error| panic!("{error}\n{text}"));
-    let machine = machine();
     let bytes = total + 128 * count;
-    let data = machine.allocate(bytes as u64).expect("room");
     let initial: Vec<u8> = (0..bytes / 2).flat_map(|at| (at as u16 * 7 + 1).to_le_bytes()).collect();
-    machine.write(data, &initial).expect("an allocation of this size");
-    let launch = Launch { grid: [1; 3], block: [32, 1, 1], shared_bytes: 0, parameters: &data.to_le_bytes() };
-    machine
-        .launch(&module, module.function("test").expect("defined"), launch)
-        .unwrap_or_else(|fault| panic!("{fault}"));
-    let mut out = vec![0; bytes];
-    machine.read(data, &mut out).expect("an allocation of this size");
-    let halves = out[..total].chunks_exact(2).map(|half| u16::from_le_bytes([half[0], half[1]])).collect();
-    let registers = out[total..]
-        .chunks_exact(128)
-        .map(|lanes| lanes.chunks_exact(4).map(|word| u32::from_le_bytes(word.try_into().expect("four"))).collect())
-        .collect();
-    (halves, registers)
+    let (memory, _) = launch(&operation, &text, 32, 0, &[Argument::Memory(&initial)]);
+    let (shared, registers) = memory[0].split_at(total);
+    let halves = shared.chunks_exact(2).map(|half| u16::from_le_bytes([half[0], half[1]])).collect();
+    (halves, registers.chunks_exact(128).map(words).collect())
 }
 
 #[test]

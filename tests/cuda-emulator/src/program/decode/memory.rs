@@ -2,7 +2,7 @@
 
 use super::float::{f32_bits, f32_of};
 use super::movement::memory_of;
-use super::{Parts, Result, mask, operands, sign_extend, unsupported};
+use super::{Parts, Result, mask, operands, sign_extend, unary, unsupported};
 use crate::float::{self, BF16, F16, Format, Rounding};
 use crate::program::build::Scope;
 use crate::program::{Base, Element, Memory, Operation, Strength, Update};
@@ -41,6 +41,13 @@ pub(super) fn decode(scope: &mut Scope<'_>, written: &Instruction, parts: &mut P
                 .is_some()
             {}
             Ok(Operation::Fence)
+        }
+        // A policy for the caches is opaque: one value for all.
+        "createpolicy" => {
+            while parts.take_map(|_| Some(())).is_some() {}
+            let Some(destination) = written.operands.first() else { return unsupported(written) };
+            let (destination, source) = (scope.register(destination)?, scope.constant(0));
+            Ok(Operation::Unary { destination, source, compute: unary(|value| value) })
         }
         // Hints to the caches: nothing to do, nothing to check.
         _ => {

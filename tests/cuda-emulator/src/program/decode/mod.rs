@@ -54,7 +54,7 @@ pub(super) fn decode(scope: &mut Scope<'_>, written: &Instruction) -> Result<(Op
         "mbarrier" => mbarrier::decode(scope, written, &mut parts)?,
         "wgmma" | "setmaxnreg" => warpgroup::decode(scope, written, &mut parts)?,
         "ld" | "ldu" | "st" | "atom" | "red" | "cp" | "prefetch" | "prefetchu" | "applypriority" | "discard"
-        | "membar" | "fence" => memory::decode(scope, written, &mut parts)?,
+        | "createpolicy" | "membar" | "fence" => memory::decode(scope, written, &mut parts)?,
         "bra" | "brx" | "call" | "ret" | "exit" | "trap" | "brkpt" | "bar" | "barrier" | "nanosleep" | "pmevent"
         | "griddepcontrol" => control::decode(scope, written, &mut parts)?,
         "shfl" | "vote" | "match" | "redux" | "activemask" | "elect" => warp::decode(scope, written, &mut parts)?,
