@@ -2,7 +2,9 @@
 
 use super::compiled::words_at;
 use super::{MAX_HEAD_DIM, Scoring, Visible, compiled};
-use crate::backend::cuda::{Argument, Operand, Stream, aligned, blocks, dense, dense_or_absent, rows_launch, to_u32};
+use crate::backend::cuda::{
+    Argument, Operand, Stream, aligned, blocks, dense, dense_or_absent, has_tensor_map, rows_launch, to_u32,
+};
 use crate::{Dtype, Error, Result};
 
 /// Queries that one block has in every variant, and few enough to split the keys for.
@@ -26,7 +28,8 @@ pub fn segments([batch, heads, q_len, k_len]: [usize; 4], multiprocessors: usize
 
 /// [`super::attention`] over operands whose last axis is dense. `bias` is broadcast to `[batch, heads, q_len,
 /// k_len]`, `given` to `[batch, q_len, k_len]`. `y` and `lse` are contiguous. With `parts`, f32 `[batch, heads, q_len,
-/// segments, head_dim + 2]`, contiguous, the keys are split into [`segments`].
+/// segments, head_dim + 2]`, contiguous, the keys are split into [`segments`]. With `notes`, u32 zeros, as
+/// many as [`notes`] says, Hopper's own kernel does the work.
 ///
 /// # Errors
 /// [`Error::Shape`] if a layout is none of these; [`Error::Value`] if a stride does not fit 32 bits.
@@ -43,9 +46,10 @@ pub fn attention(
     y: Operand<'_>,
     lse: Option<Operand<'_>>,
     parts: Option<Operand<'_>>,
+    notes: Option<Operand<'_>>,
 ) -> Result<()> {
     const OP: &str = "attention";
-    let (&[batch, heads, q_len, head_dim], &[_, kv_heads, ..]) = (q.shape(), k.shape()) else {
+    let (&[batch, heads, q_len, head_dim], &[_, kv_heads, k_len, _]) = (q.shape(), k.shape()) else {
         return Err(Error::shape(OP, "q", q.shape(), "[batch, heads, q_len, head_dim], as k"));
     };
     if !(1..=MAX_HEAD_DIM).contains(&head_dim) {
@@ -68,7 +72,56 @@ pub fn attention(
     let bias_strides = bias.map_or(Ok([0; 4]), |bias| strides("bias", bias))?;
     let given_strides = given.map_or(Ok([0; 3]), |given| strides("mask", given))?;
     let segments = parts.and_then(|parts| parts.shape().get(3).copied()).unwrap_or(1);
-    let arguments = [
+    let plain = matches!(visible, Visible::Same([0, _])) && bias.is_none() && given.is_none();
+    let multiprocessors = stream.cuda().multiprocessors() as usize;
+    // A counter, and a word for each 64 queries.
+    let counter = dense_or_absent(OP, "notes", notes)?;
+    let again = notes.map_or(absent, |notes| Argument::Address(notes.address() + 4));
+    let hopper = parts.is_none() && (plain || notes.is_some()) && on_hopper(stream, [q, k, v, y], scoring);
+    if hopper {
+        let works = batch * heads * q_len.div_ceil(HOPPER_QUERIES);
+        let width = hopper_width(head_dim);
+        let keys = if width <= 128 { 128 } else { 64 };
+        // Without keys beyond them nothing of what the last tile hides is there.
+        let seen = if plain { k_len.min(end_key as usize) } else { k_len };
+        let maps = [
+            stream.tensor_map(q, [batch, heads, q_len, head_dim], 64)?,
+            stream.tensor_map(k, [batch, kv_heads, seen.max(1), head_dim], keys)?,
+            stream.tensor_map(v, [batch, kv_heads, seen.max(1), head_dim], keys)?,
+            stream.tensor_map(y, [batch, heads, q_len, head_dim], 64)?,
+        ];
+        let arguments = [
+            maps[0].argument(),
+            maps[1].argument(),
+            maps[2].argument(),
+            maps[3].argument(),
+            ranges,
+            starts,
+            entries,
+            bits,
+            dense_or_absent(OP, "lse", lse)?,
+            again,
+            counter,
+            Argument::U32(of_each(q_len)?),
+            Argument::U32(of_each(q_len.div_ceil(compiled::BLOCK))?),
+            Argument::U32(to_u32(OP, "q", heads)?),
+            Argument::U32(to_u32(OP, "q", (heads / kv_heads.max(1)).max(1))?),
+            Argument::U32(to_u32(OP, "q", q_len)?),
+            Argument::U32(to_u32(OP, "q", batch * heads)?),
+            Argument::U32(to_u32(OP, "k", together([k_len, head_dim], batch * heads, heads / kv_heads))?),
+            Argument::U32(blocks(OP, works, 1)?),
+            Argument::U32(first_key),
+            Argument::U32(end_key),
+            Argument::F32(scoring.scale),
+        ];
+        let grid = blocks(OP, works.min(multiprocessors), 1)?;
+        let entry = format!("attention_wgmma_{}_d{width}", q.dtype);
+        stream.launch(&entry, [grid, 1, 1], [384, 1, 1], hopper_shared_bytes(width), &arguments)?;
+        if notes.is_none() {
+            return Ok(());
+        }
+    }
+    let mut arguments = vec![
         address(Some(q)),
         address(Some(k)),
         address(Some(v)),
@@ -98,8 +151,13 @@ pub fn attention(
         Argument::F32(scoring.scale),
         Argument::F32(scoring.softcap.unwrap_or(0.0)),
     ];
-    let multiprocessors = stream.cuda().multiprocessors() as usize;
-    let variant = variant(q.dtype, [batch * heads, q_len, head_dim], multiprocessors);
+    let mut variant = variant(q.dtype, [batch * heads, q_len, head_dim], multiprocessors);
+    if variant.width.is_some() {
+        arguments.push(if hopper { again } else { absent });
+    }
+    if hopper {
+        variant.rows = 64;
+    }
     let grid = blocks(OP, batch * heads * q_len.div_ceil(variant.rows) * segments, 1)?;
     let entry = match variant.width {
         Some(width) => format!("attention_mma_{}_d{width}_q{}", q.dtype, variant.rows),
@@ -118,6 +176,56 @@ pub fn attention(
     ];
     let grid = blocks(OP, elements, BLOCK as usize)?;
     stream.launch(&format!("attention_fold_{}", y.dtype), [grid, 1, 1], [BLOCK, 1, 1], 0, &arguments)
+}
+
+/// Queries that a block of Hopper's kernel has at a time.
+const HOPPER_QUERIES: usize = 128;
+
+/// Whether Hopper's own kernel can take these operands (q, k, v, y) at all: half types that its copy engine reads in place,
+/// more queries than one of its warpgroups has, nothing but a positive scale on the scores.
+#[must_use]
+fn on_hopper(stream: &Stream<'_>, operands: [Operand<'_>; 4], scoring: Scoring) -> bool {
+    let [q, ..] = operands;
+    stream.cuda().has("sm_90a")
+        && q.shape().get(2).is_some_and(|q_len| *q_len > HOPPER_QUERIES / 2)
+        && scoring.scale > 0.0
+        && scoring.softcap.is_none()
+        && operands.into_iter().all(has_tensor_map)
+}
+
+/// How many words of zeros [`attention`] should be given as `notes`: where Hopper's own kernel takes the operands and a
+/// mask hides keys. Blocks then share out work of different lengths, and what is not finite must be kept from the queries
+/// that do not see it, for which those that it reached are done again.
+#[must_use]
+pub fn notes(stream: &Stream<'_>, operands: [Operand<'_>; 4], scoring: Scoring) -> Option<usize> {
+    let &[batch, heads, q_len, _] = operands[0].shape() else { return None };
+    on_hopper(stream, operands, scoring).then(|| 1 + batch * heads * q_len.div_ceil(64))
+}
+
+/// How many query heads Hopper's kernel takes at a time: so many as have their keys and values in a third of its cache
+/// together, since blocks of a head that run at the same time read them from there.
+fn together([k_len, head_dim]: [usize; 2], heads: usize, group: usize) -> usize {
+    const CACHE_BYTES: usize = 16 << 20;
+    (CACHE_BYTES / (4 * k_len * head_dim).max(1) * group.max(1)).clamp(1, heads.max(1))
+}
+
+/// The head's width in Hopper's kernel.
+fn hopper_width(head_dim: usize) -> usize {
+    [64, 128].into_iter().find(|width| *width >= head_dim).unwrap_or(MAX_HEAD_DIM)
+}
+
+/// The shared memory of Hopper's kernel: queries, stages of keys and values, barriers.
+fn hopper_shared_bytes(width: usize) -> u32 {
+    let (keys, stages) = if width == 64 {
+        (128, 4)
+    } else if width == 128 {
+        (128, 2)
+    } else {
+        (64, 2)
+    };
+    let places = if width <= 128 { 2 } else { 1 };
+    let bytes = 2 * width * (places * HOPPER_QUERIES + 2 * stages * keys) + 20 * places + 32 * stages;
+    u32::try_from(bytes).expect("at most 196712")
 }
 
 /// Which kernel, by what its blocks take.

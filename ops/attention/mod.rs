@@ -132,7 +132,8 @@ impl Scoring {
 /// Scores, exponentials and sums are in f32; in bf16 a device may round the weights to bf16 before it multiplies them with
 /// the values. A row that sees nothing, or only keys whose bias is `-inf`, gives zeros
 /// and an lse of `-inf`. A NaN in `q`, or in a key or value that a row sees, makes that row NaN (a value only if its
-/// weight is not 0) and no row that does not see it. On one device a row's result does not depend on the number of queries, heads or batch entries.
+/// weight is not 0) and no row that does not see it. On one device a row's result does not depend on the number of heads
+/// or batch entries, nor on that of queries, but for half types on Hopper, where more than 64 queries go another way.
 ///
 /// # Errors
 /// [`Error::Shape`] if the shapes do not fit, `heads` is not a multiple of `kv_heads`, `head_dim` is 0 or above
@@ -234,9 +235,16 @@ fn on_cuda<T: Float>(
         1 => None,
         segments => Some(Tensor::<f32>::empty(q.device(), &[batch, heads, q_len, segments, head_dim + 2])?),
     };
-    let (lse, parts) = (lse.map(Tensor::cuda_operand), parts.as_ref().map(Tensor::cuda_operand));
+    let device = q.device();
     let [q, k, v, y] = [q, k, v, y].map(Tensor::cuda_operand);
-    cuda::attention(&cuda.stream(), q, k, v, scoring, bias, visible, given, y, lse, parts)
+    let notes = match (visible, bias, given) {
+        (Visible::Same([0, _]), ..) | (_, Some(_), _) | (_, _, Some(_)) => None,
+        _ => cuda::notes(&cuda.stream(), [q, k, v, y], scoring),
+    };
+    let notes = notes.map(|words| Tensor::<u32>::zeros(device, &[words])).transpose()?;
+    let notes = notes.as_ref().map(Tensor::cuda_operand);
+    let (lse, parts) = (lse.map(Tensor::cuda_operand), parts.as_ref().map(Tensor::cuda_operand));
+    cuda::attention(&cuda.stream(), q, k, v, scoring, bias, visible, given, y, lse, parts, notes)
 }
 
 /// Allocates what [`wgpu::attention`] writes and calls it; returns `y`.

@@ -152,6 +152,33 @@ impl Argument<'_> {
     }
 }
 
+/// What Hopper's copy engine needs to know of a tensor of four axes.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct TensorMap([u32; 32]);
+
+impl TensorMap {
+    pub(crate) fn argument(&self) -> Argument<'_> {
+        Argument::Words(&self.0)
+    }
+}
+
+/// The driver's `cuTensorMapEncodeTiled`, by name: cudarc has it only for CUDA 12 and later.
+type EncodeTiled = unsafe extern "C" fn(
+    map: *mut TensorMap,
+    element: c_uint,
+    rank: u32,
+    address: *mut c_void,
+    lengths: *const u64,
+    strides: *const u64,
+    box_lengths: *const u32,
+    element_strides: *const u32,
+    interleave: c_uint,
+    swizzle: c_uint,
+    promotion: c_uint,
+    fill: c_uint,
+) -> sys::CUresult;
+
 /// The kernels that are loaded into one context, whichever of its devices asked first.
 struct Modules {
     context: Raw,
@@ -188,19 +215,24 @@ fn words(error: DriverError) -> String {
     format!("{}: {}", text(error.error_name()), text(error.error_string()))
 }
 
+/// The driver's library, which stays loaded: cudarc keeps it too.
+fn library() -> std::result::Result<&'static libloading::Library, String> {
+    static LIBRARY: OnceLock<Option<libloading::Library>> = OnceLock::new();
+    let names = if cfg!(windows) { ["nvcuda.dll", "cuda.dll"] } else { ["libcuda.so", "libcuda.so.1"] };
+    let load = || {
+        #[expect(unsafe_code, reason = "loading a library runs its initialisers")]
+        // SAFETY: the CUDA driver's library may be loaded by anyone at any time.
+        names.iter().find_map(|name| unsafe { libloading::Library::new(*name) }.ok())
+    };
+    let absent = || format!("no CUDA driver was found: neither {} nor {} can be loaded", names[0], names[1]);
+    LIBRARY.get_or_init(load).as_ref().ok_or_else(absent)
+}
+
 /// Loads and initialises the driver's library, which gives its version. cudarc panics where there is none.
 fn start_driver() -> std::result::Result<i32, String> {
     static STARTED: OnceLock<std::result::Result<i32, String>> = OnceLock::new();
     let start = || {
-        let names = if cfg!(windows) { ["nvcuda.dll", "cuda.dll"] } else { ["libcuda.so", "libcuda.so.1"] };
-        #[expect(unsafe_code, reason = "loading a library runs its initialisers")]
-        // SAFETY: the CUDA driver's library may be loaded by anyone at any time.
-        let library = names.iter().find_map(|name| unsafe { libloading::Library::new(*name) }.ok());
-        let Some(library) = library else {
-            return Err(format!("no CUDA driver was found: neither {} nor {} can be loaded", names[0], names[1]));
-        };
-        // Loaded for good: cudarc keeps it too.
-        std::mem::forget(library);
+        library()?;
         result::init().map_err(words)?;
         let mut version = 0;
         #[expect(unsafe_code, reason = "a call into the driver")]
@@ -648,6 +680,44 @@ impl Stream<'_> {
         self.cuda
     }
 
+    /// The map of a tensor of a half type by four axes, the last one contiguous, for copies of `rows` times 64 elements of
+    /// its last two axes; a copy has zeros where it goes past `lengths`. See [`has_tensor_map`] for what fits.
+    pub(crate) fn tensor_map(&self, operand: Operand<'_>, lengths: [usize; 4], rows: u32) -> Result<TensorMap> {
+        const DURING: &str = "cuTensorMapEncodeTiled";
+        // CU_TENSOR_MAP_DATA_TYPE_FLOAT16 and _BFLOAT16, _SWIZZLE_128B, _L2_PROMOTION_L2_256B.
+        let [f16, bf16, swizzle, promotion]: [c_uint; 4] = [6, 9, 3, 3];
+        #[expect(unsafe_code, reason = "a call into the driver")]
+        // SAFETY: the driver's own header gives the function this type.
+        let encode = library().and_then(|library| {
+            unsafe { library.get::<EncodeTiled>(DURING.as_bytes()) }.map_err(|error| error.to_string())
+        });
+        let encode = encode.map_err(|reason| self.cuda.error(DURING, reason))?;
+        let bytes = operand.dtype.bytes() as u64;
+        let strides = operand.layout.strides();
+        let stride = |axis: usize| if lengths[axis] == 1 { 16 } else { strides[axis] as u64 * bytes };
+        let mut map = TensorMap([0; 32]);
+        #[expect(unsafe_code, reason = "a call into the driver")]
+        // SAFETY: the lists are as long as the rank says, and the map is as large and aligned as the driver's.
+        let encoded = unsafe {
+            encode(
+                &raw mut map,
+                if operand.dtype == Dtype::Bf16 { bf16 } else { f16 },
+                4,
+                std::ptr::without_provenance_mut(operand.address() as usize),
+                [3, 2, 1, 0].map(|axis| lengths[axis] as u64).as_ptr(),
+                [2, 1, 0].map(stride).as_ptr(),
+                [64, rows, 1, 1].as_ptr(),
+                [1; 4].as_ptr(),
+                0,
+                swizzle,
+                promotion,
+                0,
+            )
+        };
+        encoded.result().map_err(self.cuda.failed(DURING))?;
+        Ok(map)
+    }
+
     /// Enqueues one kernel. Launchers vouch that every address is that of an operand as large as the kernel takes it.
     pub(crate) fn launch(
         &self,
@@ -751,6 +821,22 @@ pub(crate) fn dense_or_absent(
 /// Whether an operand's first element lies at an address that `bytes` divides.
 pub(crate) fn starts_on(bytes: usize, operand: Operand<'_>) -> bool {
     operand.address().is_multiple_of(bytes as u64)
+}
+
+/// Whether [`Stream::tensor_map`] can describe an operand: four axes of at most 2^32 elements, of which all but the last
+/// have strides of whole 16 bytes, not 0, below 2^40, and an address that 16 bytes divide.
+pub(crate) fn has_tensor_map(operand: Operand<'_>) -> bool {
+    let fits = |(length, stride): (&usize, &usize)| {
+        let bytes = stride * operand.dtype.bytes();
+        *length == 1 || (bytes > 0 && bytes.is_multiple_of(16) && bytes < 1 << 40)
+    };
+    let (shape, strides) = (operand.layout.shape(), operand.layout.strides());
+    operand.dtype.bytes() == 2
+        && shape.len() == 4
+        && shape.iter().all(|length| (1..=1 << 32).contains(length))
+        && (shape[3] == 1 || strides[3] == 1)
+        && shape.iter().zip(strides).take(3).all(fits)
+        && starts_on(16, operand)
 }
 
 /// What the entry point's name ends in where a kernel may move 16 bytes at a time: all these operands start on 16

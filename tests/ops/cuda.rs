@@ -257,36 +257,67 @@ fn a_launch_that_fails_is_named_and_the_cpu_goes_on() {
 
 #[test]
 fn attention_multiplies_only_the_tiles_that_its_mask_visits() {
-    let report = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("attention.json");
-    let _ = std::fs::remove_file(&report);
     let test = "attention_multiplies_only_the_tiles_that_its_mask_visits";
-    if again(test, &[("CUDA_EMULATOR_REPORT", report.to_str().unwrap())]) {
+    if let Some(launches) = visits_one_tile_in_ten(test, "sm_80", 64) {
+        let attention =
+            launches.iter().filter(|launch| kernel(launch).starts_with("attention_mma")).collect::<Vec<_>>();
+        let count = |path: &str| attention.iter().map(|launch| number(launch, path)).collect::<Vec<_>>();
+        let multiplied = count("/warp_instructions/matrix");
+        assert_eq!(multiplied.len(), 2, "{launches:?}");
+        assert_eq!(multiplied[0], 10 * multiplied[1], "{launches:?}");
+        // Banks of shared memory: no conflict while keys are visited.
+        assert_eq!(count("/shared_stores/bank_conflicts"), [0, 0], "{launches:?}");
+        let loads = count("/shared_loads/bank_conflicts");
+        assert_eq!(loads[0], loads[1], "{launches:?}");
+    }
+}
+
+#[test]
+fn attention_on_hopper_multiplies_only_the_tiles_that_its_mask_visits() {
+    let test = "attention_on_hopper_multiplies_only_the_tiles_that_its_mask_visits";
+    if let Some(launches) = visits_one_tile_in_ten(test, "sm_90a", 128) {
+        // Where something is hidden, attention_mma looks for results to make again, and finds none.
+        let kernels: Vec<_> = launches.iter().map(kernel).filter(|kernel| kernel.starts_with("attention")).collect();
+        let [dense, sparse, repeat] =
+            ["attention_wgmma_f16_d64", "attention_wgmma_f16_d64", "attention_mma_f16_d64_q64"];
+        assert_eq!(kernels, [dense, sparse, repeat]);
+        let attention = launches.iter().filter(|launch| kernel(launch).starts_with("attention")).collect::<Vec<_>>();
+        let count = |path: &str| attention.iter().map(|launch| number(launch, path)).collect::<Vec<_>>();
+        assert_eq!(count("/matrix/m64n128k16.f32.f16.f16"), [240, 24, 0], "{launches:?}");
+        assert_eq!(count("/warp_instructions/matrix")[2], 0, "{launches:?}");
+        // Each of three blocks reads its queries once, and the keys and values that it visits.
+        let row = 128;
+        let read = |keys: u64| (321 + 3 * 2 * keys) * row;
+        assert_eq!(count("/bulk_loads/bytes"), [read(1280), read(128), 0], "{launches:?}");
+        assert_eq!(count("/shared_stores/bank_conflicts"), [0, 0, 0], "{launches:?}");
+    }
+}
+
+/// What the emulator counts of attention over all of ten tiles of `side` keys, and over one of them for each `side` queries.
+fn visits_one_tile_in_ten(test: &str, architecture: &str, side: usize) -> Option<Vec<serde_json::Value>> {
+    let report = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{test}.json"));
+    let _ = std::fs::remove_file(&report);
+    if again(test, &[("CUDA_EMULATOR_REPORT", report.to_str().unwrap()), ("CUDA_EMULATOR_ARCH", architecture)]) {
         let device = Device::cuda(0).unwrap();
-        let [q_len, k_len, head_dim] = [320, 640, 64];
+        let [q_len, k_len, head_dim] = [5 * side / 2 + 1, 10 * side, 64];
         let q = Tensor::<f16>::zeros(&device, &[1, 1, q_len, head_dim]).unwrap();
         let k = Tensor::<f16>::zeros(&device, &[1, 1, k_len, head_dim]).unwrap();
-        // One tile in ten, for each 64 queries another.
-        let one_in_ten = Mask::from_fn(q_len, k_len, |i, j| (i / 64 + j / 64) % 10 == 0);
+        let one_in_ten = Mask::from_fn(q_len, k_len, move |i, j| (i / side + j / side).is_multiple_of(10));
         for mask in [Mask::Full, one_in_ten] {
             attention::attention(&q, &k, &k, &Options::new(1.0).mask(mask)).unwrap().y.to_vec().unwrap();
         }
-        return;
+        return None;
     }
-    if !emulated() {
-        return;
-    }
-    let report = std::fs::read_to_string(&report).unwrap();
-    let launches = report.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
-    let attention: Vec<_> =
-        launches.filter(|launch| launch["kernel"].as_str().unwrap().starts_with("attention_mma")).collect();
-    let count = |path: &str| -> Vec<u64> {
-        attention.iter().map(|launch| launch.pointer(path).and_then(|count| count.as_u64()).unwrap()).collect()
-    };
-    let multiplied = count("/warp_instructions/matrix");
-    assert_eq!(multiplied.len(), 2, "{report}");
-    assert_eq!(multiplied[0], 10 * multiplied[1], "{report}");
-    // Banks of shared memory: no conflict while keys are visited.
-    assert_eq!(count("/shared_stores/bank_conflicts"), [0, 0], "{report}");
-    let loads = count("/shared_loads/bank_conflicts");
-    assert_eq!(loads[0], loads[1], "{report}");
+    emulated().then(|| {
+        let report = std::fs::read_to_string(&report).unwrap();
+        report.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    })
+}
+
+fn kernel(launch: &serde_json::Value) -> &str {
+    launch["kernel"].as_str().unwrap()
+}
+
+fn number(launch: &serde_json::Value, path: &str) -> u64 {
+    launch.pointer(path).and_then(serde_json::Value::as_u64).unwrap_or(0)
 }
