@@ -19,6 +19,9 @@ const TURN: u64 = 10_000;
 /// Among the lines of asynchronous copies: an mbarrier's bytes.
 pub const MBARRIER: u32 = u32::MAX;
 
+/// Warps of a warpgroup.
+const GROUP: usize = warpgroup::WARPS as usize;
+
 /// Times that all warps may be stuck, and those that wait for an mbarrier be told that it takes too long, before it
 /// counts as a deadlock.
 const PATIENCE: u32 = 2;
@@ -170,8 +173,8 @@ impl Block {
                     return Err(self.fault(context, warp, FaultKind::StepBudget, detail));
                 }
                 if warp.stop == Stop::Warpgroup {
-                    let first = index / warpgroup::WARPS * warpgroup::WARPS;
-                    self.run_warpgroup(context, &mut warps[first..first + warpgroup::WARPS])?;
+                    let first = index / GROUP * GROUP;
+                    self.run_warpgroup(context, &mut warps[first..first + GROUP])?;
                 }
                 for release in std::mem::take(&mut self.releases) {
                     stalls = 0;
@@ -245,9 +248,9 @@ impl Block {
             fault.address = Some(*address);
             return Err(fault);
         }
-        match self.resizes.iter().find(|resize| resize.warps.count_ones() != warpgroup::WARPS as u32) {
+        match self.resizes.iter().find(|resize| resize.warps.count_ones() != warpgroup::WARPS) {
             Some(resize) => {
-                let warp = &warps[(resize.group as usize * warpgroup::WARPS).min(warps.len() - 1)];
+                let warp = &warps[(resize.group as usize * GROUP).min(warps.len() - 1)];
                 let detail = format!("setmaxnreg by {} of a warpgroup's four warps", resize.warps.count_ones());
                 let mut fault = self.fault(context, warp, FaultKind::MemberMask, detail);
                 fault.line = resize.line;
@@ -263,8 +266,8 @@ impl Block {
         let waiting: Vec<&Warp> = warps.iter().filter(|warp| warp.stop != Stop::Done).collect();
         // What stands behind the others' waiting, most likely.
         let group_lacks = |warp: &Warp| {
-            let group = warp.index as usize / warpgroup::WARPS * warpgroup::WARPS;
-            warps[group..group + warpgroup::WARPS].iter().any(|other| other.stop == Stop::Done)
+            let first = warp.index as usize / GROUP * GROUP;
+            warps[first..first + GROUP].iter().any(|other| other.stop == Stop::Done)
         };
         let rank = |warp: &&&Warp| match warp.stop {
             Stop::Registers => 0,

@@ -5,7 +5,7 @@ use super::clocks::{Agent, Clocks};
 use super::execute::{Execution, Outcome, lanes, space_of};
 use super::warp::Stop;
 use crate::error::{FaultKind, Problem};
-use crate::program::{Address, Lanes, Memory, Predicate, Register, Source, WARP};
+use crate::program::{Address, Arrival, Lanes, Memory, PhaseWait, Register, Source, WARP};
 
 /// Bytes of an mbarrier in shared memory.
 const BYTES: u64 = 8;
@@ -173,23 +173,15 @@ impl Execution<'_, '_> {
         Ok(())
     }
 
-    #[expect(clippy::too_many_arguments, reason = "an instruction's operands")]
-    pub fn mbarrier_arrive(
-        &mut self,
-        memory: Memory,
-        address: &Address,
-        state: Option<Register>,
-        arrivals: Option<Source>,
-        drop: bool,
-        expected: Option<Source>,
-        completed: Option<Source>,
-        release: bool,
-        active: u32,
-    ) -> Outcome<()> {
-        let addresses = self.addresses(address);
-        let value = |this: &Self, source: Option<Source>| source.map(|source| *this.source(source));
-        let (arrivals, expected) = (value(self, arrivals), value(self, expected));
-        let completed = value(self, completed);
+    pub fn mbarrier_arrive(&mut self, arrival: &Arrival, active: u32) -> Outcome<()> {
+        if arrival.after_copies {
+            self.finish_copies(None, active)?;
+        }
+        let Arrival { memory, state, drop, release, .. } = *arrival;
+        let addresses = self.addresses(&arrival.address);
+        let value = |source: Option<Source>| source.map(|source| *self.source(source));
+        let (arrivals, expected) = (value(arrival.arrivals), value(arrival.expected));
+        let completed = value(arrival.completed);
         let knowledge = release.then(|| self.warp.knowledge());
         let mut states: Lanes = [0; WARP];
         for lane in lanes(active) {
@@ -242,20 +234,10 @@ impl Execution<'_, '_> {
         Ok(())
     }
 
-    /// Whether the warp goes on; if not, what it waits for.
-    #[expect(clippy::too_many_arguments, reason = "an instruction's operands")]
-    pub fn mbarrier_wait(
-        &mut self,
-        memory: Memory,
-        address: &Address,
-        complete: Predicate,
-        phase: Source,
-        parity: bool,
-        patient: bool,
-        acquire: bool,
-        active: u32,
-    ) -> Outcome<Option<Stop>> {
-        let (addresses, phases) = (self.addresses(address), *self.source(phase));
+    /// Tests phases, or waits for them: says what the warp stops for, if it does.
+    pub fn mbarrier_wait(&mut self, wait: &PhaseWait, active: u32) -> Outcome<Option<Stop>> {
+        let PhaseWait { memory, complete, parity, patient, acquire, .. } = *wait;
+        let (addresses, phases) = (self.addresses(&wait.address), *self.source(wait.phase));
         let (mut done, mut missing) = (0, None);
         for lane in lanes(active) {
             let address = self.find_mbarrier(lane, memory, addresses[lane])?;

@@ -6,6 +6,7 @@ mod block;
 mod bulk;
 mod clocks;
 mod execute;
+mod hopper;
 mod launch;
 mod matrix;
 mod mbarrier;

@@ -19,7 +19,7 @@ use crate::tensor_map::Swizzle;
 /// Rows of a product.
 const M: usize = 64;
 /// Warps of a warpgroup.
-pub const WARPS: usize = 4;
+pub const WARPS: u32 = 4;
 /// Bytes that hold together in shared memory.
 const PIECE: usize = 16;
 
@@ -123,7 +123,7 @@ impl Group<'_, '_> {
                 return Err(Problem::new(FaultKind::MemberMask, detail));
             }
         }
-        for warp in 0..WARPS {
+        for warp in 0..self.warps.len() {
             self.claim(warp, matrix, instruction.line)?;
         }
         self.multiply(matrix)
@@ -195,7 +195,7 @@ impl Group<'_, '_> {
     /// A value that all threads of the warpgroup have to agree on.
     fn uniform(&self, source: Source, what: &str) -> Outcome<u64> {
         let value = self.source(0, source)[0];
-        if (0..WARPS).any(|warp| self.source(warp, source).iter().any(|other| *other != value)) {
+        if (0..self.warps.len()).any(|warp| self.source(warp, source).iter().any(|other| *other != value)) {
             return Err(Problem::new(FaultKind::Operand, format!("{what} differs within the warpgroup")));
         }
         Ok(value)
@@ -299,7 +299,7 @@ impl Group<'_, '_> {
         let bits = matrix.d_element.bits();
         let together = 32 / bits;
         let keep = u64::MAX >> (64 - bits);
-        for warp in 0..WARPS {
+        for warp in 0..self.warps.len() {
             for (at, register) in matrix.d.iter().enumerate() {
                 let register = self.register(warp, *register);
                 for part in 0..together {
@@ -325,7 +325,7 @@ impl Group<'_, '_> {
         let mut out = vec![0.0; k * M];
         let bits = element.bits();
         let together = 32 / bits;
-        for warp in 0..WARPS {
+        for warp in 0..self.warps.len() {
             for (at, register) in registers.iter().enumerate() {
                 for (lane, value) in self.source(warp, *register).iter().enumerate() {
                     for part in 0..together {
@@ -392,7 +392,7 @@ impl Group<'_, '_> {
         let first = &self.warps[0];
         let by = Observer {
             stamp: Stamp::new(
-                Agent::products(first.index / WARPS as u32).thread(),
+                Agent::products(first.index / WARPS).thread(),
                 (first.product_groups + 1).min(Stamp::LAST_CLOCK),
                 false,
             ),

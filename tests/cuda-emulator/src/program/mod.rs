@@ -560,41 +560,8 @@ pub enum Operation {
         memory: Memory,
         address: Address,
     },
-    /// `mbarrier.arrive`, `.expect_tx`, `.complete_tx` and what joins them: first expects bytes, then arrives.
-    MbarrierArrive {
-        memory: Memory,
-        address: Address,
-        /// Gets the state before.
-        state: Option<Register>,
-        /// How often it arrives, if it does.
-        arrivals: Option<Source>,
-        /// `arrive_drop`: later phases expect as many fewer.
-        drop: bool,
-        /// Bytes that copies are to bring in this phase.
-        expected: Option<Source>,
-        /// Bytes that a copy is said to have brought.
-        completed: Option<Source>,
-        /// Orders what comes before: not `.relaxed`.
-        release: bool,
-    },
-    /// `cp.async.mbarrier.arrive`: arrives once the thread's copies are there.
-    CopyArrive {
-        memory: Memory,
-        address: Address,
-        /// The arrival, if the phase expects it; without `.noinc` it expects one more.
-        arrivals: Option<Source>,
-    },
-    MbarrierWait {
-        memory: Memory,
-        address: Address,
-        complete: Predicate,
-        /// A state, or a phase's parity.
-        phase: Source,
-        parity: bool,
-        /// `try_wait`: may wait for a while.
-        patient: bool,
-        acquire: bool,
-    },
+    MbarrierArrive(Box<Arrival>),
+    MbarrierWait(Box<PhaseWait>),
     /// `mbarrier.pending_count`
     MbarrierPending {
         destination: Register,
@@ -618,6 +585,48 @@ pub enum Operation {
         count: u32,
         increase: bool,
     },
+}
+
+/// `mbarrier.arrive`, `.expect_tx`, `.complete_tx` and what joins them: bytes are expected first.
+#[derive(Clone, Debug)]
+pub struct Arrival {
+    /// Where the address leads.
+    pub memory: Memory,
+    /// The mbarrier.
+    pub address: Address,
+    /// Gets the state before.
+    pub state: Option<Register>,
+    /// How often it arrives, if it does.
+    pub arrivals: Option<Source>,
+    /// `arrive_drop`: later phases expect as many fewer.
+    pub drop: bool,
+    /// Bytes that copies are to bring in this phase.
+    pub expected: Option<Source>,
+    /// Bytes that a copy is said to have brought.
+    pub completed: Option<Source>,
+    /// Orders what comes before: not `.relaxed`.
+    pub release: bool,
+    /// `cp.async.mbarrier.arrive`: once the thread's copies are there.
+    pub after_copies: bool,
+}
+
+/// `mbarrier.test_wait` and `mbarrier.try_wait`.
+#[derive(Clone, Debug)]
+pub struct PhaseWait {
+    /// Where the address leads.
+    pub memory: Memory,
+    /// The mbarrier.
+    pub address: Address,
+    /// Whether the phase is complete.
+    pub complete: Predicate,
+    /// A state, or a phase's parity.
+    pub phase: Source,
+    /// Which of the two.
+    pub parity: bool,
+    /// `try_wait`: may wait for a while.
+    pub patient: bool,
+    /// Orders what comes after: not `.relaxed`.
+    pub acquire: bool,
 }
 
 /// `cp.async.bulk`

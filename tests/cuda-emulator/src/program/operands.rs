@@ -117,18 +117,14 @@ impl Operation {
                 reads.push(*count);
             }
             Self::MbarrierInvalidate { address: at, .. } => address(at),
-            Self::CopyArrive { address: at, arrivals, .. } => {
-                address(at);
-                reads.extend(arrivals);
+            Self::MbarrierArrive(arrival) => {
+                address(&arrival.address);
+                reads.extend([arrival.arrivals, arrival.expected, arrival.completed].into_iter().flatten());
+                writes.extend(arrival.state);
             }
-            Self::MbarrierArrive { address: at, state, arrivals, expected, completed, .. } => {
-                address(at);
-                reads.extend([arrivals, expected, completed].into_iter().flatten());
-                writes.extend(state);
-            }
-            Self::MbarrierWait { address: at, phase, .. } => {
-                address(at);
-                reads.push(*phase);
+            Self::MbarrierWait(wait) => {
+                address(&wait.address);
+                reads.push(wait.phase);
             }
             Self::MbarrierPending { destination, state } => {
                 reads.push(*state);

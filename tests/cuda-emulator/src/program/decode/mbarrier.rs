@@ -3,7 +3,7 @@
 use super::memory::memory;
 use super::{Parts, Result, operands, unsupported};
 use crate::program::build::Scope;
-use crate::program::{Address, Memory, Operation};
+use crate::program::{Address, Arrival, Memory, Operation, PhaseWait};
 use crate::ptx::syntax::{Instruction, Operand};
 use crate::ptx::types::{Space, Type};
 
@@ -51,7 +51,15 @@ pub(super) fn decode(scope: &mut Scope<'_>, written: &Instruction, parts: &mut P
             let (memory, address) = place(scope, at)?;
             let phase = scope.source(phase, if parity { Type::U32 } else { Type::B64 })?;
             let complete = scope.predicate(complete)?;
-            Ok(Operation::MbarrierWait { memory, address, complete, phase, parity, patient, acquire: strong })
+            Ok(Operation::MbarrierWait(Box::new(PhaseWait {
+                memory,
+                address,
+                complete,
+                phase,
+                parity,
+                patient,
+                acquire: strong,
+            })))
         }
         (Some("arrive" | "arrive_drop") | None, _) if action.is_some() || transaction.is_some() => {
             let (state, rest) = match written.operands.as_slice() {
@@ -70,9 +78,17 @@ pub(super) fn decode(scope: &mut Scope<'_>, written: &Instruction, parts: &mut P
                 (Some(_), None, [count]) => (number(count)?, None, None),
                 _ => return unsupported(written),
             };
-            let drop = action == Some("arrive_drop");
-            let release = strong && action.is_some();
-            Ok(Operation::MbarrierArrive { memory, address, state, arrivals, drop, expected, completed, release })
+            Ok(Operation::MbarrierArrive(Box::new(Arrival {
+                memory,
+                address,
+                state,
+                arrivals,
+                drop: action == Some("arrive_drop"),
+                expected,
+                completed,
+                release: strong && action.is_some(),
+                after_copies: false,
+            })))
         }
         _ => unsupported(written),
     }

@@ -5,7 +5,7 @@ use super::movement::memory_of;
 use super::{Parts, Result, mask, operands, sign_extend, unary, unsupported};
 use crate::float::{self, BF16, F16, Format, Rounding};
 use crate::program::build::Scope;
-use crate::program::{Base, Element, Memory, Operation, Strength, Update};
+use crate::program::{Arrival, Base, Element, Memory, Operation, Strength, Update};
 use crate::ptx::syntax::{Instruction, Operand};
 use crate::ptx::types::{Space, Type};
 use std::sync::Arc;
@@ -249,7 +249,18 @@ fn copy_async(scope: &mut Scope<'_>, written: &Instruction, parts: &mut Parts<'_
         let [at] = operands(written)?;
         let address = scope.address(at)?;
         let arrivals = expected.then(|| scope.constant(1));
-        return Ok(Operation::CopyArrive { memory: memory(scope, space, address.base), address, arrivals });
+        return Ok(Operation::MbarrierArrive(Box::new(Arrival {
+            memory: memory(scope, space, address.base),
+            address,
+            state: None,
+            // Otherwise the phase is made to expect one more.
+            arrivals,
+            drop: false,
+            expected: None,
+            completed: None,
+            release: true,
+            after_copies: true,
+        })));
     }
     let all_levels = parts.take("ca");
     if !all_levels && !parts.take("cg") {

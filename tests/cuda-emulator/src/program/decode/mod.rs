@@ -90,9 +90,8 @@ fn classify(operation: &Operation, written: &Instruction, last_type: Option<Type
         | Operation::ProxyFence
         | Operation::MbarrierInit { .. }
         | Operation::MbarrierInvalidate { .. }
-        | Operation::MbarrierArrive { .. }
-        | Operation::CopyArrive { .. }
-        | Operation::MbarrierWait { .. }
+        | Operation::MbarrierArrive(_)
+        | Operation::MbarrierWait(_)
         | Operation::MbarrierPending { .. } => Class::Synchronise,
         Operation::Shuffle { .. }
         | Operation::Vote { .. }
