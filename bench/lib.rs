@@ -4,6 +4,11 @@
 //! disturbs the others; a ratio is the median of the ratios of neighbours. `SMALTI_PYTHON` names a Python that has
 //! PyTorch; a peer that is not there is named as absent. `SMALTI_THREADS` is how many threads all take.
 
+#[cfg(feature = "candle")]
+pub mod candle;
+#[cfg(not(feature = "candle"))]
+#[path = "without_candle.rs"]
+pub mod candle;
 mod ceilings;
 #[cfg(feature = "cuda")]
 pub mod cuda;
@@ -125,7 +130,6 @@ pub struct Bench {
     ceilings: Ceilings,
     /// PyTorch: prepare it before each comparison.
     pub pytorch: Peer,
-    absent: Vec<String>,
     rows: Vec<Row>,
 }
 
@@ -143,18 +147,13 @@ impl Bench {
             .configure_from_args();
         let ceilings = Ceilings::measure(&device, threads());
         let pytorch = Peer::pytorch(threads());
-        Ok(Self { family, criterion, device, ceilings, pytorch, absent: Vec::new(), rows: Vec::new() })
+        Ok(Self { family, criterion, device, ceilings, pytorch, rows: Vec::new() })
     }
 
     /// The device that ours runs on.
     #[must_use]
     pub fn device(&self) -> Device {
         self.device.clone()
-    }
-
-    /// Names a peer that this build leaves out.
-    pub fn absent(&mut self, peer: &str) {
-        self.absent.push(peer.to_owned());
     }
 
     /// Runs ours, PyTorch's task and the rivals in turns, as often as criterion asks; nothing if its filter leaves the
@@ -199,10 +198,10 @@ impl Bench {
     ///
     /// # Errors
     /// If its folder cannot be written.
-    pub fn finish(mut self) -> std::io::Result<()> {
+    pub fn finish(self) -> std::io::Result<()> {
         self.criterion.final_summary();
-        self.absent.insert(0, self.pytorch.name());
-        write(self.family, &format!("cpu, {} threads", threads()), &self.absent, &self.ceilings, &self.rows)
+        let peers = [self.pytorch.name(), candle::NAME.to_owned()];
+        write(self.family, &format!("cpu, {} threads", threads()), &peers, &self.ceilings, &self.rows)
     }
 }
 

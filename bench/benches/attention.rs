@@ -3,7 +3,7 @@
 use serde_json::json;
 use smalti::attention::{self, Align, Mask, Options, ScalesKind};
 use smalti::{Float, Tensor, bf16};
-use smalti_bench::{Bench, Operand, Place, Task, numbers};
+use smalti_bench::{Bench, Operand, Place, Task, candle, numbers};
 
 const BATCH: usize = 2;
 const HEAD_DIM: usize = 64;
@@ -86,7 +86,13 @@ fn compare<T: Float>(bench: &mut Bench) {
         let [q, k, v] = [0, 1, 2].map(|operand| {
             Tensor::from_slice(device, &shapes[operand], &values[operand]).expect("room for an operand")
         });
-        let options = Options::new(1.0 / (HEAD_DIM as f32).sqrt()).mask(mask);
+        let scale = 1.0 / (HEAD_DIM as f32).sqrt();
+        let mut rivals = match mask {
+            Mask::Full => candle::attention(&operands, scale, false),
+            Mask::Causal { .. } => candle::attention(&operands, scale, true),
+            _ => Vec::new(),
+        };
+        let options = Options::new(scale).mask(mask);
         let task = Task {
             name: format!("{} {name} {queries} x {keys}, {heads} heads", T::DTYPE),
             bytes: (BATCH * heads * HEAD_DIM * 2 * (queries + keys) * T::DTYPE.bytes()) as f64,
@@ -101,7 +107,7 @@ fn compare<T: Float>(bench: &mut Bench) {
         let ours = || {
             std::hint::black_box(attention::attention(&q, &k, &v, &options).expect("shapes that fit"));
         };
-        bench.compare::<T>(task, ours, &mut []);
+        bench.compare::<T>(task, ours, &mut rivals);
     }
 }
 

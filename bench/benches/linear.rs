@@ -2,7 +2,7 @@
 
 use serde_json::json;
 use smalti::{Float, Tensor, Weight, bf16, linear};
-use smalti_bench::{Bench, Operand, Task, numbers};
+use smalti_bench::{Bench, Operand, Task, candle, numbers};
 
 /// Inputs and outputs.
 const SIZES: &[[usize; 2]] = &[[768, 2304], [1024, 4096], [4096, 1024]];
@@ -24,6 +24,7 @@ where
                 Operand { name: "weight", shape: &[outputs, inputs], values: &weight },
             ];
             bench.pytorch.prepare(json!({"task": "linear", "copies": copies}), &operands);
+            let mut rivals = candle::linear(&operands, copies);
             let x = Tensor::from_vec(device, &[count, inputs], x).expect("room");
             let weights: Vec<Weight> = (0..copies)
                 .map(|_| Tensor::from_slice(device, &[outputs, inputs], &weight).expect("room").into())
@@ -39,7 +40,7 @@ where
                 let weight = next.next().expect("a cycle has no end");
                 std::hint::black_box(linear::linear(&x, weight, None).expect("shapes that fit"));
             };
-            bench.compare::<T>(task, ours, &mut []);
+            bench.compare::<T>(task, ours, &mut rivals);
         }
     }
 }

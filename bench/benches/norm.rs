@@ -2,7 +2,7 @@
 
 use serde_json::json;
 use smalti::{Float, Tensor, bf16, norm};
-use smalti_bench::{Bench, Operand, Task, numbers};
+use smalti_bench::{Bench, Operand, Task, candle, numbers};
 
 fn compare<T: Float>(bench: &mut Bench) -> smalti::Result<()> {
     let device = bench.device();
@@ -15,9 +15,9 @@ fn compare<T: Float>(bench: &mut Bench) -> smalti::Result<()> {
         ("softmax", [4096, 1024]),
     ] {
         let x = numbers::<T>(rows * channels);
-        bench
-            .pytorch
-            .prepare(json!({"task": "norm", "op": op}), &[Operand { name: "x", shape: &[rows, channels], values: &x }]);
+        let operand = Operand { name: "x", shape: &[rows, channels], values: &x };
+        bench.pytorch.prepare(json!({"task": "norm", "op": op}), &[operand]);
+        let mut rivals = candle::norm(op, &operand);
         let x = Tensor::from_vec(&device, &[rows, channels], x)?;
         let weight = Tensor::from_vec(&device, &[channels], vec![1.0; channels])?;
         let task = Task {
@@ -34,7 +34,7 @@ fn compare<T: Float>(bench: &mut Bench) -> smalti::Result<()> {
             };
             std::hint::black_box(y.expect("shapes that fit"));
         };
-        bench.compare::<T>(task, ours, &mut []);
+        bench.compare::<T>(task, ours, &mut rivals);
     }
     Ok(())
 }

@@ -1,0 +1,26 @@
+//! What stands for candle in a build without it.
+
+use smalti::Float;
+
+use crate::{Operand, Rival};
+
+/// What the report says instead of its name.
+pub(crate) const NAME: &str = "candle is absent: built without the feature candle";
+
+/// None.
+#[must_use]
+pub fn attention<T: Float>(_: &[Operand<'_, T>; 3], _: f32, _: bool) -> Vec<Rival<'static>> {
+    Vec::new()
+}
+
+/// None.
+#[must_use]
+pub fn linear<T: Float>(_: &[Operand<'_, T>; 2], _: usize) -> Vec<Rival<'static>> {
+    Vec::new()
+}
+
+/// None.
+#[must_use]
+pub fn norm<T: Float>(_: &'static str, _: &Operand<'_, T>) -> Vec<Rival<'static>> {
+    Vec::new()
+}
