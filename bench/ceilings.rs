@@ -20,6 +20,9 @@ pub struct Ceilings {
 }
 
 impl Ceilings {
+    /// Of a device that was not measured.
+    pub const UNKNOWN: Self = Self { read: f64::NAN, copy: f64::NAN, f32: f64::NAN, bf16: f64::NAN };
+
     /// Measures for about three seconds: the best of several, since a ceiling is not a typical value.
     #[must_use]
     pub fn measure(device: &Device, threads: usize) -> Self {

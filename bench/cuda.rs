@@ -242,7 +242,7 @@ impl Bench {
         let period = if measuring { NUMBERS } else { APART };
         let numbers = numbers::<f32>(period + OPERANDS * APART);
         let mut peer = Peer::pytorch_cuda(if software { "cpu" } else { "cuda" }, measuring, &numbers, period);
-        let mut ceilings = Ceilings { read: f64::NAN, copy: f64::NAN, f32: f64::NAN, bf16: f64::NAN };
+        let mut ceilings = Ceilings::UNKNOWN;
         let mut peers = vec![peer.name()];
         if let Some(answer) = peer.ask(&json!({"absent": true})) {
             peers.extend(answer.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned));

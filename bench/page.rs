@@ -68,11 +68,13 @@ fn roofline(families: &[&Value]) -> Vec<Series> {
         series.push(Series { name: text(&family["family"]), joined: false, points: points.collect() });
     }
     let Some(ceilings) = families.first().map(|family| &family["ceilings"]) else { return series };
-    let read = ceilings["read_gigabytes"].as_f64().unwrap_or(0.0);
     for dtype in ["f32", "bf16"] {
-        let most = ceilings[format!("{dtype}_gigaflops")].as_f64().unwrap_or(0.0);
-        let points = vec![[0.1, 0.1 * read], [most / read, most], [10_000.0, most]];
-        series.push(Series { name: format!("ceiling {dtype}"), joined: true, points });
+        let most = ceilings[format!("{dtype}_gigaflops")].as_f64();
+        // A device may not have been measured.
+        if let (Some(read), Some(most)) = (ceilings["read_gigabytes"].as_f64(), most) {
+            let points = vec![[0.1, 0.1 * read], [most / read, most], [10_000.0, most]];
+            series.push(Series { name: format!("ceiling {dtype}"), joined: true, points });
+        }
     }
     series
 }
@@ -97,8 +99,22 @@ fn curve(families: &[&Value], axis: &str, wanted: impl Fn(f64) -> bool) -> Vec<S
             None => series.push(Series { name, joined: true, points: vec![point] }),
         }
     }
-    series.iter_mut().for_each(|series| series.points.sort_by(|a, b| a[0].total_cmp(&b[0])));
+    for series in &mut series {
+        series.points.sort_by(|a, b| a[0].total_cmp(&b[0]));
+        if let Some(exponent) = exponent(&series.points) {
+            let _ = write!(series.name, ", ~ x^{exponent:.2}");
+        }
+    }
     series
+}
+
+/// The power of x that y grows with: the slope of the straight line through the logarithms, of three points or more.
+fn exponent(points: &[[f64; 2]]) -> Option<f64> {
+    let logs: Vec<_> = points.iter().map(|point| point.map(f64::ln)).collect();
+    let mean = |axis: usize| logs.iter().map(|log| log[axis]).sum::<f64>() / logs.len() as f64;
+    let means = [mean(0), mean(1)];
+    let along = |axis: usize| logs.iter().map(|log| (log[0] - means[0]) * (log[axis] - means[axis])).sum::<f64>();
+    (points.len() >= 3).then(|| along(1) / along(0)).filter(|slope| slope.is_finite())
 }
 
 /// Both axes logarithmic, with a line at each power of ten.
@@ -177,4 +193,17 @@ fn bars(family: &Value) -> String {
 
 fn open(height: f64) -> String {
     format!("<svg xmlns='http://www.w3.org/2000/svg' width='{WIDTH}' height='{height}' viewBox='0 0 {WIDTH} {height}'>")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::exponent;
+
+    #[test]
+    fn a_square_has_the_exponent_2() {
+        let points = [256.0, 1024.0, 4096.0].map(|length: f64| [length, 3e-6 * length.powi(2)]);
+        assert!((exponent(&points).unwrap() - 2.0).abs() < 1e-9);
+        assert_eq!(exponent(&points[..2]), None);
+        assert_eq!(exponent(&[[1.0, 1.0]; 3]), None);
+    }
 }
