@@ -11,6 +11,7 @@ mod harness;
 mod integer;
 mod logic;
 mod matrix;
+mod mbarrier;
 mod memory;
 mod warp;
 mod warpgroup;

@@ -4,8 +4,9 @@
 use crate::harness::{Argument, Random, launch};
 use cuda_emulator::Counts;
 
-/// Bytes of shared memory for each of the two operands.
-const ROOM: usize = 48 << 10;
+/// Bytes of shared memory for `a`, and for both operands.
+const A_ROOM: usize = 8 << 10;
+const ROOM: usize = A_ROOM + (32 << 10);
 
 /// A way to lay out an operand.
 #[derive(Clone, Copy, Debug)]
@@ -81,7 +82,7 @@ fn multiply(case: &Case<'_>, a: &[Vec<u64>], b: &[Vec<u64>], d: &[Vec<u64>]) -> 
     };
     let loads: String = (0..count).map(|at| format!("ld.global.b32 d{at}, [own+{}];\n", 512 * at)).collect();
     let stores: String = (0..count).map(|at| format!("st.global.b32 [own+{}], d{at};\n", 512 * at)).collect();
-    let (a_offset, b_offset) = (0, ROOM);
+    let (a_offset, b_offset) = (0, A_ROOM);
     let a_operand = if case.a_in_registers { list("a", 4) } else { "first".into() };
     let text = format!(
         ".version 8.6
@@ -125,12 +126,12 @@ fn multiply(case: &Case<'_>, a: &[Vec<u64>], b: &[Vec<u64>], d: &[Vec<u64>]) -> 
             {stores}
             ret;
         }}",
-        2 * ROOM / 512,
+        ROOM / 512,
         case.shape,
         list("d", count),
         case.rest,
     );
-    let mut image = vec![0u8; 2 * ROOM + 2048];
+    let mut image = vec![0u8; ROOM + 2048];
     let mut put = |at: usize, bytes: usize, value: u64| {
         image[at..at + bytes].copy_from_slice(&value.to_le_bytes()[..bytes]);
     };
@@ -149,7 +150,7 @@ fn multiply(case: &Case<'_>, a: &[Vec<u64>], b: &[Vec<u64>], d: &[Vec<u64>]) -> 
             for part in 0..together {
                 let row = thread / 32 * 16 + thread % 32 / 4 + if register % 2 == 1 { 8 } else { 0 };
                 let k = thread % 4 * together + part + if register >= 2 { 4 * together } else { 0 };
-                put(2 * ROOM + register * 512 + thread * 4 + part * case.bytes, case.bytes, a[row][k]);
+                put(ROOM + register * 512 + thread * 4 + part * case.bytes, case.bytes, a[row][k]);
             }
         }
     }
@@ -172,7 +173,7 @@ fn multiply(case: &Case<'_>, a: &[Vec<u64>], b: &[Vec<u64>], d: &[Vec<u64>]) -> 
     let name = format!("wgmma.mma_async.sync.aligned.{} {:?} {:?} {}", case.shape, case.a, case.b, case.rest);
     let arguments =
         [Argument::Memory(&image), Argument::Memory(&data), Argument::Value(&first), Argument::Value(&second)];
-    let (memory, counts) = launch(&name, &text, 128, 2 * ROOM as u32, &arguments);
+    let (memory, counts) = launch(&name, &text, 128, ROOM as u32, &arguments);
     let data = &memory[1];
     let mut out = vec![vec![0; case.n]; 64];
     for (thread, i) in all() {
