@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use smalti::{Device, Dtype, Float, Tensor};
 use smalti_models::Sampling;
 use smalti_models::backbone::adaln::{AdaLn, ModulatedHead};
-use smalti_models::weights::{Checkpoint, Loader, Notes};
+use smalti_models::weights::Checkpoint;
 use smalti_models::zoo::llamagen::LlamaGen;
 
 use crate::numbers;
@@ -191,10 +191,10 @@ impl Shape {
                 Ok(())
             }));
         }
-        let notes = Notes::default();
-        let loader = Loader::new(&checkpoint, &device, &notes);
-        let backbone = AdaLn::<T>::load(&loader, &["blocks"], self.dim, self.heads, 1e-6)?;
-        let head = ModulatedHead::load(&loader, "head_nm", "head", self.dim, 1e-6)?;
+        let (backbone, head) = checkpoint.build(&device, &[], |root, _| {
+            let backbone = AdaLn::<T>::load(root, &["blocks"], self.dim, self.heads, 1e-6)?;
+            Ok((backbone, ModulatedHead::load(root, "head_nm", "head", self.dim, 1e-6)?))
+        })?;
         let Self { dim, sides, .. } = *self;
         let places = self.tokens();
         let input = |shape: &[usize]| Tensor::from_vec(&device, shape, vec![T::from_f32(0.1); shape.iter().product()]);

@@ -56,7 +56,7 @@ impl MaskedTransformer {
     /// If the device has no room.
     pub fn load(mar: &Loader<'_>, config: &Config) -> Result<Self> {
         let places = mar.length("diffusion_pos_embed_learned", 1);
-        let (dim, token) = (mar.length("z_proj.weight", 0), mar.length("z_proj.weight", 1));
+        let [dim, token] = mar.lengths("z_proj.weight");
         let width = mar.length("decoder_embed.weight", 0);
         let buffer = mar.length("encoder_pos_embed_learned", 1).saturating_sub(places);
         let heads = config.count("heads").unwrap_or(if dim == 768 { 12 } else { 16 });

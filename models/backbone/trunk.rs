@@ -24,7 +24,7 @@ impl Trunk {
     /// # Errors
     /// If the device has no room.
     pub fn load(loader: &Loader<'_>, config: &Config, tokens: &str) -> Result<Self> {
-        let (rows, dim) = (loader.length(tokens, 0), loader.length(tokens, 1));
+        let [rows, dim] = loader.lengths(tokens);
         Self::load_after(loader, config, loader.weight(tokens, &[rows, dim])?)
     }
 

@@ -314,7 +314,7 @@ impl PatchEmbedding {
     /// If the device has no room.
     pub fn load(loader: &Loader<'_>, name: &str) -> Result<Self> {
         let at = loader.at(name);
-        let shape: Vec<_> = (0..4).map(|axis| at.length("weight", axis)).collect();
+        let shape: [usize; 4] = at.lengths("weight");
         Ok(Self { weight: at.weight("weight", &shape)?, bias: at.vector("bias", &shape[..1])?, frames: 1 })
     }
 
@@ -324,7 +324,7 @@ impl PatchEmbedding {
     /// If the device has no room.
     pub fn load_of_frames(loader: &Loader<'_>, name: &str) -> Result<Self> {
         let at = loader.at(name);
-        let shape: Vec<_> = (0..5).map(|axis| at.length("weight", axis)).collect();
+        let shape: [usize; 5] = at.lengths("weight");
         let weight = at.weight("weight", &shape)?.reshape(&[shape[0], shape[1] * shape[2], shape[3], shape[4]])?;
         Ok(Self { weight, bias: at.vector("bias", &shape[..1])?, frames: shape[2] })
     }

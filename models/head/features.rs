@@ -73,7 +73,7 @@ impl<T: Float> FeatureHead<T> {
     /// # Errors
     /// If the device has no room.
     pub fn load(loader: &Loader<'_>, config: &Config, dim: usize) -> Result<Self> {
-        let (width, group) = (loader.length("input_proj.weight", 0), loader.length("input_proj.weight", 1));
+        let [width, group] = loader.lengths("input_proj.weight");
         let groups = loader.length("pos_embedding", 1);
         if !width.is_multiple_of(HEADS) {
             loader.note("input_proj.weight", format!("has {width} rows, expected a multiple of {HEADS} heads"));

@@ -42,7 +42,7 @@ impl ModulatedMlp {
     /// # Errors
     /// If the device has no room.
     pub fn load(loader: &Loader<'_>) -> Result<Self> {
-        let (width, channels) = (loader.length("input_proj.weight", 0), loader.length("input_proj.weight", 1));
+        let [width, channels] = loader.lengths("input_proj.weight");
         let condition = loader.length("cond_embed.weight", 1);
         let outputs = loader.length("final_layer.linear.weight", 0);
         let square = |at: &Loader<'_>, name: &str| Linear::load(at, name, [width, width]);

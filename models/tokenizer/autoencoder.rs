@@ -98,7 +98,7 @@ impl Conv {
     /// If the device has no room.
     pub fn load_without_bias(loader: &Loader<'_>, name: &str) -> Result<Self> {
         let at = loader.at(name);
-        let shape: Vec<_> = (0..4).map(|axis| at.length("weight", axis)).collect();
+        let shape: [usize; 4] = at.lengths("weight");
         let padding = Padding::same(shape[2].max(1));
         Ok(Self { weight: at.weight("weight", &shape)?, bias: None, stride: 1, padding })
     }

@@ -110,7 +110,7 @@ impl FlowTokenizer {
         let patches = PatchEmbedding::load(loader, "patchify")?;
         let dim = loader.length("patchify.weight", 0);
         let width = loader.length("quant_out_conv.weight", 0);
-        let code = [loader.length("quantize.embedding.weight", 0), loader.length("quantize.embedding.weight", 1)];
+        let code = loader.lengths::<2>("quantize.embedding.weight");
         let blocks = |name: &str, dim: usize| {
             let block = |index| GatedBlock::load(&loader.at(name).at(index), dim);
             (0..loader.count(name)).map(block).collect::<Result<Vec<_>>>()
@@ -351,7 +351,7 @@ impl Mlp {
 
 impl Flow {
     fn load(loader: &Loader<'_>, condition: usize) -> Result<Self> {
-        let (dim, pixels) = (loader.length("conv_in.weight", 0), loader.length("conv_in.weight", 1));
+        let [dim, pixels, _, _] = loader.lengths("conv_in.weight");
         let shared = loader.has("time_embed");
         let block = |index: usize| {
             let at = loader.at("blocks").at(index);
@@ -470,7 +470,7 @@ fn pointwise(loader: &Loader<'_>, name: &str, [outputs, inputs]: [usize; 2], bia
 
 /// The rows of a table that are used, of which the official ones have more: `[1, rows, dim]`.
 fn first_rows(loader: &Loader<'_>, name: &str, rows: usize) -> Result<Tensor<f32>> {
-    let (held, dim) = (loader.length(name, 0), loader.length(name, 1));
+    let [held, dim] = loader.lengths(name);
     let table = loader.vector(name, &[held, dim])?;
     if held < rows {
         loader.note(name, format!("has {held} rows, expected at least {rows}"));

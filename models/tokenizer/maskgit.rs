@@ -45,7 +45,11 @@ impl ResBlock {
         Ok(Self {
             norms: [Norm::load(loader, "norm1", GROUPS)?, Norm::load(loader, "norm2", GROUPS)?],
             convs: [conv("conv1")?, conv("conv2")?],
-            shortcut: if loader.has("nin_shortcut") { Some(conv("nin_shortcut")?) } else { None },
+            // Where the number of channels changes.
+            shortcut: match loader.shape("conv1.weight") {
+                Some([outputs, inputs, ..]) if outputs == inputs => None,
+                _ => Some(conv("nin_shortcut")?),
+            },
         })
     }
 
@@ -99,7 +103,7 @@ impl MaskGitVqGan {
     /// If the device has no room.
     pub fn load(loader: &Loader<'_>) -> Result<Self> {
         let quantize = loader.at("quantize.embedding");
-        let shape = [quantize.length("weight", 0), quantize.length("weight", 1)];
+        let shape = quantize.lengths::<2>("weight");
         Ok(Self {
             encoder: Half::load(&loader.at("encoder"), "down")?,
             codebook: quantize.weight("weight", &shape)?,

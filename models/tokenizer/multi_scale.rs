@@ -33,7 +33,7 @@ impl MultiScaleTokenizer {
         phi_ratio: f32,
     ) -> Result<Self> {
         let quantize = loader.at("quantize");
-        let shape = [quantize.length("embedding.weight", 0), quantize.length("embedding.weight", 1)];
+        let shape = quantize.lengths::<2>("embedding.weight");
         let channels = shape[1];
         let list = quantize.at("quant_resi.qresi_ls");
         let phi = (0..quantize.count("quant_resi.qresi_ls")).map(|index| {

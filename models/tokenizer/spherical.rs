@@ -111,7 +111,7 @@ impl Doubling {
     /// Loads `NAME.weight`, `[input, channels, side, side]`: of side 2 without padding, or of side 4 with one place.
     fn load(loader: &Loader<'_>, name: &str, side: usize) -> Result<Self> {
         let name = format!("{name}.weight");
-        let (input, channels) = (loader.length(&name, 0), loader.length(&name, 1));
+        let [input, channels, _, _] = loader.lengths(&name);
         let from = loader.vector(&name, &[input, channels, side, side])?.to_vec()?;
         let kernel = side - 1;
         let mut weight = vec![0.0; 4 * channels * input * kernel * kernel];
@@ -244,8 +244,7 @@ impl SphericalAutoencoder {
     /// If the device has no room.
     pub fn load(loader: &Loader<'_>, config: &Config) -> Result<Self> {
         let (encoder, decoder) = (loader.at("encoder"), loader.at("decoder"));
-        let dim = loader.length("post_quant_proj.weight", 0);
-        let latent = loader.length("post_quant_proj.weight", 1);
+        let [dim, latent] = loader.lengths("post_quant_proj.weight");
         let heads = config.count("vae_heads").unwrap_or(dim / 64).max(1);
         let (down, up) = (encoder.at("patchify.0.net"), decoder.at("unpatchify.1.net"));
         Ok(Self {

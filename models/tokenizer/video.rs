@@ -51,14 +51,10 @@ impl VideoTokenizer {
         let (size, frames) = (config.count("input_size").unwrap_or(128), config.count("frame_num").unwrap_or(16));
         let along = |pixels: usize, patch: usize| pixels.checked_div(patch).unwrap_or(0);
         let grid = [along(frames, patches.frames()), along(size, height), along(size, width)];
-        let dim = loader.length("encoder_latent_query_embed", 1);
-        let queries = loader.length("encoder_latent_query_embed", 0);
+        let [queries, dim] = loader.lengths("encoder_latent_query_embed");
         let width_of_decoder = loader.length("final_layer.linear.weight", 1);
         let pixels = 3 * patches.frames() * height * width;
-        let code = [
-            loader.length("bottleneck.regularizer.embedding.weight", 0),
-            loader.length("bottleneck.regularizer.embedding.weight", 1),
-        ];
+        let code = loader.lengths::<2>("bottleneck.regularizer.embedding.weight");
         // Every official size has heads of 64.
         let heads = |dim: usize| config.count("heads").unwrap_or(dim / 64).max(1);
         let eps = config.number("block_norm_eps").unwrap_or(1e-5);

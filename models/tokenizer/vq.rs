@@ -24,7 +24,7 @@ impl VqTokenizer {
     /// If the device has no room.
     pub fn load(loader: &Loader<'_>, groups: usize, l2_norm: bool) -> Result<Self> {
         let quantize = loader.at("quantize.embedding");
-        let shape = [quantize.length("weight", 0), quantize.length("weight", 1)];
+        let shape = quantize.lengths::<2>("weight");
         let mut codebook = quantize.weight("weight", &shape)?;
         if l2_norm {
             codebook = unit_rows(&codebook)?;

@@ -9,7 +9,7 @@ use super::Checkpoint;
 use crate::{Error, Result};
 
 /// Brings tensors of a checkpoint to a device by name. What is missing, wrongly shaped or not finite is noted, so that
-/// [`Notes::finish`] lists all of it at once; in the meantime zeros stand in.
+/// [`Checkpoint::build`] lists all of it at once; in the meantime zeros stand in.
 pub struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     device: &'a Device,
@@ -30,13 +30,32 @@ pub struct Notes {
     wrong: RefCell<BTreeSet<String>>,
 }
 
-impl<'a> Loader<'a> {
-    /// A loader of the whole checkpoint.
-    #[must_use]
-    pub fn new(checkpoint: &'a Checkpoint, device: &'a Device, notes: &'a Notes) -> Self {
-        Self { checkpoint, device, prefix: String::new(), notes }
+impl Checkpoint {
+    /// Makes something of these tensors: all of them, but for those whose names end with one of `unread`, buffers that
+    /// official files carry and inference does not need. What does not fit is listed in one error, also where it made
+    /// `make` itself fail, as a size that nothing tells does.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] with the system and every tensor that is missing, wrongly shaped, not finite or not asked for;
+    /// what `make` gives if all fits.
+    pub fn build<M>(
+        &self,
+        device: &Device,
+        unread: &[&str],
+        make: impl FnOnce(&Loader<'_>, &Notes) -> Result<M>,
+    ) -> Result<M> {
+        let notes = Notes::default();
+        let made = make(&Loader { checkpoint: self, device, prefix: String::new(), notes: &notes }, &notes);
+        if made.is_err() && !notes.is_empty() {
+            return Err(notes.error(self));
+        }
+        let made = made?;
+        notes.finish(self, unread)?;
+        Ok(made)
     }
+}
 
+impl<'a> Loader<'a> {
     /// A loader of the names under `prefix` and a dot.
     #[must_use]
     pub fn at(&self, prefix: impl std::fmt::Display) -> Self {
@@ -76,13 +95,32 @@ impl<'a> Loader<'a> {
 
     /// A length that must be there: axis `axis` of the shape of `name`; 0 and a note if it is not.
     pub fn length(&self, name: &str, axis: usize) -> usize {
-        let whole = format!("{}{name}", self.prefix);
-        match self.checkpoint.shape(&whole) {
+        match self.told(name) {
             Some(shape) if shape.get(axis).is_some_and(|length| *length > 0) => return shape[axis],
-            Some(shape) => self.problem(&whole, format!("has shape {shape:?}, expected a length on axis {axis}")),
-            None => self.problem(&whole, "is missing, and its shape would tell the model's size".to_owned()),
+            Some(shape) => self.note(name, format!("has shape {shape:?}, expected a length on axis {axis}")),
+            None => {}
         }
         0
+    }
+
+    /// The shape of a tensor that must have so many axes; zeros and a note if it has not.
+    pub fn lengths<const AXES: usize>(&self, name: &str) -> [usize; AXES] {
+        if let Some(shape) = self.told(name) {
+            match shape.try_into() {
+                Ok(lengths) if !shape.contains(&0) => return lengths,
+                _ => self.note(name, format!("has shape {shape:?}, expected {AXES} lengths above 0")),
+            }
+        }
+        [0; AXES]
+    }
+
+    /// A shape that tells the model's size; a note if there is no such tensor.
+    fn told(&self, name: &str) -> Option<&'a [usize]> {
+        let shape = self.shape(name);
+        if shape.is_none() {
+            self.note(name, "is missing, and its shape would tell the model's size".to_owned());
+        }
+        shape
     }
 
     /// A float tensor in f32, whatever it is stored in: for biases, norms' weights and tables.
@@ -192,17 +230,13 @@ impl Notes {
         self.problems.borrow().is_empty()
     }
 
-    /// Ends a load: every problem, and every tensor that nothing asked for, is listed in one error. Names that end
-    /// with one of `ignored` may go unused: buffers that official files carry and inference does not need.
-    ///
-    /// # Errors
-    /// [`Error::Weights`] if there is anything to list.
-    pub fn finish(&self, checkpoint: &Checkpoint, ignored: &[&str]) -> Result<()> {
+    /// Ends a load: every problem, and every tensor that nothing asked for, in one error.
+    fn finish(&self, checkpoint: &Checkpoint, unread: &[&str]) -> Result<()> {
         let used = self.used.borrow();
         let extra = checkpoint.names().filter(|name| {
             // The scale of a tensor that was not as expected is no second problem.
             let of_used = name.strip_suffix(".scale").is_some_and(|matrix| used.contains(matrix));
-            !used.contains(*name) && !of_used && !ignored.iter().any(|ignored| name.ends_with(ignored))
+            !used.contains(*name) && !of_used && !unread.iter().any(|unread| name.ends_with(unread))
         });
         self.problems.borrow_mut().extend(extra.map(|name| format!("\"{name}\" is unexpected")));
         if self.problems.borrow().is_empty() { Ok(()) } else { Err(self.error(checkpoint)) }
@@ -215,6 +249,7 @@ impl Notes {
         let count = problems.len();
         let what = if count == 1 { "1 thing does" } else { &format!("{count} things do") };
         let list = problems.join("\n  ");
-        Error::Weights(format!("{}: {what} not fit this model:\n  {list}", checkpoint.name()))
+        let model = checkpoint.system().unwrap_or("this model");
+        Error::Weights(format!("{}: {what} not fit {model}:\n  {list}", checkpoint.name()))
     }
 }

@@ -27,7 +27,7 @@ use crate::backbone::condition::ClassTable;
 use crate::backbone::mamba::{Mamba2, MambaState};
 use crate::backbone::vit::Linear;
 use crate::decode::{Network, Sampler, Steps, concatenate, sequential};
-use crate::weights::{Checkpoint, Loader, Notes};
+use crate::weights::Checkpoint;
 
 /// The model with its weights on a device.
 pub struct Aim {
@@ -70,50 +70,56 @@ impl Aim {
     /// [`crate::Error::Weights`] with every tensor that does not fit; [`crate::Error::Op`] if the device has no room.
     pub fn load(checkpoint: &Checkpoint, device: &Device) -> Result<Self> {
         let config = checkpoint.config()?;
-        let notes = Notes::default();
-        let root = Loader::new(checkpoint, device, &notes);
-        let at = root.at("mamba.backbone");
-        let (words, places) = ("embeddings.word_embeddings.weight", "embeddings.position_embeddings.weight");
-        let (rows, dim, held) = (at.length(words, 0), at.length(words, 1), at.length(places, 0));
-        let eps = config.number("norm_eps").unwrap_or(1e-5);
-        let groups = if at.has("adaln_group") {
-            let outputs = at.length("adaln_group.1.weight", 0);
-            let groups = outputs / (3 * dim).max(1);
-            if groups == 0 || outputs != groups * 3 * dim {
-                at.note("adaln_group.1.weight", format!("has {outputs} outputs, expected a multiple of 3 * {dim}"));
-            }
-            Some((Linear::load(&at, "adaln_group.1", [outputs, dim])?, groups.max(1)))
-        } else {
-            None
-        };
-        let layers = (0..at.count("layers")).map(|index| {
-            let at = at.at("layers").at(index);
-            let modulation = match &groups {
-                Some(_) => Modulation::Shared(at.vector("scale_shift_table", &[1, 3, dim])?.reshape(&[1, 3 * dim])?),
-                None => Modulation::Own(Linear::load(&at, "adaLN_modulation.1", [3 * dim, dim])?),
+        checkpoint.build(device, &["lm_head.weight"], |root, _| {
+            let at = root.at("mamba.backbone");
+            let (words, places) = ("embeddings.word_embeddings.weight", "embeddings.position_embeddings.weight");
+            let (rows, dim, held) = (at.length(words, 0), at.length(words, 1), at.length(places, 0));
+            let eps = config.number("norm_eps").unwrap_or(1e-5);
+            let groups = if at.has("adaln_group") {
+                let outputs = at.length("adaln_group.1.weight", 0);
+                let groups = outputs / (3 * dim).max(1);
+                if groups == 0 || outputs != groups * 3 * dim {
+                    at.note("adaln_group.1.weight", format!("has {outputs} outputs, expected a multiple of 3 * {dim}"));
+                }
+                Some((Linear::load(&at, "adaln_group.1", [outputs, dim])?, groups.max(1)))
+            } else {
+                None
             };
-            let mixer = Mamba2::load(&at.at("mixer"), dim, eps)?;
-            Ok(Layer { norm: Norm::layer_or_rms(&at, "norm", dim, eps)?, modulation, mixer })
-        });
-        let last = at.at("final_layer");
-        let classes = ClassTable::load(&at, "cls_embed.embedding_table.weight", dim)?;
-        let mut codes = Codes::load(checkpoint, &root, &config, classes.classes())?;
-        let side = held.saturating_sub(1).isqrt();
-        codes.grid = [1, side, side];
-        let model = Self {
-            tokens: at.weight(words, &[rows, dim])?,
-            positions: at.vector(places, &[held, dim])?.reshape(&[1, held, dim])?,
-            layers: layers.collect::<Result<_>>()?,
-            norm: Norm::layer_or_rms(&at, "norm_f", dim, eps)?,
-            last_norm: Norm::layer_or_rms(&last, "norm_final", dim, config.number("final_norm_eps").unwrap_or(1e-5))?,
-            last_modulation: Linear::load(&last, "adaLN_modulation.1", [2 * dim, dim])?,
-            groups,
-            codes,
-            classes,
-        };
-        // The head is the table of codes.
-        notes.finish(checkpoint, &["lm_head.weight"])?;
-        Ok(model)
+            let layers = (0..at.count("layers")).map(|index| {
+                let at = at.at("layers").at(index);
+                let modulation = match &groups {
+                    Some(_) => {
+                        Modulation::Shared(at.vector("scale_shift_table", &[1, 3, dim])?.reshape(&[1, 3 * dim])?)
+                    }
+                    None => Modulation::Own(Linear::load(&at, "adaLN_modulation.1", [3 * dim, dim])?),
+                };
+                let mixer = Mamba2::load(&at.at("mixer"), dim, eps)?;
+                Ok(Layer { norm: Norm::layer_or_rms(&at, "norm", dim, eps)?, modulation, mixer })
+            });
+            let last = at.at("final_layer");
+            let classes = ClassTable::load(&at, "cls_embed.embedding_table.weight", dim)?;
+            let mut codes = Codes::load(checkpoint, root, &config, classes.classes())?;
+            let side = held.saturating_sub(1).isqrt();
+            codes.grid = [1, side, side];
+            let model = Self {
+                tokens: at.weight(words, &[rows, dim])?,
+                positions: at.vector(places, &[held, dim])?.reshape(&[1, held, dim])?,
+                layers: layers.collect::<Result<_>>()?,
+                norm: Norm::layer_or_rms(&at, "norm_f", dim, eps)?,
+                last_norm: Norm::layer_or_rms(
+                    &last,
+                    "norm_final",
+                    dim,
+                    config.number("final_norm_eps").unwrap_or(1e-5),
+                )?,
+                last_modulation: Linear::load(&last, "adaLN_modulation.1", [2 * dim, dim])?,
+                groups,
+                codes,
+                classes,
+            };
+            // The head is the table of codes.
+            Ok(model)
+        })
     }
 
     /// The mixer of a layer.

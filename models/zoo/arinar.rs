@@ -23,7 +23,7 @@ use crate::backbone::masked::{MaskedTransformer, unpatched};
 use crate::decode::{Chance, Sampler, twice};
 use crate::head::features::FeatureHead;
 use crate::tokenizer::kl::KlAutoencoder;
-use crate::weights::{Checkpoint, Loader, Notes};
+use crate::weights::Checkpoint;
 
 /// The model with its weights on a device.
 pub struct Arinar<T: smalti::Element> {
@@ -53,28 +53,26 @@ impl<T: Float> Arinar<T> {
     /// [`crate::Error::Weights`] with every tensor that does not fit; [`crate::Error::Op`] if the device has no room.
     pub fn load(checkpoint: &Checkpoint, device: &Device) -> Result<Self> {
         let config = checkpoint.config()?;
-        let notes = Notes::default();
-        let root = Loader::new(checkpoint, device, &notes);
-        let transformer = MaskedTransformer::load(&root, &config)?;
-        let head = FeatureHead::load(&root.at("arhead"), &config, transformer.width())?;
-        if head.values() != transformer.values() {
-            let (head, token) = (head.values(), transformer.values());
-            notes.add(format!("the head draws {head} values of a token, the transformer reads {token}"));
-        }
-        let of = [transformer.places(), transformer.classes()];
-        let latents = Latents::load(checkpoint, &root, &config, of, config.number("cfg").unwrap_or(4.5))?;
-        let model = Self {
-            head,
-            steps: config.count("num_iter").unwrap_or(64).clamp(1, transformer.places().max(1)),
-            guidance: match config.text("cfg_schedule") {
-                Some("constant") => Schedule::Constant,
-                _ => Schedule::Linear,
-            },
-            latents: latents.in_patches_of(config.count("patch_size").unwrap_or(1)),
-            transformer,
-        };
-        notes.finish(checkpoint, &[])?;
-        Ok(model)
+        checkpoint.build(device, &[], |root, notes| {
+            let transformer = MaskedTransformer::load(root, &config)?;
+            let head = FeatureHead::load(&root.at("arhead"), &config, transformer.width())?;
+            if head.values() != transformer.values() {
+                let (head, token) = (head.values(), transformer.values());
+                notes.add(format!("the head draws {head} values of a token, the transformer reads {token}"));
+            }
+            let of = [transformer.places(), transformer.classes()];
+            let latents = Latents::load(checkpoint, root, &config, of, config.number("cfg").unwrap_or(4.5))?;
+            Ok(Self {
+                head,
+                steps: config.count("num_iter").unwrap_or(64).clamp(1, transformer.places().max(1)),
+                guidance: match config.text("cfg_schedule") {
+                    Some("constant") => Schedule::Constant,
+                    _ => Schedule::Linear,
+                },
+                latents: latents.in_patches_of(config.count("patch_size").unwrap_or(1)),
+                transformer,
+            })
+        })
     }
 
     /// The transformer over cells.

@@ -24,7 +24,7 @@ use super::codes::{Codes, DrawsCodes, go_on};
 use crate::backbone::llama::FeedForward;
 use crate::decode::{Sampler, Steps, guide, to_raster, twice};
 use crate::order;
-use crate::weights::{Checkpoint, Loader, Notes};
+use crate::weights::Checkpoint;
 use crate::{Error, Result};
 
 /// A block of either half; queries of the second half have no keys and values of their own.
@@ -68,51 +68,48 @@ impl Arpg {
     /// [`Error::Weights`] with every tensor that does not fit; [`Error::Op`] if the device has no room.
     pub fn load(checkpoint: &Checkpoint, device: &Device) -> Result<Self> {
         let config = checkpoint.config()?;
-        let notes = Notes::default();
-        let root = Loader::new(checkpoint, device, &notes);
-        let vocabulary = root.length("head.weight", 0);
-        let dim = root.length("head.weight", 1);
-        let rows = root.length("embeddings.weight", 0);
-        let heads = config.count("n_head").unwrap_or(dim / 64).max(1);
-        let norm_eps = config.number("norm_eps").unwrap_or(1e-5);
-        // Besides codes and classes: the mask token, no class, and a token that only the paper's guidance uses.
-        let codes = Codes::load(checkpoint, &root, &config, rows.saturating_sub(vocabulary + 3))?;
-        let layers = root.at("layers");
-        let block = |kind: &str, index: usize| {
-            let at = layers.at(kind).at(index);
-            let square = |name: &str| at.weight(&format!("attn.{name}.weight"), &[dim, dim]);
-            Ok::<_, Error>(Block {
-                norm: at.vector("attn_norm.weight", &[dim])?,
-                to_q: square("to_q")?,
-                to_kv: if kind == "self_dec" { Some([square("to_k")?, square("to_v")?]) } else { None },
-                proj: square("proj")?,
-                feed_forward: FeedForward::load(&at, "ffn", dim, norm_eps)?,
+        checkpoint.build(device, &["quantize.codebook_used"], |root, _| {
+            let [vocabulary, dim] = root.lengths("head.weight");
+            let rows = root.length("embeddings.weight", 0);
+            let heads = config.count("n_head").unwrap_or(dim / 64).max(1);
+            let norm_eps = config.number("norm_eps").unwrap_or(1e-5);
+            // Besides codes and classes: the mask token, no class, and a token that only the paper's guidance uses.
+            let codes = Codes::load(checkpoint, root, &config, rows.saturating_sub(vocabulary + 3))?;
+            let layers = root.at("layers");
+            let block = |kind: &str, index: usize| {
+                let at = layers.at(kind).at(index);
+                let square = |name: &str| at.weight(&format!("attn.{name}.weight"), &[dim, dim]);
+                Ok::<_, Error>(Block {
+                    norm: at.vector("attn_norm.weight", &[dim])?,
+                    to_q: square("to_q")?,
+                    to_kv: if kind == "self_dec" { Some([square("to_k")?, square("to_v")?]) } else { None },
+                    proj: square("proj")?,
+                    feed_forward: FeedForward::load(&at, "ffn", dim, norm_eps)?,
+                })
+            };
+            let blocks = |kind: &str| (0..layers.count(kind)).map(|index| block(kind, index)).collect::<Result<_>>();
+            let theta = config.number("rope_base").unwrap_or(10_000.0);
+            let rotary = Table::grid(device, codes.side(), codes.side(), dim / heads, theta)?;
+            Ok(Self {
+                table: root.weight("embeddings.weight", &[rows, dim])?,
+                rotary: rotary.with_null_rows(1, NullRows::Zero)?,
+                tokens: blocks("self_dec")?,
+                memory_norm: layers.vector("norm.weight", &[dim])?,
+                to_memory: [layers.weight("to_k.weight", &[dim, dim])?, layers.weight("to_v.weight", &[dim, dim])?],
+                queries: blocks("cross_dec")?,
+                norm: root.vector("norm.weight", &[dim])?,
+                head: root.weight("head.weight", &[vocabulary, dim])?,
+                steps: config.count("num_iter").unwrap_or(64),
+                arccos: config.text("sample_schedule").is_none_or(|schedule| schedule == "arccos"),
+                guidance: match config.text("cfg_schedule") {
+                    Some("constant") => Schedule::Constant,
+                    _ => Schedule::Linear,
+                },
+                codes,
+                heads,
+                norm_eps,
             })
-        };
-        let blocks = |kind: &str| (0..layers.count(kind)).map(|index| block(kind, index)).collect::<Result<_>>();
-        let theta = config.number("rope_base").unwrap_or(10_000.0);
-        let rotary = Table::grid(device, codes.side(), codes.side(), dim / heads, theta)?;
-        let model = Self {
-            table: root.weight("embeddings.weight", &[rows, dim])?,
-            rotary: rotary.with_null_rows(1, NullRows::Zero)?,
-            tokens: blocks("self_dec")?,
-            memory_norm: layers.vector("norm.weight", &[dim])?,
-            to_memory: [layers.weight("to_k.weight", &[dim, dim])?, layers.weight("to_v.weight", &[dim, dim])?],
-            queries: blocks("cross_dec")?,
-            norm: root.vector("norm.weight", &[dim])?,
-            head: root.weight("head.weight", &[vocabulary, dim])?,
-            steps: config.count("num_iter").unwrap_or(64),
-            arccos: config.text("sample_schedule").is_none_or(|schedule| schedule == "arccos"),
-            guidance: match config.text("cfg_schedule") {
-                Some("constant") => Schedule::Constant,
-                _ => Schedule::Linear,
-            },
-            codes,
-            heads,
-            norm_eps,
-        };
-        notes.finish(checkpoint, &["quantize.codebook_used"])?;
-        Ok(model)
+        })
     }
 
     /// The rotary table, the condition's row first.

@@ -18,7 +18,7 @@ use smalti::sample;
 use smalti::{Device, Float, Tensor, Weight, activation, copy, elementwise, embedding, linear, norm};
 
 use crate::decode::concatenate;
-use crate::weights::{Checkpoint, Loader, Notes};
+use crate::weights::{Checkpoint, Loader};
 use crate::{Error, Result};
 
 /// A linear layer whose official matrix is stored inputs first.
@@ -124,50 +124,48 @@ impl Axial {
     /// [`Error::Weights`] with every tensor that does not fit; [`Error::Op`] if the device has no room.
     pub fn load(checkpoint: &Checkpoint, device: &Device) -> Result<Self> {
         let config = checkpoint.config()?;
-        let notes = Notes::default();
-        let root = Loader::new(checkpoint, device, &notes);
-        let decoder = root.at("ar_decoder");
-        let two = decoder.at("transformer2d");
-        let (levels, dim) = (two.length("embs", 0), two.length("embs", 1));
-        let size = [two.length("pos_embs_h", 0), two.length("pos_embs_w", 0)];
-        let channels = decoder.length("exterior_input_conv.w", 2) / 2;
-        // The kernel is stored rows, columns, inputs, outputs.
-        let kernel = decoder.vector("exterior_input_conv.w", &[3, 3, 2 * channels, dim])?;
-        let kernel = kernel.permute(&[3, 2, 0, 1])?.contiguous()?;
-        let layers = |at: &Loader<'_>, kinds: &[&str]| {
-            let mut blocks = Vec::new();
-            while kinds.iter().any(|kind| at.has(&format!("{kind}_{}", blocks.len() / kinds.len()))) {
-                let (kind, index) = (kinds[blocks.len() % kinds.len()], blocks.len() / kinds.len());
-                blocks.push(Block::load(at, &format!("{kind}_{index}"), dim)?);
-            }
-            Ok::<_, Error>(blocks)
-        };
-        let positions = |at: &Loader<'_>| {
-            let rows = at.vector("pos_embs_h", &[size[0], dim])?.reshape(&[1, size[0], 1, dim])?;
-            let rows = rows.broadcast(&[1, size[0], size[1], dim])?.contiguous()?;
-            let columns = at.vector("pos_embs_w", &[size[1], dim])?.reshape(&[1, 1, size[1], dim])?;
-            Ok::<_, Error>(elementwise::add(&rows, &columns)?)
-        };
-        let model = Self {
-            device: device.clone(),
-            heads: config.count("num_heads").unwrap_or(8).max(1),
-            eps: config.number("norm_eps").unwrap_or(1e-5),
-            levels,
-            channels,
-            size,
-            level_scale: config.number("level_scale").unwrap_or(255.0),
-            conv: (kernel.into(), decoder.vector("exterior_input_conv.b", &[dim])?),
-            encoder_positions: positions(&decoder)?,
-            positions: positions(&two)?,
-            exterior: layers(&decoder, &["exterior_row", "exterior_col"])?,
-            table: two.weight("embs", &[levels, dim])?,
-            outer: layers(&two, &["outer_row", "outer_col"])?,
-            inner: layers(&two, &["inner_row"])?,
-            norm: Norm::load(&two, "final_ln", dim)?,
-            head: Dense::load(&two, "final_dense", [dim, levels])?,
-        };
-        notes.finish(checkpoint, &[])?;
-        Ok(model)
+        checkpoint.build(device, &[], |root, _| {
+            let decoder = root.at("ar_decoder");
+            let two = decoder.at("transformer2d");
+            let [levels, dim] = two.lengths("embs");
+            let size = [two.length("pos_embs_h", 0), two.length("pos_embs_w", 0)];
+            let channels = decoder.length("exterior_input_conv.w", 2) / 2;
+            // The kernel is stored rows, columns, inputs, outputs.
+            let kernel = decoder.vector("exterior_input_conv.w", &[3, 3, 2 * channels, dim])?;
+            let kernel = kernel.permute(&[3, 2, 0, 1])?.contiguous()?;
+            let layers = |at: &Loader<'_>, kinds: &[&str]| {
+                let mut blocks = Vec::new();
+                while kinds.iter().any(|kind| at.has(&format!("{kind}_{}", blocks.len() / kinds.len()))) {
+                    let (kind, index) = (kinds[blocks.len() % kinds.len()], blocks.len() / kinds.len());
+                    blocks.push(Block::load(at, &format!("{kind}_{index}"), dim)?);
+                }
+                Ok::<_, Error>(blocks)
+            };
+            let positions = |at: &Loader<'_>| {
+                let rows = at.vector("pos_embs_h", &[size[0], dim])?.reshape(&[1, size[0], 1, dim])?;
+                let rows = rows.broadcast(&[1, size[0], size[1], dim])?.contiguous()?;
+                let columns = at.vector("pos_embs_w", &[size[1], dim])?.reshape(&[1, 1, size[1], dim])?;
+                Ok::<_, Error>(elementwise::add(&rows, &columns)?)
+            };
+            Ok(Self {
+                device: device.clone(),
+                heads: config.count("num_heads").unwrap_or(8).max(1),
+                eps: config.number("norm_eps").unwrap_or(1e-5),
+                levels,
+                channels,
+                size,
+                level_scale: config.number("level_scale").unwrap_or(255.0),
+                conv: (kernel.into(), decoder.vector("exterior_input_conv.b", &[dim])?),
+                encoder_positions: positions(&decoder)?,
+                positions: positions(&two)?,
+                exterior: layers(&decoder, &["exterior_row", "exterior_col"])?,
+                table: two.weight("embs", &[levels, dim])?,
+                outer: layers(&two, &["outer_row", "outer_col"])?,
+                inner: layers(&two, &["inner_row"])?,
+                norm: Norm::load(&two, "final_ln", dim)?,
+                head: Dense::load(&two, "final_dense", [dim, levels])?,
+            })
+        })
     }
 
     /// Planes of a picture.

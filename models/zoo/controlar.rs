@@ -147,60 +147,8 @@ impl ControlAr {
     /// [`Error::Weights`] with every tensor that does not fit; [`Error::Op`] if the device has no room.
     pub fn load(checkpoint: &Checkpoint, device: &Device) -> Result<Self> {
         let config = checkpoint.config()?;
-        let notes = Notes::default();
-        let root = Loader::new(checkpoint, device, &notes);
-        let (vocabulary, dim) = (root.length("tok_embeddings.weight", 0), root.length("tok_embeddings.weight", 1));
-        let heads = config.count("n_head").unwrap_or(dim / 64).max(1);
-        let sizes = Sizes { dim, heads, kv_heads: heads, norm_eps: config.number("norm_eps").unwrap_or(1e-5) };
-        let depth = root.count("layers");
-        if dim == 0 || !dim.is_multiple_of(4 * heads) || depth == 0 || !depth.is_multiple_of(ENTRIES) {
-            if dim > 0 {
-                notes.add(format!("{depth} layers of {dim} channels do not fit {ENTRIES} thirds and {heads} heads"));
-            }
-            return Err(notes.error(checkpoint));
-        }
-        let asked = match root.has("cls_embedding.cap_proj") {
-            true => Asked::Captions(Captions::load(&root.at("cls_embedding"), dim)?),
-            false => Asked::Classes(ClassTable::load(&root, "cls_embedding.embedding_table.weight", dim)?),
-        };
-        let (classes, condition_len) = match &asked {
-            Asked::Classes(table) => (table.classes(), 1),
-            Asked::Captions(captions) => (0, captions.rows()),
-        };
-        let encoder = config.at("encoder");
-        let count = |key: &str| encoder.as_ref().and_then(|encoder| encoder.count(key));
-        let number = |key: &str| encoder.as_ref().and_then(|encoder| encoder.number(key));
-        let model = root.at("adapter.model");
-        let width = model.length("layernorm.weight", 0);
-        // Patches of 14 pixels stand for tokens of 16.
-        let dino =
-            model.at("embeddings").shape("patch_embeddings.projection.weight").is_some_and(|s| s.last() == Some(&14));
-        let resized = dino.then(|| match config.text("condition_type") {
-            None | Some("canny" | "seg") => Mode::Nearest,
-            Some(_) => Mode::Bicubic { align_corners: true },
-        });
-        let eps = number("norm_eps").unwrap_or(if dino { 1e-6 } else { 1e-12 });
-        let codes = Codes::load(checkpoint, &root, &config, classes)?;
-        let side = codes.side();
-        let table = Table::grid(device, side, side, sizes.head_dim(), config.number("rope_base").unwrap_or(10_000.0))?;
-        let hidden = |at: &Loader<'_>, inputs: usize| Projection::load(at, [inputs, dim]);
-        let layers = (0..ENTRIES).map(|entry| hidden(&root.at("condition_layers").at(entry), dim));
-        let loaded = Self {
-            encoder: Encoder::load(&model, count("num_attention_heads").unwrap_or(width / 64), eps, resized, &notes)?,
-            adapter: hidden(&root.at("adapter_mlp"), width)?,
-            control: hidden(&root.at("condition_mlp.cap_proj"), dim)?,
-            entries: layers.collect::<Result<_>>()?,
-            tokens: root.weight("tok_embeddings.weight", &[vocabulary, dim])?,
-            blocks: Blocks::load(&root, sizes)?,
-            norm: root.vector("norm.weight", &[dim])?,
-            output: root.weight("output.weight", &[vocabulary, dim])?,
-            table: table.with_null_rows(condition_len, NullRows::Zero)?,
-            asked,
-            condition_len,
-            codes,
-        };
         // Layers that inference does not run: without control, features are zeros, which projections keep.
-        let unused = [
+        let unread = [
             "condition_embeddings.weight",
             "condition_mlp.uncond_embedding",
             "condition_norm.weight",
@@ -209,8 +157,64 @@ impl ControlAr {
             "pooler.dense.bias",
             "freqs_cis",
         ];
-        notes.finish(checkpoint, &unused)?;
-        Ok(loaded)
+        checkpoint.build(device, &unread, |root, notes| {
+            let [vocabulary, dim] = root.lengths("tok_embeddings.weight");
+            let heads = config.count("n_head").unwrap_or(dim / 64).max(1);
+            let sizes = Sizes { dim, heads, kv_heads: heads, norm_eps: config.number("norm_eps").unwrap_or(1e-5) };
+            let depth = root.count("layers");
+            if dim > 0 && (!dim.is_multiple_of(4 * heads) || depth == 0 || !depth.is_multiple_of(ENTRIES)) {
+                notes.add(format!("{depth} layers of {dim} channels do not fit {ENTRIES} thirds and {heads} heads"));
+            }
+            let asked = match root.has("cls_embedding.cap_proj") {
+                true => Asked::Captions(Captions::load(&root.at("cls_embedding"), dim)?),
+                false => Asked::Classes(ClassTable::load(root, "cls_embedding.embedding_table.weight", dim)?),
+            };
+            let (classes, condition_len) = match &asked {
+                Asked::Classes(table) => (table.classes(), 1),
+                Asked::Captions(captions) => (0, captions.rows()),
+            };
+            let encoder = config.at("encoder");
+            let count = |key: &str| encoder.as_ref().and_then(|encoder| encoder.count(key));
+            let number = |key: &str| encoder.as_ref().and_then(|encoder| encoder.number(key));
+            let model = root.at("adapter.model");
+            let width = model.length("layernorm.weight", 0);
+            // Patches of 14 pixels stand for tokens of 16.
+            let dino = model
+                .at("embeddings")
+                .shape("patch_embeddings.projection.weight")
+                .is_some_and(|s| s.last() == Some(&14));
+            let resized = dino.then(|| match config.text("condition_type") {
+                None | Some("canny" | "seg") => Mode::Nearest,
+                Some(_) => Mode::Bicubic { align_corners: true },
+            });
+            let eps = number("norm_eps").unwrap_or(if dino { 1e-6 } else { 1e-12 });
+            let codes = Codes::load(checkpoint, root, &config, classes)?;
+            let side = codes.side();
+            let table =
+                Table::grid(device, side, side, sizes.head_dim(), config.number("rope_base").unwrap_or(10_000.0))?;
+            let hidden = |at: &Loader<'_>, inputs: usize| Projection::load(at, [inputs, dim]);
+            let layers = (0..ENTRIES).map(|entry| hidden(&root.at("condition_layers").at(entry), dim));
+            Ok(Self {
+                encoder: Encoder::load(
+                    &model,
+                    count("num_attention_heads").unwrap_or(width / 64),
+                    eps,
+                    resized,
+                    notes,
+                )?,
+                adapter: hidden(&root.at("adapter_mlp"), width)?,
+                control: hidden(&root.at("condition_mlp.cap_proj"), dim)?,
+                entries: layers.collect::<Result<_>>()?,
+                tokens: root.weight("tok_embeddings.weight", &[vocabulary, dim])?,
+                blocks: Blocks::load(root, sizes)?,
+                norm: root.vector("norm.weight", &[dim])?,
+                output: root.weight("output.weight", &[vocabulary, dim])?,
+                table: table.with_null_rows(condition_len, NullRows::Zero)?,
+                asked,
+                condition_len,
+                codes,
+            })
+        })
     }
 
     /// The parts around the network.

@@ -31,7 +31,7 @@ use crate::backbone::trunk::Trunk;
 use crate::backbone::vit::Linear;
 use crate::decode::{Network, Sampler, Steps, concatenate, from_raster, sequential, to_raster};
 use crate::order;
-use crate::weights::{Checkpoint, Loader, Notes};
+use crate::weights::Checkpoint;
 use crate::{Error, Result};
 
 /// The generator with its weights on a device.
@@ -57,39 +57,37 @@ impl Dar {
     /// [`Error::Weights`] with every tensor that does not fit; [`Error::Op`] if the device has no room.
     pub fn load(checkpoint: &Checkpoint, device: &Device) -> Result<Self> {
         let config = checkpoint.config()?;
-        let notes = Notes::default();
-        let root = Loader::new(checkpoint, device, &notes);
-        let dim = root.length("tok_projection.weight", 0);
-        let shape = [root.length("tok_embeddings.weight", 0), root.length("tok_embeddings.weight", 1)];
-        let projection = Linear::load(&root, "tok_projection", [dim, shape[1]])?;
-        let codebook = root.vector("tok_embeddings.weight", &shape)?;
-        // What does not fit has been noted, and needs no product.
-        let tokens =
-            if notes.is_empty() { projection.run(&codebook)? } else { Tensor::zeros(device, &[shape[0], dim])? };
-        let trunk = Trunk::load_after(&root, &config, Weight::from(tokens))?;
-        let classes = ClassTable::load(&root, "cls_embedding.embedding_table.weight", dim)?;
-        let codes = Codes::load(checkpoint, &root, &config, classes.classes())?;
-        let [_, height, width] = codes.grid;
-        let cells = order::zigzag(height, width);
-        let directions = root.vector("direction_embeddings.weight", &[4, dim])?;
-        if !trunk.head_dim().is_multiple_of(8) || trunk.head_dim() == 0 {
-            notes.add(format!("heads of {} channels: four coordinates take a multiple of 8", trunk.head_dim()));
-            return Err(notes.error(checkpoint));
-        }
-        let theta = config.number("rope_base").unwrap_or(10_000.0);
-        let frequencies = Frequencies::per_axis(&[trunk.head_dim() / 4; 4], theta)?;
-        let table = Table::new(device, &frequencies, &Positions::directed(&cells))?;
-        let of_token: Vec<_> = cells.windows(2).map(|cells| direction(cells[0], cells[1])).collect();
-        let model = Self {
-            directions: order::rows(&directions, &of_token)?.reshape(&[1, of_token.len(), dim])?,
-            table: table.with_null_rows(1, NullRows::Identity)?,
-            cells: cells.into_iter().map(|[row, column]| row * width + column).collect(),
-            codes,
-            classes,
-            trunk,
-        };
-        notes.finish(checkpoint, &["quantize.codebook_used"])?;
-        Ok(model)
+        checkpoint.build(device, &["quantize.codebook_used"], |root, notes| {
+            let dim = root.length("tok_projection.weight", 0);
+            let shape = root.lengths::<2>("tok_embeddings.weight");
+            let projection = Linear::load(root, "tok_projection", [dim, shape[1]])?;
+            let codebook = root.vector("tok_embeddings.weight", &shape)?;
+            // What does not fit has been noted, and needs no product.
+            let tokens =
+                if notes.is_empty() { projection.run(&codebook)? } else { Tensor::zeros(device, &[shape[0], dim])? };
+            let trunk = Trunk::load_after(root, &config, Weight::from(tokens))?;
+            let classes = ClassTable::load(root, "cls_embedding.embedding_table.weight", dim)?;
+            let codes = Codes::load(checkpoint, root, &config, classes.classes())?;
+            let [_, height, width] = codes.grid;
+            let cells = order::zigzag(height, width);
+            let directions = root.vector("direction_embeddings.weight", &[4, dim])?;
+            if !trunk.head_dim().is_multiple_of(8) || trunk.head_dim() == 0 {
+                notes.add(format!("heads of {} channels: four coordinates take a multiple of 8", trunk.head_dim()));
+                return Err(notes.error(checkpoint));
+            }
+            let theta = config.number("rope_base").unwrap_or(10_000.0);
+            let frequencies = Frequencies::per_axis(&[trunk.head_dim() / 4; 4], theta)?;
+            let table = Table::new(device, &frequencies, &Positions::directed(&cells))?;
+            let of_token: Vec<_> = cells.windows(2).map(|cells| direction(cells[0], cells[1])).collect();
+            Ok(Self {
+                directions: order::rows(&directions, &of_token)?.reshape(&[1, of_token.len(), dim])?,
+                table: table.with_null_rows(1, NullRows::Identity)?,
+                cells: cells.into_iter().map(|[row, column]| row * width + column).collect(),
+                codes,
+                classes,
+                trunk,
+            })
+        })
     }
 
     /// Cell of each place in decoding order.

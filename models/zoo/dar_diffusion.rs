@@ -22,7 +22,7 @@ use crate::Result;
 use crate::backbone::condition::ClassTable;
 use crate::backbone::trunk::Trunk;
 use crate::decode::{Network, Sampler, Steps, concatenate, sequential};
-use crate::weights::{Checkpoint, Loader, Notes};
+use crate::weights::Checkpoint;
 
 /// The generator with its weights on a device.
 pub struct DarDiffusion {
@@ -46,29 +46,27 @@ impl DarDiffusion {
     /// [`crate::Error::Weights`] with every tensor that does not fit; [`crate::Error::Op`] if the device has no room.
     pub fn load(checkpoint: &Checkpoint, device: &Device) -> Result<Self> {
         let config = checkpoint.config()?;
-        let notes = Notes::default();
-        let root = Loader::new(checkpoint, device, &notes);
-        let trunk = Trunk::load(&root, &config, "tok_embeddings.weight")?;
-        let classes = ClassTable::load(&root, "cls_embedding.embedding_table.weight", trunk.dim())?;
-        let mut codes = Codes::load(checkpoint, &root, &config, classes.classes())?;
-        let places = config.count("block_size").unwrap_or(256);
-        codes.grid = [1, 1, places];
-        // The official option is a text, where the scale starts and where it ends.
-        let scales: Vec<f32> = config.text("cfg").unwrap_or("1.1,10").split(',').flat_map(str::parse).collect();
-        if let [_, last] = scales[..] {
-            codes.set_cfg(last);
-        }
-        let theta = config.number("rope_base").unwrap_or(10_000.0);
-        let model = Self {
-            table: Table::one_d(device, 1 + places, trunk.head_dim(), theta)?,
-            first_cfg: scales.first().copied().unwrap_or(1.0),
-            guided_until: config.count("cfg_interval"),
-            codes,
-            classes,
-            trunk,
-        };
-        notes.finish(checkpoint, &[])?;
-        Ok(model)
+        checkpoint.build(device, &[], |root, _| {
+            let trunk = Trunk::load(root, &config, "tok_embeddings.weight")?;
+            let classes = ClassTable::load(root, "cls_embedding.embedding_table.weight", trunk.dim())?;
+            let mut codes = Codes::load(checkpoint, root, &config, classes.classes())?;
+            let places = config.count("block_size").unwrap_or(256);
+            codes.grid = [1, 1, places];
+            // The official option is a text, where the scale starts and where it ends.
+            let scales: Vec<f32> = config.text("cfg").unwrap_or("1.1,10").split(',').flat_map(str::parse).collect();
+            if let [_, last] = scales[..] {
+                codes.set_cfg(last);
+            }
+            let theta = config.number("rope_base").unwrap_or(10_000.0);
+            Ok(Self {
+                table: Table::one_d(device, 1 + places, trunk.head_dim(), theta)?,
+                first_cfg: scales.first().copied().unwrap_or(1.0),
+                guided_until: config.count("cfg_interval"),
+                codes,
+                classes,
+                trunk,
+            })
+        })
     }
 
     /// The rotary table.

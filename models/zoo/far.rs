@@ -29,7 +29,7 @@ use crate::backbone::masked::{MaskedTransformer, unpatched};
 use crate::decode::{Chance, Sampler, twice};
 use crate::head::diffusion::DiffusionHead;
 use crate::tokenizer::kl::KlAutoencoder;
-use crate::weights::{Checkpoint, Loader, Notes};
+use crate::weights::Checkpoint;
 
 /// The model with its weights on a device.
 pub struct Far {
@@ -59,31 +59,29 @@ impl Far {
     /// [`crate::Error::Weights`] with every tensor that does not fit; [`crate::Error::Op`] if the device has no room.
     pub fn load(checkpoint: &Checkpoint, device: &Device) -> Result<Self> {
         let config = checkpoint.config()?;
-        let notes = Notes::default();
-        let root = Loader::new(checkpoint, device, &notes);
-        let backbone = MaskedTransformer::load(&root, &config)?;
-        let masked = config.flag("masked").unwrap_or(true);
-        let official: &[usize] =
-            if masked { &[0, 12, 12, 4, 5, 6, 7, 8, 9, 10, 11] } else { &[0, 2, 3, 4, 5, 6, 7, 8, 9, 10] };
-        let levels = config.counts("levels").unwrap_or_else(|| official.to_vec());
-        if levels.iter().skip(1).any(|level| *level == 0) {
-            notes.add(format!("\"levels\" are {levels:?}: only the first may be 0"));
-        }
-        let model = Self {
-            latents: Latents::load(
-                checkpoint,
-                &root,
-                &config,
-                [backbone.places(), backbone.classes()],
-                config.number("cfg").unwrap_or(3.0),
-            )?,
-            head: DiffusionHead::load(&root.at("diffloss.net"), config.count("num_sampling_steps").unwrap_or(100))?,
-            backbone,
-            levels,
-            masked,
-        };
-        notes.finish(checkpoint, &[])?;
-        Ok(model)
+        checkpoint.build(device, &[], |root, notes| {
+            let backbone = MaskedTransformer::load(root, &config)?;
+            let masked = config.flag("masked").unwrap_or(true);
+            let official: &[usize] =
+                if masked { &[0, 12, 12, 4, 5, 6, 7, 8, 9, 10, 11] } else { &[0, 2, 3, 4, 5, 6, 7, 8, 9, 10] };
+            let levels = config.counts("levels").unwrap_or_else(|| official.to_vec());
+            if levels.iter().skip(1).any(|level| *level == 0) {
+                notes.add(format!("\"levels\" are {levels:?}: only the first may be 0"));
+            }
+            Ok(Self {
+                latents: Latents::load(
+                    checkpoint,
+                    root,
+                    &config,
+                    [backbone.places(), backbone.classes()],
+                    config.number("cfg").unwrap_or(3.0),
+                )?,
+                head: DiffusionHead::load(&root.at("diffloss.net"), config.count("num_sampling_steps").unwrap_or(100))?,
+                backbone,
+                levels,
+                masked,
+            })
+        })
     }
 
     /// The transformer alone.

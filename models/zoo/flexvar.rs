@@ -28,7 +28,7 @@ use crate::backbone::condition::ClassTable;
 use crate::decode::{Random, Sampler, Steps, concatenate, guide, twice};
 use crate::tokenizer::autoencoder::Conv;
 use crate::tokenizer::vq::{VqTokenizer, unit_rows};
-use crate::weights::{Checkpoint, Loader, Notes};
+use crate::weights::Checkpoint;
 use crate::{Drawn, Error, Generator, Result, Sampling};
 
 /// The official schedule.
@@ -69,60 +69,58 @@ impl<T: Float> FlexVar<T> {
     /// [`Error::Weights`] with every tensor that does not fit; [`Error::Op`] if the device has no room.
     pub fn load(checkpoint: &Checkpoint, device: &Device) -> Result<Self> {
         let config = checkpoint.config()?;
-        let notes = Notes::default();
-        let root = Loader::new(checkpoint, device, &notes);
-        let (var, quantiser) = (root.at("var"), root.at("vq"));
-        let (dim, channels) = (var.length("word_embed.weight", 0), var.length("word_embed.weight", 1));
-        let vocabulary = var.length("head.weight", 0);
-        let heads = config.count("num_heads").unwrap_or_else(|| var.count("blocks")).max(1);
-        let norm_eps = config.number("norm_eps").unwrap_or(1e-6);
-        let classes = ClassTable::load(&var, "class_emb.weight", dim)?;
-        let side = var.length("pos_1LC", 3);
-        let codebook = quantiser.weight("quantize.embedding.weight", &[vocabulary, channels])?;
-        let invalid = config.counts("invalid_ids").unwrap_or_default();
-        let kept = match invalid.as_slice() {
-            [] => None,
-            invalid => {
-                let flags = (0..vocabulary).map(|token| !invalid.contains(&token));
-                let row = |values: Vec<T>| Tensor::from_vec(device, &[1, 1, vocabulary], values);
-                Some([
-                    row(flags.clone().map(|kept| T::from_f32(f32::from(u8::from(kept)))).collect())?,
-                    row(flags.map(|kept| T::from_f32(if kept { 0.0 } else { -100.0 })).collect())?,
-                ])
-            }
-        };
-        let model = Self {
-            device: device.clone(),
-            schedule: config.counts("schedule").unwrap_or_else(|| SCHEDULE.to_vec()),
-            start: copy::convert(&var.vector("pos_start", &[1, 1, dim])?)?,
-            positions: copy::convert(&var.vector("pos_1LC", &[1, dim, side, side])?)?,
-            word_embed: layer(&var, "word_embed", [dim, channels])?,
-            backbone: AdaLn::load(&var, &["blocks"], dim, heads, norm_eps)?,
-            head: ModulatedHead::load(&var, "head_nm", "head", dim, norm_eps)?,
-            codebook: unit_rows(&codebook)?,
-            quant_conv: Conv::load(&quantiser, "quant_conv")?,
-            post_quant_conv: Conv::load(&quantiser, "post_quant_conv")?,
-            tokenizer: if quantiser.has("decoder") {
-                Some(VqTokenizer::load(&quantiser, config.count("norm_groups").unwrap_or(32), true)?)
-            } else {
-                None
-            },
-            kept,
-            names: class_names(checkpoint, classes.classes()),
-            sampling: Sampling {
-                cfg: config.number("cfg").unwrap_or(2.5),
-                temperature: config.number("temperature").unwrap_or(1.0),
-                top_k: config.count("top_k").unwrap_or(900),
-                top_p: config.number("top_p").filter(|top_p| *top_p > 0.0).unwrap_or(1.0),
-                seed: 0,
-            },
-            longest_drawn: config.count("max_pn").unwrap_or(16),
-            drawn: config.counts("scales_not_forced_greedy").unwrap_or_else(|| DRAWN.to_vec()),
-            plain_guidance: config.flag("llamagen_cfg").unwrap_or(false),
-            classes,
-        };
-        notes.finish(checkpoint, &["attn_bias_for_masking", "zero_k_bias", "quantize.codebook_used"])?;
-        Ok(model)
+        checkpoint.build(device, &["attn_bias_for_masking", "zero_k_bias", "quantize.codebook_used"], |root, _| {
+            let (var, quantiser) = (root.at("var"), root.at("vq"));
+            let [dim, channels] = var.lengths("word_embed.weight");
+            let vocabulary = var.length("head.weight", 0);
+            let heads = config.count("num_heads").unwrap_or_else(|| var.count("blocks")).max(1);
+            let norm_eps = config.number("norm_eps").unwrap_or(1e-6);
+            let classes = ClassTable::load(&var, "class_emb.weight", dim)?;
+            let side = var.length("pos_1LC", 3);
+            let codebook = quantiser.weight("quantize.embedding.weight", &[vocabulary, channels])?;
+            let invalid = config.counts("invalid_ids").unwrap_or_default();
+            let kept = match invalid.as_slice() {
+                [] => None,
+                invalid => {
+                    let flags = (0..vocabulary).map(|token| !invalid.contains(&token));
+                    let row = |values: Vec<T>| Tensor::from_vec(device, &[1, 1, vocabulary], values);
+                    Some([
+                        row(flags.clone().map(|kept| T::from_f32(f32::from(u8::from(kept)))).collect())?,
+                        row(flags.map(|kept| T::from_f32(if kept { 0.0 } else { -100.0 })).collect())?,
+                    ])
+                }
+            };
+            Ok(Self {
+                device: device.clone(),
+                schedule: config.counts("schedule").unwrap_or_else(|| SCHEDULE.to_vec()),
+                start: copy::convert(&var.vector("pos_start", &[1, 1, dim])?)?,
+                positions: copy::convert(&var.vector("pos_1LC", &[1, dim, side, side])?)?,
+                word_embed: layer(&var, "word_embed", [dim, channels])?,
+                backbone: AdaLn::load(&var, &["blocks"], dim, heads, norm_eps)?,
+                head: ModulatedHead::load(&var, "head_nm", "head", dim, norm_eps)?,
+                codebook: unit_rows(&codebook)?,
+                quant_conv: Conv::load(&quantiser, "quant_conv")?,
+                post_quant_conv: Conv::load(&quantiser, "post_quant_conv")?,
+                tokenizer: if quantiser.has("decoder") {
+                    Some(VqTokenizer::load(&quantiser, config.count("norm_groups").unwrap_or(32), true)?)
+                } else {
+                    None
+                },
+                kept,
+                names: class_names(checkpoint, classes.classes()),
+                sampling: Sampling {
+                    cfg: config.number("cfg").unwrap_or(2.5),
+                    temperature: config.number("temperature").unwrap_or(1.0),
+                    top_k: config.count("top_k").unwrap_or(900),
+                    top_p: config.number("top_p").filter(|top_p| *top_p > 0.0).unwrap_or(1.0),
+                    seed: 0,
+                },
+                longest_drawn: config.count("max_pn").unwrap_or(16),
+                drawn: config.counts("scales_not_forced_greedy").unwrap_or_else(|| DRAWN.to_vec()),
+                plain_guidance: config.flag("llamagen_cfg").unwrap_or(false),
+                classes,
+            })
+        })
     }
 
     /// Places of all scales.

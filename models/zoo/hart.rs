@@ -32,7 +32,7 @@ use crate::backbone::vit::Linear;
 use crate::decode::{Normals, Sampler, Steps, concatenate, guide, twice};
 use crate::head::diffusion::DiffusionHead;
 use crate::tokenizer::multi_scale::MultiScaleTokenizer;
-use crate::weights::{Checkpoint, Loader, Notes};
+use crate::weights::Checkpoint;
 use crate::{Error, Result, Sampling};
 
 /// The official scales, for 1024 pixels.
@@ -141,72 +141,78 @@ impl<T: Float> Hart<T> {
     /// [`Error::Weights`] with every tensor that does not fit; [`Error::Op`] if the device has no room.
     pub fn load(checkpoint: &Checkpoint, device: &Device) -> Result<Self> {
         let config = checkpoint.config()?;
-        let notes = Notes::default();
-        let root = Loader::new(checkpoint, device, &notes);
-        let hart = root.at("hart");
-        let patch_nums = config.counts("patch_nums").unwrap_or_else(|| PATCH_NUMS.to_vec());
-        let sides = patch_nums.iter().all(|side| (1..=LONGEST_SIDE).contains(side));
-        if !(2..=LONGEST_SIDE).contains(&patch_nums.len()) || !sides || patch_nums[0] != 1 {
-            notes.add(format!("patch_nums {patch_nums:?} are not a 1 and more sides up to {LONGEST_SIDE}"));
-            return Err(notes.error(checkpoint));
-        }
-        let (dim, channels) = (hart.length("word_embed.weight", 0), hart.length("word_embed.weight", 1));
-        let text = hart.length("context_embed.weight", 1);
-        let heads = config.count("num_heads").unwrap_or(dim / 64).max(1);
-        if !dim.is_multiple_of(4 * heads) {
-            notes.add(format!("{heads} heads do not fit {dim} channels"));
-            return Err(notes.error(checkpoint));
-        }
-        let eps = config.number("norm_eps").unwrap_or(1e-6);
-        let blocks = (0..hart.count("blocks")).map(|index| {
-            let at = hart.at("blocks").at(index);
-            let hidden = at.length("ffn.gate_proj.weight", 0);
-            Ok(Block {
-                norm: Norm::layer_or_rms(&at, "ln_wo_grad", dim, eps)?,
-                attn: SelfAttention::load(&at.at("attn"), "qkv_proj", dim, heads)?,
-                gate: at.weight("ffn.gate_proj.weight", &[hidden, dim])?,
-                up: at.weight("ffn.up_proj.weight", &[hidden, dim])?,
-                down: at.weight("ffn.down_proj.weight", &[dim, hidden])?,
-            })
-        });
-        let blocks = blocks.collect::<Result<Vec<_>>>()?;
-        let rest = hart.at("diffloss.net");
-        let model = Self {
-            device: device.clone(),
-            dim,
-            heads,
-            theta: f64::from(config.number("rope_theta").unwrap_or(10_000.0)),
-            text_norm: Norm::layer_or_rms(&hart, "context_norm", text, eps)?,
-            text_embed: Linear::load(&hart, "context_embed", [dim, text])?,
-            level_layers: TimeEmbedding::load(&hart, "lvl_embed", dim)?,
-            word_embed: Linear::load(&hart, "word_embed", [dim, channels])?,
-            blocks,
-            head: ModulatedHead::load(&hart, "head_nm", "head", dim, eps)?,
-            rest_norm: Norm::layer_or_rms(&hart, "decoder_norm", dim, eps)?,
-            rest_head: DiffusionHead::load(&rest, config.count("num_sampling_steps").unwrap_or(8))?.within(1.0),
-            tokenizer: MultiScaleTokenizer::load(
-                &root.at("vae"),
-                &notes,
-                &patch_nums,
-                config.count("norm_groups").unwrap_or(32),
-                config.number("quant_resi").unwrap_or(0.5),
-            )?,
-            patch_nums,
-            sampling: Sampling {
-                cfg: config.number("cfg").unwrap_or(4.5),
-                temperature: 1.0,
-                top_k: config.count("top_k").unwrap_or(600),
-                top_p: config.number("top_p").filter(|top_p| *top_p > 0.0).unwrap_or(1.0),
-                seed: 0,
+        checkpoint.build(
+            device,
+            &["ema_vocab_hit_SV", "attn_bias_for_masking", "lvl_1L", "zero_k_bias"],
+            |root, notes| {
+                let hart = root.at("hart");
+                let patch_nums = config.counts("patch_nums").unwrap_or_else(|| PATCH_NUMS.to_vec());
+                let sides = patch_nums.iter().all(|side| (1..=LONGEST_SIDE).contains(side));
+                if !(2..=LONGEST_SIDE).contains(&patch_nums.len()) || !sides || patch_nums[0] != 1 {
+                    notes.add(format!("patch_nums {patch_nums:?} are not a 1 and more sides up to {LONGEST_SIDE}"));
+                    return Err(notes.error(checkpoint));
+                }
+                let [dim, channels] = hart.lengths("word_embed.weight");
+                let text = hart.length("context_embed.weight", 1);
+                let heads = config.count("num_heads").unwrap_or(dim / 64).max(1);
+                if !dim.is_multiple_of(4 * heads) {
+                    notes.add(format!("{heads} heads do not fit {dim} channels"));
+                    return Err(notes.error(checkpoint));
+                }
+                let eps = config.number("norm_eps").unwrap_or(1e-6);
+                let blocks = (0..hart.count("blocks")).map(|index| {
+                    let at = hart.at("blocks").at(index);
+                    let hidden = at.length("ffn.gate_proj.weight", 0);
+                    Ok(Block {
+                        norm: Norm::layer_or_rms(&at, "ln_wo_grad", dim, eps)?,
+                        attn: SelfAttention::load(&at.at("attn"), "qkv_proj", dim, heads)?,
+                        gate: at.weight("ffn.gate_proj.weight", &[hidden, dim])?,
+                        up: at.weight("ffn.up_proj.weight", &[hidden, dim])?,
+                        down: at.weight("ffn.down_proj.weight", &[dim, hidden])?,
+                    })
+                });
+                let blocks = blocks.collect::<Result<Vec<_>>>()?;
+                let rest = hart.at("diffloss.net");
+                let model = Self {
+                    device: device.clone(),
+                    dim,
+                    heads,
+                    theta: f64::from(config.number("rope_theta").unwrap_or(10_000.0)),
+                    text_norm: Norm::layer_or_rms(&hart, "context_norm", text, eps)?,
+                    text_embed: Linear::load(&hart, "context_embed", [dim, text])?,
+                    level_layers: TimeEmbedding::load(&hart, "lvl_embed", dim)?,
+                    word_embed: Linear::load(&hart, "word_embed", [dim, channels])?,
+                    blocks,
+                    head: ModulatedHead::load(&hart, "head_nm", "head", dim, eps)?,
+                    rest_norm: Norm::layer_or_rms(&hart, "decoder_norm", dim, eps)?,
+                    rest_head: DiffusionHead::load(&rest, config.count("num_sampling_steps").unwrap_or(8))?.within(1.0),
+                    tokenizer: MultiScaleTokenizer::load(
+                        &root.at("vae"),
+                        notes,
+                        &patch_nums,
+                        config.count("norm_groups").unwrap_or(32),
+                        config.number("quant_resi").unwrap_or(0.5),
+                    )?,
+                    patch_nums,
+                    sampling: Sampling {
+                        cfg: config.number("cfg").unwrap_or(4.5),
+                        temperature: 1.0,
+                        top_k: config.count("top_k").unwrap_or(600),
+                        top_p: config.number("top_p").filter(|top_p| *top_p > 0.0).unwrap_or(1.0),
+                        seed: 0,
+                    },
+                };
+                let quantiser = model.tokenizer.quantiser();
+                if [channels, model.rest_head.channels()].iter().any(|read| *read != 0 && *read != quantiser.channels())
+                {
+                    let (codes, rest) = (quantiser.channels(), model.rest_head.channels());
+                    notes.add(format!(
+                        "codes of {codes} channels, inputs of {channels}, a rest of {rest}: expected as many"
+                    ));
+                }
+                Ok(model)
             },
-        };
-        let quantiser = model.tokenizer.quantiser();
-        if [channels, model.rest_head.channels()].iter().any(|read| *read != 0 && *read != quantiser.channels()) {
-            let (codes, rest) = (quantiser.channels(), model.rest_head.channels());
-            notes.add(format!("codes of {codes} channels, inputs of {channels}, a rest of {rest}: expected as many"));
-        }
-        notes.finish(checkpoint, &["ema_vocab_hit_SV", "attn_bias_for_masking", "lvl_1L", "zero_k_bias"])?;
-        Ok(model)
+        )
     }
 
     /// How its authors sample.

@@ -20,7 +20,7 @@ use super::codes::{Codes, DrawsCodes};
 use crate::backbone::condition::ClassTable;
 use crate::backbone::llama::{Blocks, Sizes};
 use crate::decode::{Network, Sampler, Steps, concatenate, sequential};
-use crate::weights::{Checkpoint, Loader, Notes};
+use crate::weights::Checkpoint;
 use crate::{Error, Result};
 
 /// The generator with its weights on a device.
@@ -57,34 +57,32 @@ impl Larp {
     /// [`Error::Weights`] with every tensor that does not fit; [`Error::Op`] if the device has no room.
     pub fn load(checkpoint: &Checkpoint, device: &Device) -> Result<Self> {
         let config = checkpoint.config()?;
-        let notes = Notes::default();
-        let root = Loader::new(checkpoint, device, &notes);
-        let (rows, dim) = (root.length("tok_embeddings.weight", 0), root.length("tok_embeddings.weight", 1));
-        let heads = config.count("n_head").unwrap_or(dim / 64).max(1);
-        let sizes = Sizes { dim, heads, kv_heads: heads, norm_eps: config.number("norm_eps").unwrap_or(1e-5) };
-        let classes = if root.has("cls_embedding") {
-            Some(ClassTable::load(&root, "cls_embedding.embedding_table.weight", dim)?)
-        } else {
-            None
-        };
-        let held = root.length("abs_pe", 1);
-        let mut codes = Codes::load(checkpoint, &root, &config, classes.as_ref().map_or(0, ClassTable::classes))?;
-        // After a class the last token is drawn but never read, so the table has a row for each place all the same.
-        codes.grid = [1, 1, config.count("max_seq_len").unwrap_or(held)];
-        let vocabulary = root.length("output.weight", 0);
-        let positions = root.vector("abs_pe", &[1, held, dim])?.reshape(&[held, dim])?;
-        let model = Self {
-            tokens: root.weight("tok_embeddings.weight", &[rows, dim])?,
-            positions: positions.into(),
-            blocks: Blocks::load(&root, sizes)?,
-            norm: root.vector("norm.weight", &[dim])?,
-            output: root.weight("output.weight", &[vocabulary, dim])?,
-            guided_until: config.count("cfg_interval"),
-            codes,
-            classes,
-        };
-        notes.finish(checkpoint, &[])?;
-        Ok(model)
+        checkpoint.build(device, &[], |root, _| {
+            let [rows, dim] = root.lengths("tok_embeddings.weight");
+            let heads = config.count("n_head").unwrap_or(dim / 64).max(1);
+            let sizes = Sizes { dim, heads, kv_heads: heads, norm_eps: config.number("norm_eps").unwrap_or(1e-5) };
+            let classes = if root.has("cls_embedding") {
+                Some(ClassTable::load(root, "cls_embedding.embedding_table.weight", dim)?)
+            } else {
+                None
+            };
+            let held = root.length("abs_pe", 1);
+            let mut codes = Codes::load(checkpoint, root, &config, classes.as_ref().map_or(0, ClassTable::classes))?;
+            // After a class the last token is drawn but never read, so the table has a row for each place all the same.
+            codes.grid = [1, 1, config.count("max_seq_len").unwrap_or(held)];
+            let vocabulary = root.length("output.weight", 0);
+            let positions = root.vector("abs_pe", &[1, held, dim])?.reshape(&[held, dim])?;
+            Ok(Self {
+                tokens: root.weight("tok_embeddings.weight", &[rows, dim])?,
+                positions: positions.into(),
+                blocks: Blocks::load(root, sizes)?,
+                norm: root.vector("norm.weight", &[dim])?,
+                output: root.weight("output.weight", &[vocabulary, dim])?,
+                guided_until: config.count("cfg_interval"),
+                codes,
+                classes,
+            })
+        })
     }
 
     fn embed<T: Float>(&self, condition: &Condition<'_>, guided: bool) -> Result<Tensor<T>> {

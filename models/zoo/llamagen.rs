@@ -28,7 +28,7 @@ use crate::backbone::llama::{Llama, Sizes};
 use crate::decode::speculative::{Luck, OfPicture, Pass, Rewind, Speculation, Test, speculative, squared_distances};
 use crate::decode::{Network, at_tokens};
 use crate::tokenizer::vq::VqTokenizer;
-use crate::weights::{Checkpoint, Loader, Notes};
+use crate::weights::Checkpoint;
 use crate::{Drawn, Error, Generator, Result, Sampling};
 
 /// What the pictures are conditioned on.
@@ -80,89 +80,93 @@ impl<T: Float> LlamaGen<T> {
     /// [`Error::Weights`] with every tensor that does not fit; [`Error::Op`] if the device has no room.
     pub fn load(checkpoint: &Checkpoint, device: &Device) -> Result<Self> {
         let config = checkpoint.config()?;
-        let notes = Notes::default();
-        let root = Loader::new(checkpoint, device, &notes);
-        let gpt = root.at("gpt");
-        let vocabulary = gpt.length("tok_embeddings.weight", 0);
-        let dim = gpt.length("tok_embeddings.weight", 1);
-        // The official sizes have heads of 64 channels, but for 3B and 7B, which have 32 heads.
-        let heads = config.count("n_head").unwrap_or(if matches!(dim, 3200 | 4096) { 32 } else { dim / 64 });
-        let head_dim = dim / heads.max(1);
-        // The rows of this matrix are queries, keys and values.
-        let kv_heads = match gpt.length("layers.0.attention.wqkv.weight", 0) / head_dim.max(1) {
-            0 => heads,
-            all => all.saturating_sub(heads) / 2,
-        };
-        let kv_heads = config.count("n_kv_head").unwrap_or(kv_heads);
-        let sizes = Sizes { dim, heads, kv_heads, norm_eps: config.number("norm_eps").unwrap_or(1e-5) };
-        let places = config.count("block_size").unwrap_or(256);
-        let grid = places.isqrt();
-        let whole = head_dim.is_multiple_of(4) && dim.is_multiple_of(heads) && heads.is_multiple_of(kv_heads);
-        if !whole || dim == 0 {
-            if dim > 0 {
-                notes.add(format!("{heads} heads, {kv_heads} for keys, do not fit {dim} channels and 2-axis RoPE"));
-            }
-            return Err(notes.error(checkpoint));
-        }
-        if grid * grid != places || !(1..=MOST_PLACES).contains(&places) {
-            notes.add(format!("block_size {places} is not a square from 1 to {MOST_PLACES}"));
-            return Err(notes.error(checkpoint));
-        }
+        checkpoint.build(
+            device,
+            &["quantize.codebook_used", "freqs_cis", "kv_cache.k_cache", "kv_cache.v_cache"],
+            |root, notes| {
+                let gpt = root.at("gpt");
+                let [vocabulary, dim] = gpt.lengths("tok_embeddings.weight");
+                // The official sizes have heads of 64 channels, but for 3B and 7B, which have 32 heads.
+                let heads = config.count("n_head").unwrap_or(if matches!(dim, 3200 | 4096) { 32 } else { dim / 64 });
+                let head_dim = dim / heads.max(1);
+                // The rows of this matrix are queries, keys and values.
+                let kv_heads = match gpt.length("layers.0.attention.wqkv.weight", 0) / head_dim.max(1) {
+                    0 => heads,
+                    all => all.saturating_sub(heads) / 2,
+                };
+                let kv_heads = config.count("n_kv_head").unwrap_or(kv_heads);
+                let sizes = Sizes { dim, heads, kv_heads, norm_eps: config.number("norm_eps").unwrap_or(1e-5) };
+                let places = config.count("block_size").unwrap_or(256);
+                let grid = places.isqrt();
+                let whole = head_dim.is_multiple_of(4) && dim.is_multiple_of(heads) && heads.is_multiple_of(kv_heads);
+                if !whole || dim == 0 {
+                    if dim > 0 {
+                        notes.add(format!(
+                            "{heads} heads, {kv_heads} for keys, do not fit {dim} channels and 2-axis RoPE"
+                        ));
+                    }
+                    return Err(notes.error(checkpoint));
+                }
+                if grid * grid != places || !(1..=MOST_PLACES).contains(&places) {
+                    notes.add(format!("block_size {places} is not a square from 1 to {MOST_PLACES}"));
+                    return Err(notes.error(checkpoint));
+                }
 
-        let embedding = gpt.at("cls_embedding");
-        let condition = if embedding.has("cap_proj") {
-            Condition::Captions(Captions::load(&embedding, dim)?)
-        } else {
-            let rows = embedding.length("embedding_table.weight", 0);
-            let classes = config.count("num_classes").unwrap_or(rows.saturating_sub(1));
-            if rows > 0 && !(1..rows).contains(&classes) {
-                notes.add(format!("{classes} classes and none do not fit a table of {rows} rows"));
-            }
-            let classes = classes.min(rows);
-            Condition::Class { table: embedding.weight("embedding_table.weight", &[rows, dim])?, classes }
-        };
-        let (classes, condition_len) = match &condition {
-            Condition::Class { classes, .. } => (class_names(checkpoint, *classes), 1),
-            Condition::Captions(captions) => (Vec::new(), captions.rows()),
-        };
+                let embedding = gpt.at("cls_embedding");
+                let condition = if embedding.has("cap_proj") {
+                    Condition::Captions(Captions::load(&embedding, dim)?)
+                } else {
+                    let rows = embedding.length("embedding_table.weight", 0);
+                    let classes = config.count("num_classes").unwrap_or(rows.saturating_sub(1));
+                    if rows > 0 && !(1..rows).contains(&classes) {
+                        notes.add(format!("{classes} classes and none do not fit a table of {rows} rows"));
+                    }
+                    let classes = classes.min(rows);
+                    Condition::Class { table: embedding.weight("embedding_table.weight", &[rows, dim])?, classes }
+                };
+                let (classes, condition_len) = match &condition {
+                    Condition::Class { classes, .. } => (class_names(checkpoint, *classes), 1),
+                    Condition::Captions(captions) => (Vec::new(), captions.rows()),
+                };
 
-        let theta = config.number("rope_base").unwrap_or(10_000.0);
-        let table = Table::grid(device, grid, grid, sizes.head_dim(), theta)?;
-        let model = Self {
-            device: device.clone(),
-            condition,
-            tokens: gpt.weight("tok_embeddings.weight", &[vocabulary, dim])?,
-            llama: Llama::load(&gpt, sizes)?,
-            output: gpt.weight("output.weight", &[vocabulary, dim])?,
-            // The official table has rows of zeros here: queries and keys of the condition vanish.
-            table: table.with_null_rows(condition_len, NullRows::Zero)?,
-            condition_len,
-            grid,
-            classes,
-            sampling: Sampling {
-                cfg: config.number("cfg").unwrap_or(4.0),
-                temperature: config.number("temperature").unwrap_or(1.0),
-                top_k: config.count("top_k").unwrap_or(2000),
-                top_p: config.number("top_p").unwrap_or(1.0),
-                seed: 0,
+                let theta = config.number("rope_base").unwrap_or(10_000.0);
+                let table = Table::grid(device, grid, grid, sizes.head_dim(), theta)?;
+                let model = Self {
+                    device: device.clone(),
+                    condition,
+                    tokens: gpt.weight("tok_embeddings.weight", &[vocabulary, dim])?,
+                    llama: Llama::load(&gpt, sizes)?,
+                    output: gpt.weight("output.weight", &[vocabulary, dim])?,
+                    // The official table has rows of zeros here: queries and keys of the condition vanish.
+                    table: table.with_null_rows(condition_len, NullRows::Zero)?,
+                    condition_len,
+                    grid,
+                    classes,
+                    sampling: Sampling {
+                        cfg: config.number("cfg").unwrap_or(4.0),
+                        temperature: config.number("temperature").unwrap_or(1.0),
+                        top_k: config.count("top_k").unwrap_or(2000),
+                        top_p: config.number("top_p").unwrap_or(1.0),
+                        seed: 0,
+                    },
+                    tokenizer: if root.has("vq") {
+                        let l2_norm = config.flag("codebook_l2_norm").unwrap_or(true);
+                        Some(VqTokenizer::load(&root.at("vq"), config.count("norm_groups").unwrap_or(32), l2_norm)?)
+                    } else {
+                        None
+                    },
+                    element: PhantomData,
+                    decoder: None,
+                };
+                if let Some(codes) = model.tokenizer.as_ref().map(VqTokenizer::codes)
+                    && codes < vocabulary
+                {
+                    notes.add(format!("the transformer draws from {vocabulary} codes, the tokenizer has {codes}"));
+                }
+                // Buffers: how often each code was used in training, and what the official program keeps while it draws.
+                Ok(model)
             },
-            tokenizer: if root.has("vq") {
-                let l2_norm = config.flag("codebook_l2_norm").unwrap_or(true);
-                Some(VqTokenizer::load(&root.at("vq"), config.count("norm_groups").unwrap_or(32), l2_norm)?)
-            } else {
-                None
-            },
-            element: PhantomData,
-            decoder: None,
-        };
-        if let Some(codes) = model.tokenizer.as_ref().map(VqTokenizer::codes)
-            && codes < vocabulary
-        {
-            notes.add(format!("the transformer draws from {vocabulary} codes, the tokenizer has {codes}"));
-        }
-        // Buffers: how often each code was used in training, and what the official program keeps while it draws.
-        notes.finish(checkpoint, &["quantize.codebook_used", "freqs_cis", "kv_cache.k_cache", "kv_cache.v_cache"])?;
-        Ok(model)
+        )
     }
 
     /// The tokenizer, if the checkpoint holds one.

@@ -24,7 +24,7 @@ use super::codes::{Codes, DrawsCodes, go_on};
 use crate::backbone::vit::{LayerNorm, Vit};
 use crate::decode::{Sampler, Steps, concatenate, to_raster, twice};
 use crate::order::locality::{self, Chance, Thresholds};
-use crate::weights::{Checkpoint, Loader, Notes};
+use crate::weights::Checkpoint;
 use crate::{Error, Result};
 
 /// The model with its weights on a device.
@@ -53,42 +53,40 @@ impl Lpd {
     /// [`Error::Weights`] with every tensor that does not fit; [`Error::Op`] if the device has no room.
     pub fn load(checkpoint: &Checkpoint, device: &Device) -> Result<Self> {
         let config = checkpoint.config()?;
-        let notes = Notes::default();
-        let root = Loader::new(checkpoint, device, &notes);
-        let (vocabulary, dim) = (root.length("head.weight", 0), root.length("head.weight", 1));
-        let heads = config.count("n_head").unwrap_or(if dim == 1024 { 16 } else { dim / 64 }).max(1);
-        let classes = root.length("class_emb.weight", 0);
-        let mut codes = Codes::load(checkpoint, &root, &config, classes)?;
-        let side = root.length("pos_embed", 1).saturating_sub(1).isqrt();
-        codes.grid = [1, side, side];
-        let places = codes.places();
-        let group_sizes = config
-            .counts("group_sizes")
-            .unwrap_or_else(|| crate::order::counts(places, 20.min(places), |r| (FRAC_PI_2 * r).cos()));
-        if group_sizes.first() != Some(&1) || group_sizes.iter().sum::<usize>() != places {
-            notes.add(format!("group sizes {group_sizes:?}, expected 1 first and {places} in all"));
-        }
-        let positions = root.vector("pos_embed", &[1, 1 + places, dim])?;
-        let norm_eps = config.number("norm_eps").unwrap_or(1e-6);
-        let model = Self {
-            classes: root.weight("class_emb.weight", &[classes, dim])?,
-            none: root.vector("fake_latent", &[1, dim])?,
-            tokens: root.weight("token_emb.weight", &[vocabulary, dim])?,
-            query: root.vector("mask_token", &[1, 1, dim])?,
-            positions: positions.reshape(&[1 + places, dim])?.into(),
-            input_norm: LayerNorm::load(&root, "z_proj_ln", dim, config.number("z_proj_ln_eps").unwrap_or(1e-6))?,
-            blocks: Vit::load(&root, "blocks", dim, heads, norm_eps)?,
-            norm: LayerNorm::load(&root, "norm", dim, norm_eps)?,
-            head: root.weight("head.weight", &[vocabulary, dim])?,
-            guidance: match config.text("cfg_schedule") {
-                Some("constant") => Schedule::Constant,
-                _ => Schedule::Linear,
-            },
-            codes,
-            group_sizes,
-        };
-        notes.finish(checkpoint, &["quantize.codebook_used"])?;
-        Ok(model)
+        checkpoint.build(device, &["quantize.codebook_used"], |root, notes| {
+            let [vocabulary, dim] = root.lengths("head.weight");
+            let heads = config.count("n_head").unwrap_or(if dim == 1024 { 16 } else { dim / 64 }).max(1);
+            let classes = root.length("class_emb.weight", 0);
+            let mut codes = Codes::load(checkpoint, root, &config, classes)?;
+            let side = root.length("pos_embed", 1).saturating_sub(1).isqrt();
+            codes.grid = [1, side, side];
+            let places = codes.places();
+            let group_sizes = config
+                .counts("group_sizes")
+                .unwrap_or_else(|| crate::order::counts(places, 20.min(places), |r| (FRAC_PI_2 * r).cos()));
+            if group_sizes.first() != Some(&1) || group_sizes.iter().sum::<usize>() != places {
+                notes.add(format!("group sizes {group_sizes:?}, expected 1 first and {places} in all"));
+            }
+            let positions = root.vector("pos_embed", &[1, 1 + places, dim])?;
+            let norm_eps = config.number("norm_eps").unwrap_or(1e-6);
+            Ok(Self {
+                classes: root.weight("class_emb.weight", &[classes, dim])?,
+                none: root.vector("fake_latent", &[1, dim])?,
+                tokens: root.weight("token_emb.weight", &[vocabulary, dim])?,
+                query: root.vector("mask_token", &[1, 1, dim])?,
+                positions: positions.reshape(&[1 + places, dim])?.into(),
+                input_norm: LayerNorm::load(root, "z_proj_ln", dim, config.number("z_proj_ln_eps").unwrap_or(1e-6))?,
+                blocks: Vit::load(root, "blocks", dim, heads, norm_eps)?,
+                norm: LayerNorm::load(root, "norm", dim, norm_eps)?,
+                head: root.weight("head.weight", &[vocabulary, dim])?,
+                guidance: match config.text("cfg_schedule") {
+                    Some("constant") => Schedule::Constant,
+                    _ => Schedule::Linear,
+                },
+                codes,
+                group_sizes,
+            })
+        })
     }
 
     /// The rows of classes, then, if `guided`, as many of none: `[rows, 1, dim]`.

@@ -23,7 +23,7 @@ use crate::backbone::masked::{Asked, MaskedTransformer, unpatched};
 use crate::decode::{Chance, Sampler};
 use crate::head::diffusion::DiffusionHead;
 use crate::tokenizer::kl::KlAutoencoder;
-use crate::weights::{Checkpoint, Loader, Notes};
+use crate::weights::Checkpoint;
 
 /// The model with its weights on a device.
 pub struct Mar {
@@ -41,24 +41,22 @@ impl Mar {
     /// [`crate::Error::Weights`] with every tensor that does not fit; [`crate::Error::Op`] if the device has no room.
     pub fn load(checkpoint: &Checkpoint, device: &Device) -> Result<Self> {
         let config = checkpoint.config()?;
-        let notes = Notes::default();
-        let root = Loader::new(checkpoint, device, &notes);
-        let mar = root.at("mar");
-        let transformer = MaskedTransformer::load(&mar, &config)?;
-        let of = [transformer.places(), transformer.classes()];
-        let latents = Latents::load(checkpoint, &root, &config, of, config.number("cfg").unwrap_or(3.0))?;
-        let model = Self {
-            head: DiffusionHead::load(&mar.at("diffloss.net"), config.count("num_sampling_steps").unwrap_or(100))?,
-            steps: config.count("num_iter").unwrap_or(64).clamp(1, transformer.places().max(1)),
-            guidance: match config.text("cfg_schedule") {
-                Some("constant") => Schedule::Constant,
-                _ => Schedule::Linear,
-            },
-            latents: latents.in_patches_of(config.count("patch_size").unwrap_or(1)),
-            transformer,
-        };
-        notes.finish(checkpoint, &[])?;
-        Ok(model)
+        checkpoint.build(device, &[], |root, _| {
+            let mar = root.at("mar");
+            let transformer = MaskedTransformer::load(&mar, &config)?;
+            let of = [transformer.places(), transformer.classes()];
+            let latents = Latents::load(checkpoint, root, &config, of, config.number("cfg").unwrap_or(3.0))?;
+            Ok(Self {
+                head: DiffusionHead::load(&mar.at("diffloss.net"), config.count("num_sampling_steps").unwrap_or(100))?,
+                steps: config.count("num_iter").unwrap_or(64).clamp(1, transformer.places().max(1)),
+                guidance: match config.text("cfg_schedule") {
+                    Some("constant") => Schedule::Constant,
+                    _ => Schedule::Linear,
+                },
+                latents: latents.in_patches_of(config.count("patch_size").unwrap_or(1)),
+                transformer,
+            })
+        })
     }
 
     /// The transformer alone.

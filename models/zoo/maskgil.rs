@@ -24,7 +24,7 @@ use smalti::{Device, Float, Tensor, Weight, embedding};
 use super::codes::{Codes, DrawsCodes, go_on};
 use crate::backbone::trunk::Trunk;
 use crate::decode::{Random, Sampler, Steps, concatenate, guide, twice};
-use crate::weights::{Checkpoint, Loader, Notes};
+use crate::weights::Checkpoint;
 use crate::{Error, Result};
 
 /// How the places that are kept are chosen.
@@ -82,39 +82,37 @@ impl MaskGil {
     /// [`Error::Weights`] with every tensor that does not fit; [`Error::Op`] if the device has no room.
     pub fn load(checkpoint: &Checkpoint, device: &Device) -> Result<Self> {
         let config = checkpoint.config()?;
-        let notes = Notes::default();
-        let root = Loader::new(checkpoint, device, &notes);
-        let trunk = Trunk::load(&root, &config, "tok_emb.weight")?;
-        // Codes, the mask token, classes, no class.
-        let classes = root.length("tok_emb.weight", 0).saturating_sub(trunk.vocabulary() + 1);
-        let codes = Codes::load(checkpoint, &root, &config, classes)?;
-        let theta = config.number("rope_base").unwrap_or(10_000.0);
-        let table = Table::one_d(device, codes.places(), trunk.head_dim(), theta)?;
-        let mode = config.text("sched_mode").unwrap_or("arccos").to_owned();
-        let share = |r: f64| match mode.as_str() {
-            "root" => 1.0 - r.sqrt(),
-            "linear" => 1.0 - r,
-            "square" => 1.0 - r * r,
-            "cosine" => (FRAC_PI_2 * r).cos(),
-            _ => r.acos() / FRAC_PI_2,
-        };
-        let model = Self {
-            table: table.with_null_rows(1, NullRows::Zero)?,
-            counts: counts(codes.places(), config.count("step").unwrap_or(12), share),
-            choice: match config.text("randomize") {
-                Some("warm_up") => Choice::WarmUp,
-                Some("random") => Choice::Random,
-                Some("no") => Choice::Confidence,
-                _ => Choice::Gumbel,
-            },
-            choice_temperature: config.number("r_temp").unwrap_or(4.5).into(),
-            drop_mask: config.flag("drop_mask_logit").unwrap_or(false),
-            classes: u32::try_from(classes).map_err(|_| Error::Weights("maskgil: too many classes".to_owned()))?,
-            codes,
-            trunk,
-        };
-        notes.finish(checkpoint, &["quantize.codebook_used"])?;
-        Ok(model)
+        checkpoint.build(device, &["quantize.codebook_used"], |root, _| {
+            let trunk = Trunk::load(root, &config, "tok_emb.weight")?;
+            // Codes, the mask token, classes, no class.
+            let classes = root.length("tok_emb.weight", 0).saturating_sub(trunk.vocabulary() + 1);
+            let codes = Codes::load(checkpoint, root, &config, classes)?;
+            let theta = config.number("rope_base").unwrap_or(10_000.0);
+            let table = Table::one_d(device, codes.places(), trunk.head_dim(), theta)?;
+            let mode = config.text("sched_mode").unwrap_or("arccos").to_owned();
+            let share = |r: f64| match mode.as_str() {
+                "root" => 1.0 - r.sqrt(),
+                "linear" => 1.0 - r,
+                "square" => 1.0 - r * r,
+                "cosine" => (FRAC_PI_2 * r).cos(),
+                _ => r.acos() / FRAC_PI_2,
+            };
+            Ok(Self {
+                table: table.with_null_rows(1, NullRows::Zero)?,
+                counts: counts(codes.places(), config.count("step").unwrap_or(12), share),
+                choice: match config.text("randomize") {
+                    Some("warm_up") => Choice::WarmUp,
+                    Some("random") => Choice::Random,
+                    Some("no") => Choice::Confidence,
+                    _ => Choice::Gumbel,
+                },
+                choice_temperature: config.number("r_temp").unwrap_or(4.5).into(),
+                drop_mask: config.flag("drop_mask_logit").unwrap_or(false),
+                classes: u32::try_from(classes).map_err(|_| Error::Weights("maskgil: too many classes".to_owned()))?,
+                codes,
+                trunk,
+            })
+        })
     }
 
     /// The rotary table, the condition's row first.

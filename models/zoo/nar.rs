@@ -26,7 +26,7 @@ use crate::backbone::condition::ClassTable;
 use crate::backbone::llama::{Blocks, Sizes};
 use crate::decode::{Sampler, Steps, concatenate, from_raster, guide, to_raster, twice};
 use crate::order;
-use crate::weights::{Checkpoint, Loader, Notes};
+use crate::weights::Checkpoint;
 use crate::{Error, Result};
 
 /// Predicts the next cell along one axis.
@@ -65,47 +65,45 @@ impl Nar {
     /// [`Error::Weights`] with every tensor that does not fit; [`Error::Op`] if the device has no room.
     pub fn load(checkpoint: &Checkpoint, device: &Device) -> Result<Self> {
         let config = checkpoint.config()?;
-        let notes = Notes::default();
-        let root = Loader::new(checkpoint, device, &notes);
-        let vocabulary = root.length("tok_embeddings.weight", 0);
-        let dim = root.length("tok_embeddings.weight", 1);
-        let heads = config.count("n_head").unwrap_or(dim / 64).max(1);
-        let sizes = Sizes { dim, heads, kv_heads: heads, norm_eps: config.number("norm_eps").unwrap_or(1e-5) };
-        let classes = ClassTable::load(&root, "cls_embedding.embedding_table.weight", dim)?;
-        let codes = Codes::load(checkpoint, &root, &config, classes.classes())?;
-        let blocks = Blocks::load(&root, sizes)?;
+        checkpoint.build(device, &["quantize.codebook_used"], |root, _| {
+            let [vocabulary, dim] = root.lengths("tok_embeddings.weight");
+            let heads = config.count("n_head").unwrap_or(dim / 64).max(1);
+            let sizes = Sizes { dim, heads, kv_heads: heads, norm_eps: config.number("norm_eps").unwrap_or(1e-5) };
+            let classes = ClassTable::load(root, "cls_embedding.embedding_table.weight", dim)?;
+            let codes = Codes::load(checkpoint, root, &config, classes.classes())?;
+            let blocks = Blocks::load(root, sizes)?;
 
-        // Blocks that only later heads pass through.
-        let own = |key: &str| config.count(key).unwrap_or(1);
-        let (down, back) = (own("attn_num_down"), own("attn_num_back"));
-        let video = root.shape("abs_pe").is_some();
-        let branches: &[_] = if video {
-            &[("norm_R", "output_R", down + back, 2), ("norm_D", "output_D", down, 1), ("norm_B", "output_B", 0, 0)]
-        } else {
-            &[("norm", "output", own("medusa_attention_num"), 2), ("medusa_norm", "medusa_output", 0, 1)]
-        };
-        let head = |&(norm, output, after, axis): &(&str, &str, usize, usize)| {
-            let norm = root.vector(&format!("{norm}.weight"), &[dim])?;
-            let output = root.weight(&format!("{output}.weight"), &[vocabulary, dim])?;
-            Ok(Head { depth: blocks.depth().saturating_sub(after), norm, output, axis })
-        };
-        let heads = branches.iter().map(head).collect::<Result<_>>()?;
+            // Blocks that only later heads pass through.
+            let own = |key: &str| config.count(key).unwrap_or(1);
+            let (down, back) = (own("attn_num_down"), own("attn_num_back"));
+            let video = root.shape("abs_pe").is_some();
+            let branches: &[_] = if video {
+                &[("norm_R", "output_R", down + back, 2), ("norm_D", "output_D", down, 1), ("norm_B", "output_B", 0, 0)]
+            } else {
+                &[("norm", "output", own("medusa_attention_num"), 2), ("medusa_norm", "medusa_output", 0, 1)]
+            };
+            let head = |&(norm, output, after, axis): &(&str, &str, usize, usize)| {
+                let norm = root.vector(&format!("{norm}.weight"), &[dim])?;
+                let output = root.weight(&format!("{output}.weight"), &[vocabulary, dim])?;
+                Ok(Head { depth: blocks.depth().saturating_sub(after), norm, output, axis })
+            };
+            let heads = branches.iter().map(head).collect::<Result<_>>()?;
 
-        let planes = order::planes(codes.grid);
-        let cells = planes.concat();
-        let rows: Vec<_> = [0].into_iter().chain(cells.iter().map(|cell| 1 + cell)).collect();
-        let position = if video {
-            let learned = root.vector("abs_pe", &[1, rows.len(), dim])?.reshape(&[rows.len(), dim])?;
-            Position::Learned(order::rows(&learned, &rows)?.into())
-        } else {
-            let theta = config.number("rope_base").unwrap_or(10_000.0);
-            let table = Table::grid(device, codes.side(), codes.side(), sizes.head_dim(), theta)?;
-            Position::Rotary(order::positions(&table.with_null_rows(1, NullRows::Zero)?, &rows)?)
-        };
-        let tokens = root.weight("tok_embeddings.weight", &[vocabulary, dim])?;
-        let model = Self { codes, classes, tokens, blocks, heads, position, planes, cells };
-        notes.finish(checkpoint, &["quantize.codebook_used"])?;
-        Ok(model)
+            let planes = order::planes(codes.grid);
+            let cells = planes.concat();
+            let rows: Vec<_> = [0].into_iter().chain(cells.iter().map(|cell| 1 + cell)).collect();
+            let position = if video {
+                let learned = root.vector("abs_pe", &[1, rows.len(), dim])?.reshape(&[rows.len(), dim])?;
+                Position::Learned(order::rows(&learned, &rows)?.into())
+            } else {
+                let theta = config.number("rope_base").unwrap_or(10_000.0);
+                let table = Table::grid(device, codes.side(), codes.side(), sizes.head_dim(), theta)?;
+                Position::Rotary(order::positions(&table.with_null_rows(1, NullRows::Zero)?, &rows)?)
+            };
+            let tokens = root.weight("tok_embeddings.weight", &[vocabulary, dim])?;
+            let model = Self { codes, classes, tokens, blocks, heads, position, planes, cells };
+            Ok(model)
+        })
     }
 
     /// The rotary table in decoding order, if it is a picture model.

@@ -24,7 +24,7 @@ use crate::backbone::condition::ClassTable;
 use crate::backbone::trunk::Trunk;
 use crate::decode::{Sampler, Steps, concatenate, from_raster, guide, to_raster, twice};
 use crate::order;
-use crate::weights::{Checkpoint, Loader, Notes};
+use crate::weights::Checkpoint;
 use crate::{Error, Result};
 
 /// The model with its weights on a device.
@@ -46,38 +46,36 @@ impl Par {
     /// [`Error::Weights`] with every tensor that does not fit; [`Error::Op`] if the device has no room.
     pub fn load(checkpoint: &Checkpoint, device: &Device) -> Result<Self> {
         let config = checkpoint.config()?;
-        let notes = Notes::default();
-        let root = Loader::new(checkpoint, device, &notes);
-        let trunk = Trunk::load(&root, &config, "tok_embeddings.weight")?;
-        let classes = ClassTable::load(&root, "cls_embedding.embedding_table.weight", trunk.dim())?;
-        let codes = Codes::load(checkpoint, &root, &config, classes.classes())?;
-        let special = "spe_tok_embeddings.special_embeddings.weight";
-        let at_once = root.length(special, 0) + 1;
-        if at_once.isqrt().pow(2) != at_once || !codes.side().is_multiple_of(at_once.isqrt()) {
-            notes.add(format!("{at_once} regions do not tile a grid of {0} x {0}", codes.side()));
-        }
-        let cells = order::regions(codes.side(), at_once);
+        checkpoint.build(device, &["quantize.codebook_used"], |root, notes| {
+            let trunk = Trunk::load(root, &config, "tok_embeddings.weight")?;
+            let classes = ClassTable::load(root, "cls_embedding.embedding_table.weight", trunk.dim())?;
+            let codes = Codes::load(checkpoint, root, &config, classes.classes())?;
+            let special = "spe_tok_embeddings.special_embeddings.weight";
+            let at_once = root.length(special, 0) + 1;
+            if at_once.isqrt().pow(2) != at_once || !codes.side().is_multiple_of(at_once.isqrt()) {
+                notes.add(format!("{at_once} regions do not tile a grid of {0} x {0}", codes.side()));
+            }
+            let cells = order::regions(codes.side(), at_once);
 
-        let theta = config.number("rope_base").unwrap_or(10_000.0);
-        let grid = Table::grid(device, codes.side(), codes.side(), trunk.head_dim(), theta)?;
-        let grid = grid.with_null_rows(1, NullRows::Zero)?;
-        // The condition, the single tokens, the transition tokens, the rest.
-        let (single, rest) = cells.split_at(at_once.min(cells.len()));
-        let row = |cell: &usize| 1 + cell;
-        let rows = [0].into_iter().chain(single.iter().map(row)).chain(vec![0; at_once - 1]);
-        let rows: Vec<_> = rows.chain(rest.iter().map(row)).collect();
-        let model = Self {
-            table: order::positions(&grid, &rows)?,
-            transition: root.weight(special, &[at_once - 1, trunk.dim()])?,
-            guided_until: config.count("cfg_interval"),
-            codes,
-            classes,
-            trunk,
-            cells,
-            at_once,
-        };
-        notes.finish(checkpoint, &["quantize.codebook_used"])?;
-        Ok(model)
+            let theta = config.number("rope_base").unwrap_or(10_000.0);
+            let grid = Table::grid(device, codes.side(), codes.side(), trunk.head_dim(), theta)?;
+            let grid = grid.with_null_rows(1, NullRows::Zero)?;
+            // The condition, the single tokens, the transition tokens, the rest.
+            let (single, rest) = cells.split_at(at_once.min(cells.len()));
+            let row = |cell: &usize| 1 + cell;
+            let rows = [0].into_iter().chain(single.iter().map(row)).chain(vec![0; at_once - 1]);
+            let rows: Vec<_> = rows.chain(rest.iter().map(row)).collect();
+            Ok(Self {
+                table: order::positions(&grid, &rows)?,
+                transition: root.weight(special, &[at_once - 1, trunk.dim()])?,
+                guided_until: config.count("cfg_interval"),
+                codes,
+                classes,
+                trunk,
+                cells,
+                at_once,
+            })
+        })
     }
 
     /// Cell of each place in decoding order.

@@ -18,7 +18,7 @@ use smalti::{Device, Float, Tensor, Weight, activation, copy, elementwise, embed
 
 use crate::backbone::vit::{LayerNorm, Linear, PatchEmbedding, Vit};
 use crate::decode::concatenate;
-use crate::weights::{Checkpoint, Loader, Notes};
+use crate::weights::{Checkpoint, Loader};
 use crate::{Error, Result};
 
 /// PyTorch's multi-head attention: queries, keys and values stacked in one matrix.
@@ -109,45 +109,43 @@ impl ParSeq {
     /// [`Error::Weights`] with every tensor that does not fit; [`Error::Op`] if the device has no room.
     pub fn load(checkpoint: &Checkpoint, device: &Device) -> Result<Self> {
         let config = checkpoint.config()?;
-        let notes = Notes::default();
-        let root = Loader::new(checkpoint, device, &notes);
-        let (encoder, decoder) = (root.at("encoder"), root.at("decoder"));
-        let (patches, dim) = (encoder.length("pos_embed", 1), encoder.length("pos_embed", 2));
-        let heads = |key: &str, own: usize| config.count(key).unwrap_or(own).max(1);
-        let (encoder_eps, eps) =
-            (config.number("enc_norm_eps").unwrap_or(1e-6), config.number("dec_norm_eps").unwrap_or(1e-5));
-        let layer = |index: usize| {
-            let at = decoder.at("layers").at(index);
-            let hidden = at.length("linear1.weight", 0);
-            let norm = |name: &str| LayerNorm::load(&at, name, dim, eps);
-            Ok(Layer {
-                self_attention: MultiHead::load(&at, "self_attn", dim, heads("dec_heads", dim / 32))?,
-                cross_attention: MultiHead::load(&at, "cross_attn", dim, heads("dec_heads", dim / 32))?,
-                norm_query: norm("norm_q")?,
-                norm_content: norm("norm_c")?,
-                norm1: norm("norm1")?,
-                norm2: norm("norm2")?,
-                mlp: [Linear::load(&at, "linear1", [hidden, dim])?, Linear::load(&at, "linear2", [dim, hidden])?],
+        checkpoint.build(device, &[], |root, _| {
+            let (encoder, decoder) = (root.at("encoder"), root.at("decoder"));
+            let (patches, dim) = (encoder.length("pos_embed", 1), encoder.length("pos_embed", 2));
+            let heads = |key: &str, own: usize| config.count(key).unwrap_or(own).max(1);
+            let (encoder_eps, eps) =
+                (config.number("enc_norm_eps").unwrap_or(1e-6), config.number("dec_norm_eps").unwrap_or(1e-5));
+            let layer = |index: usize| {
+                let at = decoder.at("layers").at(index);
+                let hidden = at.length("linear1.weight", 0);
+                let norm = |name: &str| LayerNorm::load(&at, name, dim, eps);
+                Ok(Layer {
+                    self_attention: MultiHead::load(&at, "self_attn", dim, heads("dec_heads", dim / 32))?,
+                    cross_attention: MultiHead::load(&at, "cross_attn", dim, heads("dec_heads", dim / 32))?,
+                    norm_query: norm("norm_q")?,
+                    norm_content: norm("norm_c")?,
+                    norm1: norm("norm1")?,
+                    norm2: norm("norm2")?,
+                    mlp: [Linear::load(&at, "linear1", [hidden, dim])?, Linear::load(&at, "linear2", [dim, hidden])?],
+                })
+            };
+            let tokens = root.length("text_embed.embedding.weight", 0);
+            let id = |key: &str, own: usize| config.count(key).unwrap_or(own) as u32;
+            Ok(Self {
+                device: device.clone(),
+                patches: PatchEmbedding::load(&encoder, "patch_embed.proj")?,
+                positions: encoder.vector("pos_embed", &[1, patches, dim])?,
+                encoder: Vit::load(&encoder, "blocks", dim, heads("enc_heads", dim / 64), encoder_eps)?,
+                encoder_norm: LayerNorm::load(&encoder, "norm", dim, encoder_eps)?,
+                layers: (0..decoder.count("layers")).map(layer).collect::<Result<_>>()?,
+                norm: LayerNorm::load(&decoder, "norm", dim, eps)?,
+                head: Linear::load(root, "head", [root.length("head.weight", 0), dim])?,
+                text: root.weight("text_embed.embedding.weight", &[tokens, dim])?,
+                queries: root.vector("pos_queries", &[1, root.length("pos_queries", 1), dim])?,
+                end: id("eos_id", 0),
+                begin: id("bos_id", tokens.saturating_sub(2)),
             })
-        };
-        let tokens = root.length("text_embed.embedding.weight", 0);
-        let id = |key: &str, own: usize| config.count(key).unwrap_or(own) as u32;
-        let model = Self {
-            device: device.clone(),
-            patches: PatchEmbedding::load(&encoder, "patch_embed.proj")?,
-            positions: encoder.vector("pos_embed", &[1, patches, dim])?,
-            encoder: Vit::load(&encoder, "blocks", dim, heads("enc_heads", dim / 64), encoder_eps)?,
-            encoder_norm: LayerNorm::load(&encoder, "norm", dim, encoder_eps)?,
-            layers: (0..decoder.count("layers")).map(layer).collect::<Result<_>>()?,
-            norm: LayerNorm::load(&decoder, "norm", dim, eps)?,
-            head: Linear::load(&root, "head", [root.length("head.weight", 0), dim])?,
-            text: root.weight("text_embed.embedding.weight", &[tokens, dim])?,
-            queries: root.vector("pos_queries", &[1, root.length("pos_queries", 1), dim])?,
-            end: id("eos_id", 0),
-            begin: id("bos_id", tokens.saturating_sub(2)),
-        };
-        notes.finish(checkpoint, &[])?;
-        Ok(model)
+        })
     }
 
     /// The places that it predicts at most, the end included.

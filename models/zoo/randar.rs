@@ -28,7 +28,7 @@ use crate::backbone::condition::ClassTable;
 use crate::backbone::trunk::Trunk;
 use crate::decode::{Sampler, Steps, concatenate, guide};
 use crate::order;
-use crate::weights::{Checkpoint, Config, Loader, Notes};
+use crate::weights::{Checkpoint, Config};
 use crate::{Error, Result};
 
 /// The model with its weights on a device.
@@ -64,26 +64,24 @@ impl RandAr {
     /// [`Error::Weights`] with every tensor that does not fit; [`Error::Op`] if the device has no room.
     pub fn load(checkpoint: &Checkpoint, device: &Device) -> Result<Self> {
         let config = checkpoint.config()?;
-        let notes = Notes::default();
-        let root = Loader::new(checkpoint, device, &notes);
-        let trunk = Trunk::load(&root, &config, "tok_embeddings.weight")?;
-        let classes = ClassTable::load(&root, "cls_embedding.embedding_table.weight", trunk.dim())?;
-        let codes = Codes::load(checkpoint, &root, &config, classes.classes())?;
-        let theta = config.number("rope_base").unwrap_or(10_000.0);
-        let table = Table::grid(device, codes.side(), codes.side(), trunk.head_dim(), theta)?;
-        let model = Self {
-            instruction: root.vector("pos_instruct_embeddings", &[1, trunk.dim()])?,
-            table: table.with_null_rows(1, NullRows::Zero)?,
-            steps: config.count("num_inference_steps").unwrap_or(codes.places()),
-            first_cfg: config.numbers("cfg_scales").map_or(1.0, |scales| scales[0]),
-            codes,
-            classes,
-            trunk,
-            theta,
-            config,
-        };
-        notes.finish(checkpoint, &["quantize.codebook_used"])?;
-        Ok(model)
+        checkpoint.build(device, &["quantize.codebook_used"], |root, _| {
+            let trunk = Trunk::load(root, &config, "tok_embeddings.weight")?;
+            let classes = ClassTable::load(root, "cls_embedding.embedding_table.weight", trunk.dim())?;
+            let codes = Codes::load(checkpoint, root, &config, classes.classes())?;
+            let theta = config.number("rope_base").unwrap_or(10_000.0);
+            let table = Table::grid(device, codes.side(), codes.side(), trunk.head_dim(), theta)?;
+            Ok(Self {
+                instruction: root.vector("pos_instruct_embeddings", &[1, trunk.dim()])?,
+                table: table.with_null_rows(1, NullRows::Zero)?,
+                steps: config.count("num_inference_steps").unwrap_or(codes.places()),
+                first_cfg: config.numbers("cfg_scales").map_or(1.0, |scales| scales[0]),
+                codes,
+                classes,
+                trunk,
+                theta,
+                config,
+            })
+        })
     }
 
     /// The rotary table, the condition's row first.

@@ -21,7 +21,7 @@ use super::codes::{Codes, DrawsCodes, go_on};
 use crate::backbone::vit::{Linear, Vit};
 use crate::decode::{Sampler, Steps, concatenate, guide, twice};
 use crate::order;
-use crate::weights::{Checkpoint, Loader, Notes};
+use crate::weights::Checkpoint;
 use crate::{Error, Result};
 
 /// The model with its weights on a device.
@@ -52,41 +52,42 @@ impl Rar {
     /// [`Error::Weights`] with every tensor that does not fit; [`Error::Op`] if the device has no room.
     pub fn load(checkpoint: &Checkpoint, device: &Device) -> Result<Self> {
         let config = checkpoint.config()?;
-        let notes = Notes::default();
-        let root = Loader::new(checkpoint, device, &notes);
-        let (rows, dim) = (root.length("embeddings.weight", 0), root.length("embeddings.weight", 1));
-        let vocabulary = root.length("lm_head.weight", 0);
-        let heads = config.count("num_attention_heads").unwrap_or(16);
-        // The official tables have room to spare.
-        let table = |name: &str| root.vector(name, &[1, root.length(name, 1), dim]);
-        let positions = table("pos_embed")?;
-        let codes = Codes::load(checkpoint, &root, &config, rows.saturating_sub(vocabulary + 2))?;
-        let places = codes.places();
-        let first = |table: &Tensor<f32>, start: usize, count: usize| {
-            let dense = table.narrow(1, start, count)?.contiguous()?;
-            Ok::<_, Error>(dense.reshape(&[count, dim])?)
-        };
-        if positions.shape()[1] < places + 2 {
-            notes.add(format!("\"pos_embed\" has {} places, expected at least {}", positions.shape()[1], places + 2));
-            notes.finish(checkpoint, &[])?;
-        }
-        let norm_eps = config.number("norm_eps").unwrap_or(1e-6);
-        let model = Self {
-            table: root.weight("embeddings.weight", &[rows, dim])?,
-            start: root.vector("cls_token", &[1, 1, dim])?,
-            own: first(&positions, 0, places + 2)?,
-            target: first(&table("target_aware_pos_embed")?, 2, places)?,
-            step: first(&table("timesteps_embeddings")?, 0, places + 2)?,
-            blocks: Vit::load(&root, "blocks", dim, heads, norm_eps)?,
-            head_modulation: Linear::load(&root, "adaln_before_head.adaLN_modulation.1", [2 * dim, dim])?,
-            head: Linear::load(&root, "lm_head", [vocabulary, dim])?,
-            vocabulary: vocabulary as u32,
-            power: config.number("guidance_scale_pow").unwrap_or(2.75),
-            codes,
-            norm_eps,
-        };
-        notes.finish(checkpoint, &[])?;
-        Ok(model)
+        checkpoint.build(device, &[], |root, notes| {
+            let [rows, dim] = root.lengths("embeddings.weight");
+            let vocabulary = root.length("lm_head.weight", 0);
+            let heads = config.count("num_attention_heads").unwrap_or(16);
+            // The official tables have room to spare.
+            let table = |name: &str| root.vector(name, &[1, root.length(name, 1), dim]);
+            let positions = table("pos_embed")?;
+            let codes = Codes::load(checkpoint, root, &config, rows.saturating_sub(vocabulary + 2))?;
+            let places = codes.places();
+            let first = |table: &Tensor<f32>, start: usize, count: usize| {
+                let dense = table.narrow(1, start, count)?.contiguous()?;
+                Ok::<_, Error>(dense.reshape(&[count, dim])?)
+            };
+            if positions.shape()[1] < places + 2 {
+                notes.add(format!(
+                    "\"pos_embed\" has {} places, expected at least {}",
+                    positions.shape()[1],
+                    places + 2
+                ));
+            }
+            let norm_eps = config.number("norm_eps").unwrap_or(1e-6);
+            Ok(Self {
+                table: root.weight("embeddings.weight", &[rows, dim])?,
+                start: root.vector("cls_token", &[1, 1, dim])?,
+                own: first(&positions, 0, places + 2)?,
+                target: first(&table("target_aware_pos_embed")?, 2, places)?,
+                step: first(&table("timesteps_embeddings")?, 0, places + 2)?,
+                blocks: Vit::load(root, "blocks", dim, heads, norm_eps)?,
+                head_modulation: Linear::load(root, "adaln_before_head.adaLN_modulation.1", [2 * dim, dim])?,
+                head: Linear::load(root, "lm_head", [vocabulary, dim])?,
+                vocabulary: vocabulary as u32,
+                power: config.number("guidance_scale_pow").unwrap_or(2.75),
+                codes,
+                norm_eps,
+            })
+        })
     }
 
     /// Rows of the table for classes; `None` is no class.

@@ -17,7 +17,7 @@ use smalti::{Device, Float, Tensor, activation, copy, elementwise, linear, norm}
 
 use crate::backbone::vit::{LayerNorm, Linear, PatchEmbedding, Vit};
 use crate::decode::concatenate;
-use crate::weights::{Checkpoint, Loader, Notes};
+use crate::weights::Checkpoint;
 use crate::{Error, Result};
 
 /// A block of the query stream: queries from one stream, keys and values from the other.
@@ -63,44 +63,42 @@ impl SemAim {
     /// [`Error::Weights`] with every tensor that does not fit; [`Error::Op`] if the device has no room.
     pub fn load(checkpoint: &Checkpoint, device: &Device) -> Result<Self> {
         let config = checkpoint.config()?;
-        let notes = Notes::default();
-        let root = Loader::new(checkpoint, device, &notes);
-        let (rows, dim) = (root.length("pos_embed", 1), root.length("pos_embed", 2));
-        let heads = config.count("num_heads").unwrap_or(dim / 64).max(1);
-        let eps = config.number("norm_eps").unwrap_or(1e-6);
-        let query = |index: usize| {
-            let at = root.at("query_blocks").at(index);
-            let square = |name: &str| Linear::load(&at, name, [dim, dim]);
-            let hidden = at.length("mlp.fc1.weight", 0);
-            Ok(QueryBlock {
-                norm1: LayerNorm::load(&at, "norm1", dim, eps)?,
-                q: square("attn.q")?,
-                k: square("attn.k")?,
-                v: square("attn.v")?,
-                proj: square("attn.proj")?,
-                norm2: LayerNorm::load(&at, "norm2", dim, eps)?,
-                fc1: Linear::load(&at, "mlp.fc1", [hidden, dim])?,
-                fc2: Linear::load(&at, "mlp.fc2", [dim, hidden])?,
+        checkpoint.build(device, &[], |root, _| {
+            let (rows, dim) = (root.length("pos_embed", 1), root.length("pos_embed", 2));
+            let heads = config.count("num_heads").unwrap_or(dim / 64).max(1);
+            let eps = config.number("norm_eps").unwrap_or(1e-6);
+            let query = |index: usize| {
+                let at = root.at("query_blocks").at(index);
+                let square = |name: &str| Linear::load(&at, name, [dim, dim]);
+                let hidden = at.length("mlp.fc1.weight", 0);
+                Ok(QueryBlock {
+                    norm1: LayerNorm::load(&at, "norm1", dim, eps)?,
+                    q: square("attn.q")?,
+                    k: square("attn.k")?,
+                    v: square("attn.v")?,
+                    proj: square("attn.proj")?,
+                    norm2: LayerNorm::load(&at, "norm2", dim, eps)?,
+                    fc1: Linear::load(&at, "mlp.fc1", [hidden, dim])?,
+                    fc2: Linear::load(&at, "mlp.fc2", [dim, hidden])?,
+                })
+            };
+            let hidden = root.length("prediction_head.fc1.weight", 0);
+            let outputs = root.length("prediction_head.fc2.weight", 0);
+            Ok(Self {
+                device: device.clone(),
+                patches: PatchEmbedding::load(root, "patch_embed.proj")?,
+                class: root.vector("cls_token", &[1, 1, dim])?,
+                positions: root.vector("pos_embed", &[1, rows, dim])?,
+                blocks: Vit::load(root, "blocks", dim, heads, eps)?,
+                queries: (0..root.count("query_blocks")).map(query).collect::<Result<_>>()?,
+                norm: LayerNorm::load(root, "norm", dim, eps)?,
+                head: [
+                    Linear::load(root, "prediction_head.fc1", [hidden, dim])?,
+                    Linear::load(root, "prediction_head.fc2", [outputs, hidden])?,
+                ],
+                heads,
             })
-        };
-        let hidden = root.length("prediction_head.fc1.weight", 0);
-        let outputs = root.length("prediction_head.fc2.weight", 0);
-        let model = Self {
-            device: device.clone(),
-            patches: PatchEmbedding::load(&root, "patch_embed.proj")?,
-            class: root.vector("cls_token", &[1, 1, dim])?,
-            positions: root.vector("pos_embed", &[1, rows, dim])?,
-            blocks: Vit::load(&root, "blocks", dim, heads, eps)?,
-            queries: (0..root.count("query_blocks")).map(query).collect::<Result<_>>()?,
-            norm: LayerNorm::load(&root, "norm", dim, eps)?,
-            head: [
-                Linear::load(&root, "prediction_head.fc1", [hidden, dim])?,
-                Linear::load(&root, "prediction_head.fc2", [outputs, hidden])?,
-            ],
-            heads,
-        };
-        notes.finish(checkpoint, &[])?;
-        Ok(model)
+        })
     }
 
     /// Patches with their positions, the class token first: `[batch, 1 + patches, dim]`.

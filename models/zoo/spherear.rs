@@ -29,7 +29,7 @@ use crate::backbone::vit::{LayerNorm, Linear};
 use crate::decode::{Chance, Sampler, concatenate, twice};
 use crate::head::flow::Stochastic;
 use crate::tokenizer::spherical::{SphericalAutoencoder, centred_table, on_sphere};
-use crate::weights::{Checkpoint, Loader, Notes};
+use crate::weights::{Checkpoint, Loader};
 use crate::{Error, Result, Sampling};
 
 /// Of every norm here.
@@ -53,7 +53,7 @@ pub struct FlowHead {
 
 impl FlowHead {
     fn load(loader: &Loader<'_>, dim: usize, steps: Stochastic) -> Result<Self> {
-        let (width, channels) = (loader.length("input_proj.weight", 0), loader.length("input_proj.weight", 1));
+        let [width, channels] = loader.lengths("input_proj.weight");
         let layers = (0..loader.count("res_blocks")).map(|index| {
             let at = loader.at("res_blocks").at(index);
             let hidden = at.length("w2.weight", 1);
@@ -163,52 +163,52 @@ impl SphereAr {
     /// [`Error::Weights`] with every tensor that does not fit; [`Error::Op`] if the device has no room.
     pub fn load(checkpoint: &Checkpoint, device: &Device) -> Result<Self> {
         let config = checkpoint.config()?;
-        let notes = Notes::default();
-        let root = Loader::new(checkpoint, device, &notes);
-        let (places, dim) = (root.length("pos_for_diff.weight", 0), root.length("pos_for_diff.weight", 1));
-        let (rows, columns) = (root.length("cls_embedding.weight", 0), root.length("cls_embedding.weight", 1));
-        if dim == 0 || columns % dim != 0 {
-            root.note(
-                "cls_embedding.weight",
-                format!("has rows of {columns}, expected whole tokens of {dim} channels"),
-            );
-        }
-        let channels = root.length("proj_in.weight", 1);
-        // Every official size has heads of 64.
-        let heads = config.count("n_head").unwrap_or(dim / 64).max(1);
-        let steps = Stochastic {
-            steps: config.count("sample_steps").unwrap_or(100).max(1),
-            last: config.number("last_step_size").unwrap_or(0.04).into(),
-            last_score: false,
-            drift: 1.0,
-            noise: 1.0,
-        };
-        let tokenizer = root.has("vae").then(|| SphericalAutoencoder::load(&root.at("vae"), &config)).transpose()?;
-        let of = [places, rows.saturating_sub(1)];
-        let cfg = config.number("cfg").unwrap_or(4.6);
-        let model = Self {
-            classes: root.weight("cls_embedding.weight", &[rows, columns])?,
-            class_tokens: columns / dim.max(1),
-            input: Linear::load(&root, "proj_in", [dim, channels])?,
-            input_norm: root.vector("emb_norm.weight", &[dim])?,
-            llama: Llama::load(&root, Sizes { dim, heads, kv_heads: heads, norm_eps: EPS })?,
-            head_positions: root.vector("pos_for_diff.weight", &[places, dim])?,
-            head: FlowHead::load(&root.at("head.net"), dim, steps)?,
-            guidance: match config.text("cfg_schedule") {
-                Some("constant") => Schedule::Constant,
-                _ => Schedule::Linear,
-            },
-            latents: Latents::new(checkpoint, device, &config, of, cfg, tokenizer),
-        };
-        let of_tokenizer = model.latents.tokenizer.as_ref().map_or(channels, SphericalAutoencoder::channels);
-        for (what, got) in [("head draws", model.head.channels), ("tokenizer has", of_tokenizer)] {
-            if got != channels {
-                notes.add(format!("the {what} tokens of {got} values, the transformer reads {channels}"));
+        checkpoint.build(device, &["freqs_cis"], |root, notes| {
+            let [places, dim] = root.lengths("pos_for_diff.weight");
+            let [rows, columns] = root.lengths("cls_embedding.weight");
+            if dim == 0 || columns % dim != 0 {
+                root.note(
+                    "cls_embedding.weight",
+                    format!("has rows of {columns}, expected whole tokens of {dim} channels"),
+                );
             }
-        }
-        // Tables that follow from the sizes.
-        notes.finish(checkpoint, &["freqs_cis"])?;
-        Ok(model)
+            let channels = root.length("proj_in.weight", 1);
+            // Every official size has heads of 64.
+            let heads = config.count("n_head").unwrap_or(dim / 64).max(1);
+            let steps = Stochastic {
+                steps: config.count("sample_steps").unwrap_or(100).max(1),
+                last: config.number("last_step_size").unwrap_or(0.04).into(),
+                last_score: false,
+                drift: 1.0,
+                noise: 1.0,
+            };
+            let tokenizer =
+                root.has("vae").then(|| SphericalAutoencoder::load(&root.at("vae"), &config)).transpose()?;
+            let of = [places, rows.saturating_sub(1)];
+            let cfg = config.number("cfg").unwrap_or(4.6);
+            let model = Self {
+                classes: root.weight("cls_embedding.weight", &[rows, columns])?,
+                class_tokens: columns / dim.max(1),
+                input: Linear::load(root, "proj_in", [dim, channels])?,
+                input_norm: root.vector("emb_norm.weight", &[dim])?,
+                llama: Llama::load(root, Sizes { dim, heads, kv_heads: heads, norm_eps: EPS })?,
+                head_positions: root.vector("pos_for_diff.weight", &[places, dim])?,
+                head: FlowHead::load(&root.at("head.net"), dim, steps)?,
+                guidance: match config.text("cfg_schedule") {
+                    Some("constant") => Schedule::Constant,
+                    _ => Schedule::Linear,
+                },
+                latents: Latents::new(checkpoint, device, &config, of, cfg, tokenizer),
+            };
+            let of_tokenizer = model.latents.tokenizer.as_ref().map_or(channels, SphericalAutoencoder::channels);
+            for (what, got) in [("head draws", model.head.channels), ("tokenizer has", of_tokenizer)] {
+                if got != channels {
+                    notes.add(format!("the {what} tokens of {got} values, the transformer reads {channels}"));
+                }
+            }
+            // Tables that follow from the sizes.
+            Ok(model)
+        })
     }
 
     /// The head alone.

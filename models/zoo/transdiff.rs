@@ -28,7 +28,7 @@ use crate::backbone::vit::{LayerNorm, Linear, Vit};
 use crate::decode::{Chance, Sampler, concatenate};
 use crate::head::flow::Stochastic;
 use crate::tokenizer::kl::KlAutoencoder;
-use crate::weights::{Checkpoint, Loader, Notes};
+use crate::weights::{Checkpoint, Loader};
 use crate::{Error, Result, Sampling};
 
 /// Where no configuration says otherwise.
@@ -75,7 +75,7 @@ pub struct Conditions<T: smalti::Element>(Vec<[Tensor<T>; 2]>);
 
 impl FlowDecoder {
     fn load(loader: &Loader<'_>, dim: usize, heads: usize, eps: f32) -> Result<Self> {
-        let (width, channels) = (loader.length("input_proj.weight", 0), loader.length("input_proj.weight", 1));
+        let [width, channels] = loader.lengths("input_proj.weight");
         let blocks = (0..loader.count("res_blocks")).map(|index| {
             let at = loader.at("res_blocks").at(index);
             let square = |name: &str| Linear::load(&at, name, [width, width]);
@@ -217,54 +217,55 @@ impl TransDiff {
     /// [`Error::Weights`] with every tensor that does not fit; [`Error::Op`] if the device has no room.
     pub fn load(checkpoint: &Checkpoint, device: &Device) -> Result<Self> {
         let config = checkpoint.config()?;
-        let notes = Notes::default();
-        let root = Loader::new(checkpoint, device, &notes);
-        let (dim, values) = (root.length("z_proj.weight", 0), root.length("z_proj.weight", 1));
-        let places = root.length("diffusion_pos_embed_learned", 1);
-        let buffer = root.length("encoder_pos_embed_learned", 1).saturating_sub(places);
-        let masks = root.length("mask_token", 1);
-        let rounds = if masks > 1 { places / masks } else { 1 };
-        let heads = config.count("heads").unwrap_or(if dim == 768 { 12 } else { 16 });
-        let eps = config.number("norm_eps").unwrap_or(NORM_EPS);
-        let classes = root.length("class_emb.weight", 0);
-        let mut scales = config.numbers("cfg").unwrap_or_else(|| vec![1.3]);
-        scales.resize(rounds, scales.last().copied().unwrap_or(1.0));
-        let net = root.at("diffdecoder.net");
-        let decoder = FlowDecoder::load(&net, dim, heads, eps)?;
-        let cfg = scales.last().copied().unwrap_or(1.0);
-        let model = Self {
-            classes: root.weight("class_emb.weight", &[classes, dim])?,
-            none: root.vector("fake_latent", &[1, dim])?,
-            input: Linear::load(&root, "z_proj", [dim, values])?,
-            input_norm: LayerNorm::load(&root, "z_proj_ln", dim, NORM_EPS)?,
-            masks: root.vector("mask_token", &[1, masks, dim])?,
-            buffer,
-            positions: root.vector("encoder_pos_embed_learned", &[1, buffer + places, dim])?,
-            encoder: Vit::load(&root, "encoder_blocks", dim, heads, eps)?,
-            norm: LayerNorm::load(&root, "encoder_norm", dim, eps)?,
-            condition_positions: root.vector("diffusion_pos_embed_learned", &[1, places, dim])?,
-            steps: Stochastic {
-                // The last step is counted, too.
-                steps: config.count("num_sampling_steps").unwrap_or(100).max(2) - 1,
-                last: 0.04,
-                last_score: true,
-                drift: config.number("scale_0").unwrap_or(0.89).into(),
-                noise: config.number("scale_1").unwrap_or(0.95).into(),
-            },
-            latents: Latents::load(checkpoint, &root, &config, [decoder.places(), classes], cfg)?,
-            decoder,
-            scales,
-        };
-        if masks > 1 && rounds * masks != places {
-            notes.add(format!("rounds of {masks} tokens do not fill {places} places"));
-        }
-        let channels = model.channels();
-        if rounds > 1 && (values != channels * PATCH * PATCH || model.decoder.places() != masks * PATCH * PATCH) {
-            let (tokens, patch) = (model.decoder.places(), PATCH * PATCH);
-            notes.add(format!("{masks} tokens of {values} values do not hold {tokens} of {channels}, {patch} in each"));
-        }
-        notes.finish(checkpoint, &[])?;
-        Ok(model)
+        checkpoint.build(device, &[], |root, notes| {
+            let [dim, values] = root.lengths("z_proj.weight");
+            let places = root.length("diffusion_pos_embed_learned", 1);
+            let buffer = root.length("encoder_pos_embed_learned", 1).saturating_sub(places);
+            let masks = root.length("mask_token", 1);
+            let rounds = if masks > 1 { places / masks } else { 1 };
+            let heads = config.count("heads").unwrap_or(if dim == 768 { 12 } else { 16 });
+            let eps = config.number("norm_eps").unwrap_or(NORM_EPS);
+            let classes = root.length("class_emb.weight", 0);
+            let mut scales = config.numbers("cfg").unwrap_or_else(|| vec![1.3]);
+            scales.resize(rounds, scales.last().copied().unwrap_or(1.0));
+            let net = root.at("diffdecoder.net");
+            let decoder = FlowDecoder::load(&net, dim, heads, eps)?;
+            let cfg = scales.last().copied().unwrap_or(1.0);
+            let model = Self {
+                classes: root.weight("class_emb.weight", &[classes, dim])?,
+                none: root.vector("fake_latent", &[1, dim])?,
+                input: Linear::load(root, "z_proj", [dim, values])?,
+                input_norm: LayerNorm::load(root, "z_proj_ln", dim, NORM_EPS)?,
+                masks: root.vector("mask_token", &[1, masks, dim])?,
+                buffer,
+                positions: root.vector("encoder_pos_embed_learned", &[1, buffer + places, dim])?,
+                encoder: Vit::load(root, "encoder_blocks", dim, heads, eps)?,
+                norm: LayerNorm::load(root, "encoder_norm", dim, eps)?,
+                condition_positions: root.vector("diffusion_pos_embed_learned", &[1, places, dim])?,
+                steps: Stochastic {
+                    // The last step is counted, too.
+                    steps: config.count("num_sampling_steps").unwrap_or(100).max(2) - 1,
+                    last: 0.04,
+                    last_score: true,
+                    drift: config.number("scale_0").unwrap_or(0.89).into(),
+                    noise: config.number("scale_1").unwrap_or(0.95).into(),
+                },
+                latents: Latents::load(checkpoint, root, &config, [decoder.places(), classes], cfg)?,
+                decoder,
+                scales,
+            };
+            if masks > 1 && rounds * masks != places {
+                notes.add(format!("rounds of {masks} tokens do not fill {places} places"));
+            }
+            let channels = model.channels();
+            if rounds > 1 && (values != channels * PATCH * PATCH || model.decoder.places() != masks * PATCH * PATCH) {
+                let (tokens, patch) = (model.decoder.places(), PATCH * PATCH);
+                notes.add(format!(
+                    "{masks} tokens of {values} values do not hold {tokens} of {channels}, {patch} in each"
+                ));
+            }
+            Ok(model)
+        })
     }
 
     /// The decoder alone.

@@ -28,7 +28,7 @@ use crate::decode::{Chance, Sampler, twice};
 use crate::head::flow::Stochastic;
 use crate::order;
 use crate::tokenizer::kl::KlAutoencoder;
-use crate::weights::{Checkpoint, Loader, Notes};
+use crate::weights::{Checkpoint, Loader};
 use crate::{Error, Result};
 
 /// The time of the last step but one; from there one step without noise goes to 0.
@@ -81,53 +81,51 @@ impl Xar {
     /// [`Error::Weights`] with every tensor that does not fit; [`Error::Op`] if the device has no room.
     pub fn load(checkpoint: &Checkpoint, device: &Device) -> Result<Self> {
         let config = checkpoint.config()?;
-        let notes = Notes::default();
-        let root = Loader::new(checkpoint, device, &notes);
-        let places = root.length("encoder_pos_embed_learned", 1);
-        let (dim, token) = (root.length("z_proj.weight", 0), root.length("z_proj.weight", 1));
-        let width = root.length("decoder_embed.weight", 0);
-        let heads = config.count("heads").unwrap_or(if dim == 768 { 12 } else { 16 }).max(1);
-        let eps = config.number("norm_eps").unwrap_or(1e-6);
-        let cells = config.count("cells").unwrap_or(4);
-        let (side, across) = (places.isqrt(), cells.isqrt());
-        if across == 0 || across * across != cells || side * side != places || side % across != 0 {
-            notes.add(format!("{cells} \"cells\" do not tile a square grid of {places} tokens"));
-        }
-        let across = across.max(1);
-        let steps = config.count("num_steps").unwrap_or(50);
-        if steps < 2 {
-            notes.add(format!("\"num_steps\" is {steps}, expected at least 2"));
-        }
-        if !(dim / heads).is_multiple_of(4) || dim % heads != 0 || width != dim {
-            notes.add(format!("{heads} \"heads\" do not divide {dim} and {width} channels into multiples of 4"));
-            // Nothing after could be trusted.
-            return Err(notes.error(checkpoint));
-        }
-        let table = Table::grid(device, side, side, dim / heads, config.number("rope_base").unwrap_or(10_000.0))?;
-        let classes = ClassTable::load(&root, "class_emb.weight", dim)?;
-        let stage = |name: &str| Stage::load(&root, name, [places, dim], heads, eps);
-        let model = Self {
-            latents: Latents::load(
-                checkpoint,
-                &root,
-                &config,
-                [places, classes.classes()],
-                config.number("cfg").unwrap_or(3.0),
-            )?,
-            table: order::positions(&table, &cells_in_order(side, across))?,
-            across,
-            time: TimeEmbedding::load(&root, "time_embed", dim)?,
-            input: Linear::load(&root, "z_proj", [dim, token])?,
-            input_norm: root.vector("z_proj_ln.weight", &[dim])?,
-            encoder: stage("encoder")?,
-            middle: Linear::load(&root, "decoder_embed", [dim, dim])?,
-            decoder: stage("decoder")?,
-            output: Linear::load(&root, "pred", [token, dim])?,
-            classes,
-            steps,
-        };
-        notes.finish(checkpoint, &["mask", "rope.freqs", "rope.freqs_cos", "rope.freqs_sin"])?;
-        Ok(model)
+        checkpoint.build(device, &["mask", "rope.freqs", "rope.freqs_cos", "rope.freqs_sin"], |root, notes| {
+            let places = root.length("encoder_pos_embed_learned", 1);
+            let [dim, token] = root.lengths("z_proj.weight");
+            let [width, _] = root.lengths("decoder_embed.weight");
+            let heads = config.count("heads").unwrap_or(if dim == 768 { 12 } else { 16 }).max(1);
+            let eps = config.number("norm_eps").unwrap_or(1e-6);
+            let cells = config.count("cells").unwrap_or(4);
+            let (side, across) = (places.isqrt(), cells.isqrt());
+            if across == 0 || across * across != cells || side * side != places || side % across != 0 {
+                notes.add(format!("{cells} \"cells\" do not tile a square grid of {places} tokens"));
+            }
+            let across = across.max(1);
+            let steps = config.count("num_steps").unwrap_or(50);
+            if steps < 2 {
+                notes.add(format!("\"num_steps\" is {steps}, expected at least 2"));
+            }
+            if !(dim / heads).is_multiple_of(4) || dim % heads != 0 || width != dim {
+                notes.add(format!("{heads} \"heads\" do not divide {dim} and {width} channels into multiples of 4"));
+                // Nothing after could be trusted.
+                return Err(notes.error(checkpoint));
+            }
+            let table = Table::grid(device, side, side, dim / heads, config.number("rope_base").unwrap_or(10_000.0))?;
+            let classes = ClassTable::load(root, "class_emb.weight", dim)?;
+            let stage = |name: &str| Stage::load(root, name, [places, dim], heads, eps);
+            Ok(Self {
+                latents: Latents::load(
+                    checkpoint,
+                    root,
+                    &config,
+                    [places, classes.classes()],
+                    config.number("cfg").unwrap_or(3.0),
+                )?,
+                table: order::positions(&table, &cells_in_order(side, across))?,
+                across,
+                time: TimeEmbedding::load(root, "time_embed", dim)?,
+                input: Linear::load(root, "z_proj", [dim, token])?,
+                input_norm: root.vector("z_proj_ln.weight", &[dim])?,
+                encoder: stage("encoder")?,
+                middle: Linear::load(root, "decoder_embed", [dim, dim])?,
+                decoder: stage("decoder")?,
+                output: Linear::load(root, "pred", [token, dim])?,
+                classes,
+                steps,
+            })
+        })
     }
 
     /// The rotary table, cell by cell.

@@ -6,7 +6,6 @@ use super::{cos_sin, greedy, repeat, sampled, weights};
 use crate::Result;
 use crate::conform::{Computed, Dump, Values};
 use crate::tokenizer::flow::FlowTokenizer;
-use crate::weights::{Loader, Notes};
 use crate::zoo::dar_diffusion::DarDiffusion;
 
 pub(super) fn run<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
@@ -31,9 +30,7 @@ pub(super) fn run<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
 }
 
 fn tokenizer<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
-    let (checkpoint, notes) = (weights(dump)?, Notes::default());
-    let tokenizer = FlowTokenizer::load(&Loader::new(&checkpoint, dump.device, &notes), &dump.config)?;
-    notes.finish(&checkpoint, &[])?;
+    let tokenizer = weights(dump)?.build(dump.device, &[], |root, _| FlowTokenizer::load(root, &dump.config))?;
     let pixels = dump.tensor::<T>("image")?;
     let projected = tokenizer.projected(&pixels)?;
     let tokens = tokenizer.tokens(&projected)?;

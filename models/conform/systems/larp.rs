@@ -7,7 +7,6 @@ use crate::Result;
 use crate::conform::{Computed, Dump};
 use crate::decode::{Random, Sampler};
 use crate::tokenizer::video::VideoTokenizer;
-use crate::weights::{Loader, Notes};
 use crate::zoo::codes::DrawsCodes as _;
 use crate::zoo::larp::{Condition, Larp};
 
@@ -32,12 +31,15 @@ pub(super) fn run<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
 }
 
 fn tokenizer<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
-    let (checkpoint, notes) = (weights(dump)?, Notes::default());
-    let tokenizer = VideoTokenizer::load(&Loader::new(&checkpoint, dump.device, &notes), &dump.config)?;
-    notes.finish(&checkpoint, &[])?;
-    let [patches, latents, queries] = tokenizer.positions();
+    let checkpoint = weights(dump)?;
     // The dump has the queries without what they have in common.
-    let shared = checkpoint.floats("decoder_patch_query_token_type_embed")?;
+    let shared = "decoder_patch_query_token_type_embed";
+    let tokenizer = checkpoint.build(dump.device, &[], |root, _| {
+        root.length(shared, 0);
+        VideoTokenizer::load(root, &dump.config)
+    })?;
+    let [patches, latents, queries] = tokenizer.positions();
+    let shared = checkpoint.floats(shared)?;
     let shared = Tensor::from_vec(dump.device, &[1, 1, shared.len()], shared)?;
     let queries = elementwise::add(queries, &elementwise::scale_add(&shared, -1.0, &shared, 0.0)?)?;
     let projected = tokenizer.projected::<T>(&dump.tensor("video")?)?;

@@ -6,7 +6,7 @@ use super::{mapped, recorded, weights};
 use crate::Result;
 use crate::conform::{Computed, Dump};
 use crate::tokenizer::maskgit::MaskGitVqGan;
-use crate::weights::{Checkpoint, Loader, Notes};
+use crate::weights::Checkpoint;
 use crate::zoo::rar::Rar;
 
 pub(super) fn run<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
@@ -42,9 +42,7 @@ fn taken(tokens: &Tensor<u32>, orders: &[u32]) -> Result<Tensor<u32>> {
 }
 
 fn tokenizer<T: Float>(checkpoint: &Checkpoint, dump: &Dump<'_>) -> Result<Vec<Computed>> {
-    let notes = Notes::default();
-    let tokenizer = MaskGitVqGan::load(&Loader::new(checkpoint, dump.device, &notes))?;
-    notes.finish(checkpoint, &[])?;
+    let tokenizer = checkpoint.build(dump.device, &[], |root, _| MaskGitVqGan::load(root))?;
     let latents = tokenizer.latents(&dump.tensor::<T>("image")?)?;
     let tokens = tokenizer.tokens(&latents)?;
     let codes = tokenizer.quantised::<T>(&tokens, [latents.shape()[2], latents.shape()[3]])?;
