@@ -17,12 +17,13 @@ struct StateDict {
 }
 
 /// Of two that could be at one place the first is: some have all names of another and more.
-const STATE_DICTS: [StateDict; 20] = [
+const STATE_DICTS: [StateDict; 26] = [
     transformer("arpg", "", ["layers.cross_dec.0.attn.to_q.weight", "layers.cross_dec.0.attn.to_k.weight"]),
     transformer("rar", "", ["target_aware_pos_embed", "timesteps_embeddings"]),
     transformer("randar", "", ["pos_instruct_embeddings", "pos_instruct_embeddings"]),
     transformer("far", "", ["diffloss.net.index_cond_embed.weight", "diffloss.net.index_cond_embed.bias"]),
     transformer("xar", "", ["decoder_blocks.0.mlp.fc1_g.weight", "decoder_blocks.0.mlp.fc1_x.weight"]),
+    transformer("transdiff", "", ["diffdecoder.net.input_proj.weight", "diffdecoder.net.cond_embed.weight"]),
     transformer("lpd", "", ["z_proj_ln.weight", "z_proj_ln.bias"]),
     transformer("nar", "", ["medusa_output.weight", "output_D.weight"]),
     transformer("par", "", ["spe_tok_embeddings.special_embeddings.weight", "spe_tok_embeddings.weight"]),
@@ -30,10 +31,15 @@ const STATE_DICTS: [StateDict; 20] = [
     transformer("maskgil", "", ["tok_emb.weight", "tok_emb.weight"]),
     transformer("hmar", "hmar.", ["word_embed_bias", "mask_blocks.0.attn.mat_qkv.weight"]),
     transformer("arinar", "", ["arhead.start_token", "arhead.input_proj.weight"]),
+    transformer("hart", "hart.", ["context_embed.weight", "blocks.0.attn.qkv_proj.weight"]),
     transformer("mar", "mar.", ["diffloss.net.cond_embed.weight", "encoder_pos_embed_learned"]),
     transformer("spherear", "", ["pos_for_diff.weight", "head.net.cond_embed.weight"]),
+    transformer("aim", "mamba.", ["backbone.layers.0.mixer.A_log", "backbone.cls_embed.embedding_table.weight"]),
+    transformer("controlar", "", ["adapter_mlp.fc1.weight", "condition_mlp.cap_proj.fc1.weight"]),
+    transformer("infinity", "", ["text_proj_for_sos.ca.mat_q", "text_proj_for_ca.0.weight"]),
     shared("dar_diffusion", "", ["tok_embeddings.weight", "layers.0.attention.wqkv.weight"]),
     transformer("llamagen", "gpt.", ["tok_embeddings.weight", "layers.0.attention.wqkv.weight"]),
+    transformer("mvar", "mvar.", ["blocks.0.mamba.A_log", "blocks.0.mamba.dt_bias"]),
     shared("flexvar", "var.", ["pos_1LC", "blocks.0.attn.mat_qkv.weight"]),
     transformer("var", "var.", ["pos_1LC", "blocks.0.attn.mat_qkv.weight"]),
     tokenizer("vq.", ["decoder.mid.0.conv1.weight", "encoder.mid.0.conv1.weight"]),

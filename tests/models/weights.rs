@@ -78,6 +78,36 @@ fn load(files: &[impl AsRef<Path>], device: &Device) -> Result<Box<dyn Generator
     zoo::load::<f32>(&Checkpoint::open_all(files)?, device)
 }
 
+#[test]
+fn names_as_they_are_published_get_the_prefixes_of_here() {
+    let folder = folder();
+    let path = folder.path().join("weights.safetensors");
+    for (dump, prefix) in [
+        ("aim_plain", "mamba."),
+        ("controlar_t2i", ""),
+        ("hart_plain", "hart."),
+        ("infinity_patchify", ""),
+        ("mvar_l2", "mvar."),
+        ("transdiff_mrar", ""),
+    ] {
+        let dump = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../tests/dumps/models/{dump}.safetensors"));
+        let bytes = std::fs::read(&dump).expect("a dump");
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("a dump");
+        let own = |name: &str| Some(name.strip_prefix("w.")?.strip_prefix(prefix)?.to_owned());
+        let system = Checkpoint::open(&dump).expect("a dump").metadata("system").map(str::to_owned);
+        for nested in ["", "module."] {
+            let weights = tensors.iter().filter_map(|(name, tensor)| Some((format!("{nested}{}", own(name)?), tensor)));
+            safetensors::serialize_to_file(weights, None, &path).expect("room");
+            let opened = Checkpoint::open_all(&[&path]).expect("a file of safetensors");
+            assert_eq!(opened.system().map(str::to_owned), system);
+            let mut expected: Vec<_> =
+                tensors.names().into_iter().filter_map(own).map(|own| format!("{prefix}{own}")).collect();
+            expected.sort();
+            assert!(opened.names().eq(expected.iter().map(String::as_str)), "{system:?}");
+        }
+    }
+}
+
 fn draw(generator: &dyn Generator) -> Result<Drawn, Error> {
     let sampling = smalti_models::Sampling { seed: 3, ..generator.sampling() };
     generator.draw(&[7, 2], 0, &sampling, &mut |_, _| ControlFlow::Continue(()))
@@ -274,8 +304,25 @@ fn sizes_beyond_memory_are_errors() {
 
 #[test]
 fn systems_are_known_by_the_names_of_their_tensors() {
-    const KNOWN: [&str; 11] =
-        ["arpg", "hmar", "larp", "llamagen", "lpd", "maskgil", "nar", "par", "randar", "rar", "var"];
+    const KNOWN: [&str; 17] = [
+        "aim",
+        "arpg",
+        "controlar",
+        "hart",
+        "hmar",
+        "infinity",
+        "larp",
+        "llamagen",
+        "lpd",
+        "maskgil",
+        "mvar",
+        "nar",
+        "par",
+        "randar",
+        "rar",
+        "transdiff",
+        "var",
+    ];
     let folder = folder();
     let dumps = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/dumps/models")).expect("dumps");
     for dump in dumps.map(|entry| entry.expect("an entry").path()) {
