@@ -2,6 +2,8 @@
 
 use std::ops::ControlFlow;
 
+use crate::zoo::captions::CaptionFeatures;
+
 /// How tokens are drawn.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sampling {
@@ -39,11 +41,11 @@ pub struct Given<'a> {
     pub anew: &'a [bool],
 }
 
-/// A class-conditional picture generator with its weights on a device.
+/// A picture generator with its weights on a device, given classes or captions.
 pub trait Generator {
     /// The system's name, as in a dump's metadata.
     fn system(&self) -> &'static str;
-    /// Class names in label order; numbers as text where the weights name none.
+    /// Class names in label order; numbers as text where the weights name none, or of captions.
     fn classes(&self) -> &[String];
     /// How the weights' authors sample.
     fn sampling(&self) -> Sampling;
@@ -61,6 +63,24 @@ pub trait Generator {
     /// [`Error::Request`] if the system has no such decoder; [`Error::Op`] if the device has no room.
     fn use_decoder(&mut self, name: &str) -> Result<()> {
         Err(Error::Request(format!("{} has no decoder \"{name}\", only its own", self.system())))
+    }
+    /// Draws from these captions from now on; [`Generator::classes`] are then their numbers.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if the system draws from classes, or the features are not those of its text encoder.
+    fn use_captions(&mut self, _captions: CaptionFeatures) -> Result<()> {
+        Err(Error::Request(format!("{} draws from classes, not from captions", self.system())))
+    }
+    /// Height and width of the control picture that it draws under, if it does.
+    fn control_size(&self) -> Option<[usize; 2]> {
+        None
+    }
+    /// Draws under this control picture from now on, `[3, height, width]` in [-1, 1].
+    ///
+    /// # Errors
+    /// [`Error::Request`] if the system takes none or it has another size than [`Generator::control_size`].
+    fn use_control(&mut self, _planes: &[f32]) -> Result<()> {
+        Err(Error::Request(format!("{} takes no control picture", self.system())))
     }
     /// Draws one picture per label. Picture `i` of the call is picture `first_picture + i` of the run: that number
     /// and the seed alone choose its random numbers, so that batches and shards do not change tokens.

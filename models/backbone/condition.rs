@@ -96,6 +96,12 @@ impl Captions {
         self.none.shape()[0]
     }
 
+    /// Channels of a row.
+    #[must_use]
+    pub fn features(&self) -> usize {
+        self.none.shape()[1]
+    }
+
     /// The rows of captions `[batch, rows, features]`, then, if `guided`, as many of no caption:
     /// `[batch or 2 batch, rows, dim]`.
     ///

@@ -71,6 +71,7 @@ Examples:
   smalti generate --weights c2i_B_256.pt --weights vq_ds16_c2i.pt --class 207 --count 1
   smalti generate --model var --class heart --image face.png --mask mouth.png --count 4
   smalti generate --model maskgil --weights maskgil.pt --weights vq_ds16_c2i.pt
+  smalti generate --model controlar --weights c2i.safetensors --weights vq_ds16_c2i.pt --control edges.png --class 207
   smalti generate --count 1000 --shard 3/8 --out part-3.png    the third of eight parts of one run")]
 pub struct Generate {
     #[command(flatten)]
@@ -78,6 +79,14 @@ pub struct Generate {
     /// A class by name or number; may be given several times [default: all]
     #[arg(long = "class", value_name = "NAME|NUMBER")]
     pub classes: Vec<String>,
+    /// Features of captions to draw, for systems that draw from text: a safetensors file of what the system's text
+    /// encoder gives, `features` [captions, rows, channels], and, if captions are padded at their ends, `lengths`
+    /// [captions] (i32); --class then picks captions by number
+    #[arg(long, value_name = "FILE")]
+    pub captions: Option<PathBuf>,
+    /// The control picture of ControlAR: edges, depth or segments, brought to the model's size
+    #[arg(long, value_name = "PNG")]
+    pub control: Option<PathBuf>,
     /// How many pictures in all, going round the classes
     #[arg(long, default_value_t = 20)]
     pub count: usize,

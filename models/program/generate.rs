@@ -9,6 +9,7 @@ use std::time::Instant;
 use indicatif::{ProgressBar, ProgressStyle};
 use smalti::{Backend, Device, bf16, f16};
 use smalti_models::weights::Checkpoint;
+use smalti_models::zoo::captions::CaptionFeatures;
 use smalti_models::{Drawn, Error, Generator, Given, Sampling, zoo};
 
 use super::args::{DtypeOption, Generate, Model, Shard};
@@ -33,6 +34,7 @@ pub fn run(options: &Generate) -> Result<ExitCode, Failure> {
     if let Some(decoder) = &options.decoder {
         generator.use_decoder(decoder).map_err(|error| Failure::Input(format!("--decoder: {error}")))?;
     }
+    ask(generator.as_mut(), options)?;
     let default = PathBuf::from(if generator.has_tokenizer() { "smalti.png" } else { "smalti.safetensors" });
     let path = options.out.as_ref().unwrap_or(&default);
     let output = named.map_or_else(|| reserve(path), Ok)?;
@@ -111,6 +113,25 @@ pub fn run(options: &Generate) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Gives the generator what it draws from besides classes.
+fn ask(generator: &mut dyn Generator, options: &Generate) -> Result<(), Failure> {
+    if let Some(path) = &options.captions {
+        let captions = Checkpoint::open(path).and_then(|file| CaptionFeatures::read(&file));
+        let taken = captions.and_then(|captions| generator.use_captions(captions));
+        taken.map_err(|error| Failure::Input(format!("--captions: {error}")))?;
+    }
+    let system = generator.system();
+    match (&options.control, generator.control_size()) {
+        (Some(path), Some(size)) => {
+            let planes = Picture::read_png(path).and_then(|picture| picture.planes(size)).map_err(Failure::Input)?;
+            generator.use_control(&planes).map_err(|error| Failure::Input(format!("--control: {error}")))
+        }
+        (None, Some(_)) => Err(Failure::Input(format!("{system} draws under a control picture: give --control PNG"))),
+        (Some(_), None) => Err(Failure::Input(format!("--control: {system} takes no control picture"))),
+        (None, None) => Ok(()),
+    }
+}
+
 /// A picture in the model's size, and which of its pixels are drawn anew.
 fn read_given(image: &Path, mask: &Path, size: [usize; 2]) -> Result<(Vec<f32>, Vec<bool>), String> {
     let planes = Picture::read_png(image)?.planes(size)?;
@@ -123,7 +144,7 @@ fn read_given(image: &Path, mask: &Path, size: [usize; 2]) -> Result<(Vec<f32>, 
     Ok((planes, anew))
 }
 
-/// What pictures would be decoded from, as safetensors: `tokens` or `latents`, and the class of each picture.
+/// What pictures would be decoded from, as safetensors: `tokens`, `latents` or both, and the class of each picture.
 fn undecoded(
     drawn: &Drawn,
     labels: &[u32],
@@ -134,19 +155,20 @@ fn undecoded(
     use safetensors::{Dtype, tensor::TensorView};
     let numbers = |numbers: &[u32]| numbers.iter().flat_map(|number| number.to_le_bytes()).collect::<Vec<u8>>();
     let pictures = labels.len();
-    let (name, dtype, shape, bytes) = if drawn.latents.is_empty() {
-        let tokens = drawn.tokens.concat();
-        ("tokens", Dtype::U32, vec![pictures, tokens.len() / pictures.max(1)], numbers(&tokens))
-    } else {
+    let numbers_of = numbers(labels);
+    let mut tensors = vec![("labels", TensorView::new(Dtype::U32, vec![pictures], &numbers_of))];
+    let tokens = numbers(&drawn.tokens.concat());
+    if !tokens.is_empty() {
+        let shape = vec![pictures, tokens.len() / 4 / pictures.max(1)];
+        tensors.push(("tokens", TensorView::new(Dtype::U32, shape, &tokens)));
+    }
+    let latents: Vec<u8> = drawn.latents.iter().flatten().flat_map(|value| value.to_le_bytes()).collect();
+    if !latents.is_empty() {
         let shape = [&[pictures], &drawn.latent_shape[..]].concat();
-        let bytes = drawn.latents.iter().flatten().flat_map(|value| value.to_le_bytes()).collect();
-        ("latents", Dtype::F32, shape, bytes)
-    };
-    let labels = numbers(labels);
-    let tensors = [
-        (name, TensorView::new(dtype, shape, &bytes).map_err(std::io::Error::other)?),
-        ("labels", TensorView::new(Dtype::U32, vec![pictures], &labels).map_err(std::io::Error::other)?),
-    ];
+        tensors.push(("latents", TensorView::new(Dtype::F32, shape, &latents)));
+    }
+    let sound = |(name, tensor): (&'static str, Result<_, _>)| Ok((name, tensor.map_err(std::io::Error::other)?));
+    let tensors = tensors.into_iter().map(sound).collect::<std::io::Result<Vec<_>>>()?;
     let notes = [
         ("system", system.to_owned()),
         ("seed", sampling.seed.to_string()),
@@ -290,7 +312,7 @@ fn sampling(generator: &dyn Generator, options: &Generate) -> Result<Sampling, F
 fn labels(classes: &[String], wanted: &[String]) -> Result<Vec<u32>, Failure> {
     if classes.is_empty() {
         return Err(Failure::Input(
-            "these weights draw captions, not classes: give them text features as a library".to_owned(),
+            "these weights draw from text: give the features of captions with --captions FILE".to_owned(),
         ));
     }
     if wanted.is_empty() {

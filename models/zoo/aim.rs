@@ -70,7 +70,9 @@ impl Aim {
     /// [`crate::Error::Weights`] with every tensor that does not fit; [`crate::Error::Op`] if the device has no room.
     pub fn load(checkpoint: &Checkpoint, device: &Device) -> Result<Self> {
         let config = checkpoint.config()?;
-        checkpoint.build(device, &["lm_head.weight"], |root, _| {
+        // The head is the table of codes.
+        let unread = ["lm_head.weight"];
+        checkpoint.build(device, &unread, |root, _| {
             let at = root.at("mamba.backbone");
             let (words, places) = ("embeddings.word_embeddings.weight", "embeddings.position_embeddings.weight");
             let (rows, dim, held) = (at.length(words, 0), at.length(words, 1), at.length(places, 0));
@@ -117,7 +119,6 @@ impl Aim {
                 codes,
                 classes,
             };
-            // The head is the table of codes.
             Ok(model)
         })
     }

@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 
 use smalti::{Device, Float, Tensor, elementwise};
 
+use super::captions::CaptionFeatures;
 use super::class_names;
 use super::llamagen::{per_entry, to_host};
 use crate::decode::{Random, Sampler, Steps, normals_of_places};
@@ -72,6 +73,11 @@ impl Codes {
                 None
             },
         })
+    }
+
+    /// Draws captions, by their numbers.
+    pub(super) fn set_captions(&mut self, captions: &CaptionFeatures) {
+        self.names = captions.names();
     }
 
     /// Sets the guidance scale of the weights' authors.
@@ -149,6 +155,27 @@ pub trait DrawsCodes {
     /// The parts around the network.
     fn codes(&self) -> &Codes;
 
+    /// See [`Generator::use_captions`].
+    ///
+    /// # Errors
+    /// As there.
+    fn use_captions(&mut self, _captions: CaptionFeatures) -> Result<()> {
+        Err(Error::Request(format!("{} draws from classes, not from captions", Self::SYSTEM)))
+    }
+
+    /// See [`Generator::control_size`].
+    fn control_size(&self) -> Option<[usize; 2]> {
+        None
+    }
+
+    /// See [`Generator::use_control`].
+    ///
+    /// # Errors
+    /// As there.
+    fn use_control(&mut self, _planes: &[f32]) -> Result<()> {
+        Err(Error::Request(format!("{} takes no control picture", Self::SYSTEM)))
+    }
+
     /// Draws the tokens of one picture per label, `[batch, places]` in raster order, computing in `T`.
     ///
     /// # Errors
@@ -189,6 +216,18 @@ impl<T: Float, M: DrawsCodes> Generator for InDtype<T, M> {
 
     fn picture_size(&self) -> [usize; 2] {
         self.0.codes().picture_size()
+    }
+
+    fn use_captions(&mut self, captions: CaptionFeatures) -> Result<()> {
+        self.0.use_captions(captions)
+    }
+
+    fn control_size(&self) -> Option<[usize; 2]> {
+        self.0.control_size()
+    }
+
+    fn use_control(&mut self, planes: &[f32]) -> Result<()> {
+        self.0.use_control(planes)
     }
 
     fn draw(

@@ -19,7 +19,8 @@ use smalti::resize::{self, Mode};
 use smalti::rope::{NullRows, Table};
 use smalti::{Device, Float, Tensor, Weight, elementwise, embedding, linear, norm};
 
-use super::codes::Codes;
+use super::captions::CaptionFeatures;
+use super::codes::{Codes, DrawsCodes};
 use crate::backbone::condition::{Captions, ClassTable, Projection, padding_bias};
 use crate::backbone::llama::{Blocks, Sizes};
 use crate::backbone::vit::{LayerNorm, Names, PatchEmbedding, Vit};
@@ -44,6 +45,12 @@ pub struct ControlAr {
     norm: Tensor<f32>,
     output: Weight,
     table: Table,
+    /// How much of the control comes in.
+    strength: f32,
+    /// What pictures are drawn from.
+    captions: Option<CaptionFeatures>,
+    /// `[3, height, width]`.
+    picture: Option<Vec<f32>>,
 }
 
 #[expect(clippy::large_enum_variant, reason = "a model holds one, so its size does not matter")]
@@ -95,6 +102,12 @@ impl Encoder {
             norm: LayerNorm::load(loader, "layernorm", dim, eps)?,
             resized,
         })
+    }
+
+    /// The picture that has a patch for each of these cells. Patches of 14 pixels stand for tokens of 16.
+    fn picture_size(&self, grid: [usize; 2]) -> [usize; 2] {
+        let patch = if self.resized.is_some() { [16, 16] } else { self.patches.patch() };
+        [grid[0] * patch[0], grid[1] * patch[1]]
     }
 
     /// The picture as the encoder reads it, if it is not read as it is.
@@ -213,6 +226,9 @@ impl ControlAr {
                 asked,
                 condition_len,
                 codes,
+                strength: config.number("control_strength").unwrap_or(1.0),
+                captions: None,
+                picture: None,
             })
         })
     }
@@ -339,6 +355,60 @@ impl ControlAr {
         }
         let mut running = self.running(before.shape()[0], control, strength, visible)?;
         sequential(&mut running, before, batch, self.codes.places(), |_| cfg, sampler, steps)
+    }
+}
+
+impl DrawsCodes for ControlAr {
+    const SYSTEM: &'static str = "controlar";
+
+    fn codes(&self) -> &Codes {
+        &self.codes
+    }
+
+    fn use_captions(&mut self, captions: CaptionFeatures) -> Result<()> {
+        let Asked::Captions(known) = &self.asked else {
+            return Err(Error::Request("controlar: this model is conditioned on classes, not on captions".to_owned()));
+        };
+        // Whether they fit is seen now, not in the middle of the work.
+        captions.last::<f32>(&self.codes.device, &[], [known.rows(), known.features()])?;
+        self.codes.set_captions(&captions);
+        self.captions = Some(captions);
+        Ok(())
+    }
+
+    fn control_size(&self) -> Option<[usize; 2]> {
+        Some(self.encoder.picture_size([self.codes.side(); 2]))
+    }
+
+    fn use_control(&mut self, planes: &[f32]) -> Result<()> {
+        let [height, width] = self.encoder.picture_size([self.codes.side(); 2]);
+        if planes.len() != 3 * height * width {
+            return Err(Error::Request(format!("a control picture has {height} x {width} pixels, three values each")));
+        }
+        self.picture = Some(planes.to_vec());
+        Ok(())
+    }
+
+    fn generate<T: Float>(&self, labels: &[u32], sampler: &Sampler<'_>, steps: Steps<'_, T>) -> Result<Tensor<u32>> {
+        let missing = || Error::Request("controlar draws under a control picture, which was not given".to_owned());
+        let planes = self.picture.as_ref().ok_or_else(missing)?;
+        let [height, width] = self.encoder.picture_size([self.codes.side(); 2]);
+        let values = planes.iter().map(|value| T::from_f32(*value)).collect();
+        let one = self.control::<T>(&Tensor::from_vec(&self.codes.device, &[1, 3, height, width], values)?)?;
+        let each = |tokens: &Tensor<T>| {
+            let &[_, places, dim] = tokens.shape() else { unreachable!("a projection keeps axes") };
+            Ok(tokens.broadcast(&[labels.len(), places, dim])?.contiguous()?)
+        };
+        let control = Control { tokens: one.tokens.iter().map(each).collect::<Result<_>>()?, ..one };
+        match (&self.asked, &self.captions) {
+            (Asked::Captions(known), Some(captions)) => {
+                let shape = [known.rows(), known.features()];
+                let (features, visible) = captions.last::<T>(&self.codes.device, labels, shape)?;
+                let condition = Condition::Captions(&features);
+                self.generate(&condition, Some(&visible), &control, self.strength, sampler, steps)
+            }
+            _ => self.generate(&Condition::Classes(labels), None, &control, self.strength, sampler, steps),
+        }
     }
 }
 

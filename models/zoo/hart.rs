@@ -21,19 +21,23 @@
 //!
 //! The file is long because its rotary table, which is no rotation for cells, its network and its last scale are its own.
 
+use std::ops::ControlFlow;
+
 use smalti::attention::{KvCache, Mask};
 use smalti::sample::{self, Filter, Guidance};
 use smalti::{Device, Float, Tensor, Weight, activation, copy, elementwise, embedding, linear, norm};
 
-use super::codes::go_on;
+use super::captions::CaptionFeatures;
+use super::codes::{go_on, to_planes};
+use super::llamagen::to_host;
 use crate::backbone::adaln::{ModulatedHead, Norm, SelfAttention};
 use crate::backbone::condition::TimeEmbedding;
 use crate::backbone::vit::Linear;
-use crate::decode::{Normals, Sampler, Steps, concatenate, guide, twice};
+use crate::decode::{Chance, Normals, OfPlaces, Random, Sampler, Steps, concatenate, guide, twice};
 use crate::head::diffusion::DiffusionHead;
 use crate::tokenizer::multi_scale::MultiScaleTokenizer;
 use crate::weights::Checkpoint;
-use crate::{Error, Result, Sampling};
+use crate::{Drawn, Error, Generator, Result, Sampling};
 
 /// The official scales, for 1024 pixels.
 const PATCH_NUMS: [usize; 14] = [1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64];
@@ -60,6 +64,11 @@ pub struct Hart<T: smalti::Element> {
     rest_head: DiffusionHead,
     tokenizer: MultiScaleTokenizer,
     sampling: Sampling,
+    /// Channels of a row of a text.
+    text: usize,
+    /// What it draws, and their numbers.
+    captions: Option<CaptionFeatures>,
+    names: Vec<String>,
 }
 
 struct Block<T: smalti::Element> {
@@ -141,78 +150,77 @@ impl<T: Float> Hart<T> {
     /// [`Error::Weights`] with every tensor that does not fit; [`Error::Op`] if the device has no room.
     pub fn load(checkpoint: &Checkpoint, device: &Device) -> Result<Self> {
         let config = checkpoint.config()?;
-        checkpoint.build(
-            device,
-            &["ema_vocab_hit_SV", "attn_bias_for_masking", "lvl_1L", "zero_k_bias"],
-            |root, notes| {
-                let hart = root.at("hart");
-                let patch_nums = config.counts("patch_nums").unwrap_or_else(|| PATCH_NUMS.to_vec());
-                let sides = patch_nums.iter().all(|side| (1..=LONGEST_SIDE).contains(side));
-                if !(2..=LONGEST_SIDE).contains(&patch_nums.len()) || !sides || patch_nums[0] != 1 {
-                    notes.add(format!("patch_nums {patch_nums:?} are not a 1 and more sides up to {LONGEST_SIDE}"));
-                    return Err(notes.error(checkpoint));
-                }
-                let [dim, channels] = hart.lengths("word_embed.weight");
-                let text = hart.length("context_embed.weight", 1);
-                let heads = config.count("num_heads").unwrap_or(dim / 64).max(1);
-                if !dim.is_multiple_of(4 * heads) {
-                    notes.add(format!("{heads} heads do not fit {dim} channels"));
-                    return Err(notes.error(checkpoint));
-                }
-                let eps = config.number("norm_eps").unwrap_or(1e-6);
-                let blocks = (0..hart.count("blocks")).map(|index| {
-                    let at = hart.at("blocks").at(index);
-                    let hidden = at.length("ffn.gate_proj.weight", 0);
-                    Ok(Block {
-                        norm: Norm::layer_or_rms(&at, "ln_wo_grad", dim, eps)?,
-                        attn: SelfAttention::load(&at.at("attn"), "qkv_proj", dim, heads)?,
-                        gate: at.weight("ffn.gate_proj.weight", &[hidden, dim])?,
-                        up: at.weight("ffn.up_proj.weight", &[hidden, dim])?,
-                        down: at.weight("ffn.down_proj.weight", &[dim, hidden])?,
-                    })
-                });
-                let blocks = blocks.collect::<Result<Vec<_>>>()?;
-                let rest = hart.at("diffloss.net");
-                let model = Self {
-                    device: device.clone(),
-                    dim,
-                    heads,
-                    theta: f64::from(config.number("rope_theta").unwrap_or(10_000.0)),
-                    text_norm: Norm::layer_or_rms(&hart, "context_norm", text, eps)?,
-                    text_embed: Linear::load(&hart, "context_embed", [dim, text])?,
-                    level_layers: TimeEmbedding::load(&hart, "lvl_embed", dim)?,
-                    word_embed: Linear::load(&hart, "word_embed", [dim, channels])?,
-                    blocks,
-                    head: ModulatedHead::load(&hart, "head_nm", "head", dim, eps)?,
-                    rest_norm: Norm::layer_or_rms(&hart, "decoder_norm", dim, eps)?,
-                    rest_head: DiffusionHead::load(&rest, config.count("num_sampling_steps").unwrap_or(8))?.within(1.0),
-                    tokenizer: MultiScaleTokenizer::load(
-                        &root.at("vae"),
-                        notes,
-                        &patch_nums,
-                        config.count("norm_groups").unwrap_or(32),
-                        config.number("quant_resi").unwrap_or(0.5),
-                    )?,
-                    patch_nums,
-                    sampling: Sampling {
-                        cfg: config.number("cfg").unwrap_or(4.5),
-                        temperature: 1.0,
-                        top_k: config.count("top_k").unwrap_or(600),
-                        top_p: config.number("top_p").filter(|top_p| *top_p > 0.0).unwrap_or(1.0),
-                        seed: 0,
-                    },
-                };
-                let quantiser = model.tokenizer.quantiser();
-                if [channels, model.rest_head.channels()].iter().any(|read| *read != 0 && *read != quantiser.channels())
-                {
-                    let (codes, rest) = (quantiser.channels(), model.rest_head.channels());
-                    notes.add(format!(
-                        "codes of {codes} channels, inputs of {channels}, a rest of {rest}: expected as many"
-                    ));
-                }
-                Ok(model)
-            },
-        )
+        let unread = ["ema_vocab_hit_SV", "attn_bias_for_masking", "lvl_1L", "zero_k_bias"];
+        checkpoint.build(device, &unread, |root, notes| {
+            let hart = root.at("hart");
+            let patch_nums = config.counts("patch_nums").unwrap_or_else(|| PATCH_NUMS.to_vec());
+            let sides = patch_nums.iter().all(|side| (1..=LONGEST_SIDE).contains(side));
+            if !(2..=LONGEST_SIDE).contains(&patch_nums.len()) || !sides || patch_nums[0] != 1 {
+                notes.add(format!("patch_nums {patch_nums:?} are not a 1 and more sides up to {LONGEST_SIDE}"));
+                return Err(notes.error(checkpoint));
+            }
+            let [dim, channels] = hart.lengths("word_embed.weight");
+            let text = hart.length("context_embed.weight", 1);
+            let heads = config.count("num_heads").unwrap_or(dim / 64).max(1);
+            if !dim.is_multiple_of(4 * heads) {
+                notes.add(format!("{heads} heads do not fit {dim} channels"));
+                return Err(notes.error(checkpoint));
+            }
+            let eps = config.number("norm_eps").unwrap_or(1e-6);
+            let blocks = (0..hart.count("blocks")).map(|index| {
+                let at = hart.at("blocks").at(index);
+                let hidden = at.length("ffn.gate_proj.weight", 0);
+                Ok(Block {
+                    norm: Norm::layer_or_rms(&at, "ln_wo_grad", dim, eps)?,
+                    attn: SelfAttention::load(&at.at("attn"), "qkv_proj", dim, heads)?,
+                    gate: at.weight("ffn.gate_proj.weight", &[hidden, dim])?,
+                    up: at.weight("ffn.up_proj.weight", &[hidden, dim])?,
+                    down: at.weight("ffn.down_proj.weight", &[dim, hidden])?,
+                })
+            });
+            let blocks = blocks.collect::<Result<Vec<_>>>()?;
+            let rest = hart.at("diffloss.net");
+            let model = Self {
+                device: device.clone(),
+                dim,
+                heads,
+                theta: f64::from(config.number("rope_theta").unwrap_or(10_000.0)),
+                text_norm: Norm::layer_or_rms(&hart, "context_norm", text, eps)?,
+                text_embed: Linear::load(&hart, "context_embed", [dim, text])?,
+                level_layers: TimeEmbedding::load(&hart, "lvl_embed", dim)?,
+                word_embed: Linear::load(&hart, "word_embed", [dim, channels])?,
+                blocks,
+                head: ModulatedHead::load(&hart, "head_nm", "head", dim, eps)?,
+                rest_norm: Norm::layer_or_rms(&hart, "decoder_norm", dim, eps)?,
+                rest_head: DiffusionHead::load(&rest, config.count("num_sampling_steps").unwrap_or(8))?.within(1.0),
+                tokenizer: MultiScaleTokenizer::load(
+                    &root.at("vae"),
+                    notes,
+                    &patch_nums,
+                    config.count("norm_groups").unwrap_or(32),
+                    config.number("quant_resi").unwrap_or(0.5),
+                )?,
+                patch_nums,
+                text,
+                captions: None,
+                names: Vec::new(),
+                sampling: Sampling {
+                    cfg: config.number("cfg").unwrap_or(4.5),
+                    temperature: 1.0,
+                    top_k: config.count("top_k").unwrap_or(600),
+                    top_p: config.number("top_p").filter(|top_p| *top_p > 0.0).unwrap_or(1.0),
+                    seed: 0,
+                },
+            };
+            let quantiser = model.tokenizer.quantiser();
+            if [channels, model.rest_head.channels()].iter().any(|read| *read != 0 && *read != quantiser.channels()) {
+                let (codes, rest) = (quantiser.channels(), model.rest_head.channels());
+                notes.add(format!(
+                    "codes of {codes} channels, inputs of {channels}, a rest of {rest}: expected as many"
+                ));
+            }
+            Ok(model)
+        })
     }
 
     /// How its authors sample.
@@ -481,5 +489,66 @@ impl<T: Float> Hart<T> {
             return Ok(Hybrid { tokens, inputs, condition, rest, latents });
         }
         unreachable!("the load finds at least two scales")
+    }
+}
+
+impl<T: Float> Generator for Hart<T> {
+    fn system(&self) -> &'static str {
+        "hart"
+    }
+
+    fn classes(&self) -> &[String] {
+        &self.names
+    }
+
+    fn sampling(&self) -> Sampling {
+        self.sampling
+    }
+
+    fn tokens_per_picture(&self) -> usize {
+        self.places()
+    }
+
+    fn has_tokenizer(&self) -> bool {
+        self.tokenizer.has_decoder()
+    }
+
+    fn picture_size(&self) -> [usize; 2] {
+        [self.cells().isqrt() * self.tokenizer.factor(); 2]
+    }
+
+    fn use_captions(&mut self, captions: CaptionFeatures) -> Result<()> {
+        // Whether they fit is seen now, not in the middle of the work.
+        captions.first::<f32>(&self.device, &[], self.text)?;
+        self.names = captions.names();
+        self.captions = Some(captions);
+        Ok(())
+    }
+
+    fn draw(
+        &self,
+        labels: &[u32],
+        first_picture: u64,
+        sampling: &Sampling,
+        progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> Result<Drawn> {
+        let missing = || Error::Request("hart draws from features of captions, which were not given".to_owned());
+        let captions = self.captions.as_ref().ok_or_else(missing)?;
+        let (features, lengths) = captions.first::<T>(&self.device, labels, self.text)?;
+        // Padding stands where the text ends.
+        let of_text = |length: usize| (0..captions.rows()).map(move |row| row.min(length - 1) as i32);
+        let positions = lengths.into_iter().flat_map(of_text).collect();
+        let (places, cells) = (self.places(), self.cells());
+        let sampler = Sampler { sampling: *sampling, random: Random::Philox { first_picture }, places };
+        let mut chance = OfPlaces::new(&sampler);
+        let last = |picture: usize| (places - cells..places).map(move |place| (picture, place));
+        chance.begin(&(0..labels.len()).flat_map(last).collect::<Vec<_>>());
+        let mut normals = |rows: usize, channels: usize| chance.normals(rows, channels);
+        let all = labels.len() * places;
+        let steps: Steps<'_, T> = &mut |done, _| progress(done * labels.len(), all);
+        let hybrid = self.generate(&Text { features, positions }, &sampler, &mut normals, None, steps)?;
+        let pixels = self.has_tokenizer().then(|| self.tokenizer.decode(&hybrid.latents)).transpose()?;
+        let tokens = to_host::<T>(&hybrid.tokens, None)?.tokens;
+        Ok(Drawn { tokens, ..to_planes(&hybrid.latents, pixels.as_ref())? })
     }
 }

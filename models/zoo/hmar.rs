@@ -91,61 +91,58 @@ impl<T: Float> Hmar<T> {
     /// [`crate::Error::Weights`] with every tensor that does not fit; [`crate::Error::Op`] if the device has no room.
     pub fn load(checkpoint: &Checkpoint, device: &Device) -> Result<Self> {
         let config = checkpoint.config()?;
-        checkpoint.build(
-            device,
-            &["ema_vocab_hit_SV", "attn_bias_for_masking", "lvl_1L", "zero_k_bias"],
-            |root, notes| {
-                let hmar = root.at("hmar");
-                let patch_nums = config.counts("patch_nums").unwrap_or_else(|| PATCH_NUMS.to_vec());
-                let [dim, channels] = hmar.lengths("word_embed.weight");
-                let depth = hmar.count("base_blocks") + hmar.count("ns_blocks");
-                let heads = config.count("heads").unwrap_or(depth).max(1);
-                let norm_eps = config.number("norm_eps").unwrap_or(1e-6);
-                let schedule = config.lists("mask_schedule").unwrap_or_else(|| {
-                    let whole = |side: &usize| vec![side * side];
-                    let listed = SCHEDULE.iter().map(|steps| steps.to_vec());
-                    listed.chain(patch_nums.iter().skip(SCHEDULE.len()).map(whole)).collect()
-                });
-                let cells = patch_nums.iter().map(|side| side * side);
-                if !schedule.iter().map(|steps| steps.iter().sum::<usize>()).eq(cells) {
-                    notes.add(format!("the mask schedule {schedule:?} does not settle the scales {patch_nums:?}"));
-                    return Err(notes.error(checkpoint));
-                }
-                let classes = ClassTable::load(&hmar, "class_emb.weight", dim)?;
-                Ok(Self {
-                    device: device.clone(),
-                    start: copy::convert(&hmar.vector("pos_start", &[1, 1, dim])?)?,
-                    positions: copy::convert(&scale_positions(&hmar, &patch_nums, dim)?)?,
-                    word_embed: hmar.weight("word_embed.weight", &[dim, channels])?,
-                    word_bias: copy::convert(&hmar.vector("word_embed_bias", &[dim])?.reshape(&[1, 1, dim])?)?,
-                    masked: copy::convert(&hmar.vector("mask_embed.weight", &[1, dim])?.reshape(&[1, 1, dim])?)?,
-                    blocks: AdaLn::load(&hmar, &["base_blocks", "ns_blocks", "mask_blocks"], dim, heads, norm_eps)?,
-                    shared: hmar.count("base_blocks"),
-                    own: hmar.count("ns_blocks"),
-                    next_scale_head: ModulatedHead::load(&hmar, "ns_head_nm", "ns_head", dim, norm_eps)?,
-                    mask_head: ModulatedHead::load(&hmar, "mask_head_nm", "mask_head", dim, norm_eps)?,
-                    names: class_names(checkpoint, classes.classes()),
-                    sampling: Sampling {
-                        cfg: config.number("cfg").unwrap_or(1.7),
-                        temperature: config.number("temperature").unwrap_or(1.0),
-                        top_k: config.count("top_k").unwrap_or(1000),
-                        top_p: config.number("top_p").filter(|top_p| *top_p > 0.0).unwrap_or(1.0),
-                        seed: 0,
-                    },
-                    masked_cfg: config.number("mask_ratio_step").unwrap_or(1e-6),
-                    tokenizer: MultiScaleTokenizer::load(
-                        &root.at("vae"),
-                        notes,
-                        &patch_nums,
-                        config.count("norm_groups").unwrap_or(32),
-                        config.number("quant_resi").unwrap_or(0.5),
-                    )?,
-                    classes,
-                    patch_nums,
-                    schedule,
-                })
-            },
-        )
+        let unread = ["ema_vocab_hit_SV", "attn_bias_for_masking", "lvl_1L", "zero_k_bias"];
+        checkpoint.build(device, &unread, |root, notes| {
+            let hmar = root.at("hmar");
+            let patch_nums = config.counts("patch_nums").unwrap_or_else(|| PATCH_NUMS.to_vec());
+            let [dim, channels] = hmar.lengths("word_embed.weight");
+            let depth = hmar.count("base_blocks") + hmar.count("ns_blocks");
+            let heads = config.count("heads").unwrap_or(depth).max(1);
+            let norm_eps = config.number("norm_eps").unwrap_or(1e-6);
+            let schedule = config.lists("mask_schedule").unwrap_or_else(|| {
+                let whole = |side: &usize| vec![side * side];
+                let listed = SCHEDULE.iter().map(|steps| steps.to_vec());
+                listed.chain(patch_nums.iter().skip(SCHEDULE.len()).map(whole)).collect()
+            });
+            let cells = patch_nums.iter().map(|side| side * side);
+            if !schedule.iter().map(|steps| steps.iter().sum::<usize>()).eq(cells) {
+                notes.add(format!("the mask schedule {schedule:?} does not settle the scales {patch_nums:?}"));
+                return Err(notes.error(checkpoint));
+            }
+            let classes = ClassTable::load(&hmar, "class_emb.weight", dim)?;
+            Ok(Self {
+                device: device.clone(),
+                start: copy::convert(&hmar.vector("pos_start", &[1, 1, dim])?)?,
+                positions: copy::convert(&scale_positions(&hmar, &patch_nums, dim)?)?,
+                word_embed: hmar.weight("word_embed.weight", &[dim, channels])?,
+                word_bias: copy::convert(&hmar.vector("word_embed_bias", &[dim])?.reshape(&[1, 1, dim])?)?,
+                masked: copy::convert(&hmar.vector("mask_embed.weight", &[1, dim])?.reshape(&[1, 1, dim])?)?,
+                blocks: AdaLn::load(&hmar, &["base_blocks", "ns_blocks", "mask_blocks"], dim, heads, norm_eps)?,
+                shared: hmar.count("base_blocks"),
+                own: hmar.count("ns_blocks"),
+                next_scale_head: ModulatedHead::load(&hmar, "ns_head_nm", "ns_head", dim, norm_eps)?,
+                mask_head: ModulatedHead::load(&hmar, "mask_head_nm", "mask_head", dim, norm_eps)?,
+                names: class_names(checkpoint, classes.classes()),
+                sampling: Sampling {
+                    cfg: config.number("cfg").unwrap_or(1.7),
+                    temperature: config.number("temperature").unwrap_or(1.0),
+                    top_k: config.count("top_k").unwrap_or(1000),
+                    top_p: config.number("top_p").filter(|top_p| *top_p > 0.0).unwrap_or(1.0),
+                    seed: 0,
+                },
+                masked_cfg: config.number("mask_ratio_step").unwrap_or(1e-6),
+                tokenizer: MultiScaleTokenizer::load(
+                    &root.at("vae"),
+                    notes,
+                    &patch_nums,
+                    config.count("norm_groups").unwrap_or(32),
+                    config.number("quant_resi").unwrap_or(0.5),
+                )?,
+                classes,
+                patch_nums,
+                schedule,
+            })
+        })
     }
 
     /// The tokenizer.

@@ -20,18 +20,22 @@
 //! The file is long because the block is its own: text comes in at three places, as the first token, as what norms are
 //! modulated by, and as keys and values.
 
+use std::ops::ControlFlow;
+
 use smalti::attention::{self, KvCache, Mask, Options};
 use smalti::rope::{self, Frequencies, Pairing, Positions, Table};
 use smalti::sample::Guidance;
 use smalti::{Device, Float, Tensor, activation, copy, elementwise, norm};
 
-use super::codes::go_on;
+use super::captions::CaptionFeatures;
+use super::codes::{go_on, to_planes};
+use super::llamagen::to_host;
 use crate::backbone::adaln::{Condition, Mlp, ModulatedHead, Modulation, Norm, SelfAttention, shared_modulation};
 use crate::backbone::vit::Linear;
-use crate::decode::{Sampler, Steps, concatenate, guide, twice};
+use crate::decode::{Random, Sampler, Steps, concatenate, guide, twice};
 use crate::tokenizer::bits::BitScales;
 use crate::weights::{Checkpoint, Config, Loader, Notes};
-use crate::{Error, Result};
+use crate::{Drawn, Error, Generator, Result, Sampling};
 
 /// The official scales of a square picture of 1024 pixels.
 const SIDES: [usize; 13] = [1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64];
@@ -59,6 +63,9 @@ pub struct Infinity<T: smalti::Element> {
     quantiser: BitScales,
     schedule: Schedule,
     guided: Guided,
+    /// What it draws, and their numbers.
+    captions: Option<CaptionFeatures>,
+    names: Vec<String>,
 }
 
 struct Block<T: smalti::Element> {
@@ -217,121 +224,120 @@ impl<T: Float> Infinity<T> {
     /// [`Error::Weights`] with every tensor that does not fit; [`Error::Op`] if the device has no room.
     pub fn load(checkpoint: &Checkpoint, device: &Device) -> Result<Self> {
         let config = checkpoint.config()?;
-        checkpoint.build(
-            device,
-            &["zero_k_bias", "lvl_1L", "attn_bias_for_masking", "Infinity_visible_kvlen", "Infinity_invisible_qlen"],
-            |root, notes| {
-                let scales = scales_of(&config, notes);
-                let [dim, token] = root.lengths("word_embed.weight");
-                let [most, text] = root.lengths("cfg_uncond");
-                let factors =
-                    root.shape("block_chunks.0.module.0.sa.scale_mul_1H11").map(|shape| shape.iter().product());
-                let heads = config.count("heads").or(factors).unwrap_or(16);
-                // One head for 128 channels of the text (64 in the widest model).
-                let pool_heads = text / if dim > 4096 { 64 } else { 128 };
-                let patch = if config.count("apply_spatial_patchify").unwrap_or(0) > 0 { 2 } else { 1 };
-                let channels = token / (patch * patch);
-                for (heads, of, unit) in [(heads, "blocks", 4), (pool_heads, "text_proj_for_sos", 1)] {
-                    if heads == 0 || !dim.is_multiple_of(heads * unit) {
-                        notes.add(format!("{of}: {heads} heads do not fit {dim} channels"));
-                    }
+        let unread =
+            ["zero_k_bias", "lvl_1L", "attn_bias_for_masking", "Infinity_visible_kvlen", "Infinity_invisible_qlen"];
+        checkpoint.build(device, &unread, |root, notes| {
+            let scales = scales_of(&config, notes);
+            let [dim, token] = root.lengths("word_embed.weight");
+            let [most, text] = root.lengths("cfg_uncond");
+            let factors = root.shape("block_chunks.0.module.0.sa.scale_mul_1H11").map(|shape| shape.iter().product());
+            let heads = config.count("heads").or(factors).unwrap_or(16);
+            // One head for 128 channels of the text (64 in the widest model).
+            let pool_heads = text / if dim > 4096 { 64 } else { 128 };
+            let patch = if config.count("apply_spatial_patchify").unwrap_or(0) > 0 { 2 } else { 1 };
+            let channels = token / (patch * patch);
+            for (heads, of, unit) in [(heads, "blocks", 4), (pool_heads, "text_proj_for_sos", 1)] {
+                if heads == 0 || !dim.is_multiple_of(heads * unit) {
+                    notes.add(format!("{of}: {heads} heads do not fit {dim} channels"));
                 }
-                if channels * patch * patch != token {
-                    notes.add(format!("tokens of {token} bits are not patches of {patch} by {patch} cells"));
-                }
-                let normalised = config.count("rope2d_normalized_by_hw").unwrap_or(2);
-                if normalised == 1 {
-                    notes.add("rope2d_normalized_by_hw 1 (interpolated tables) is not known here".to_owned());
-                }
-                let level_rows = root.length("lvl_embed.weight", 0);
-                if level_rows < scales.len() {
-                    notes.add(format!("\"lvl_embed.weight\" has {level_rows} rows for {} scales", scales.len()));
-                }
-                let chunks = (0..root.count("block_chunks")).map(|chunk| root.at("block_chunks").at(chunk));
-                let modules = chunks.flat_map(|chunk| {
-                    (0..chunk.count("module")).map(move |index| chunk.at("module").at(index)).collect::<Vec<_>>()
-                });
-                let modules: Vec<_> = modules.collect();
-                let depth = modules.len();
-                let insertion = config.numbers("cfg_insertion_layer").unwrap_or_else(|| vec![0.0]);
-                let behind = insertion.iter().filter(|layer| **layer < 0.0).map(|layer| -layer as usize);
-                let behind: Vec<_> = behind.collect();
-                if behind.iter().any(|layers| *layers >= depth) {
-                    notes.add(format!("cfg_insertion_layer {insertion:?} names a block before the second of {depth}"));
-                }
-                // From here on sizes are divided by heads, and scales are indexed.
-                if depth == 0 || !notes.is_empty() {
-                    return Err(notes.error(checkpoint));
-                }
-                let eps = config.number("norm_eps").unwrap_or(1e-6);
+            }
+            if channels * patch * patch != token {
+                notes.add(format!("tokens of {token} bits are not patches of {patch} by {patch} cells"));
+            }
+            let normalised = config.count("rope2d_normalized_by_hw").unwrap_or(2);
+            if normalised == 1 {
+                notes.add("rope2d_normalized_by_hw 1 (interpolated tables) is not known here".to_owned());
+            }
+            let level_rows = root.length("lvl_embed.weight", 0);
+            if level_rows < scales.len() {
+                notes.add(format!("\"lvl_embed.weight\" has {level_rows} rows for {} scales", scales.len()));
+            }
+            let chunks = (0..root.count("block_chunks")).map(|chunk| root.at("block_chunks").at(chunk));
+            let modules = chunks.flat_map(|chunk| {
+                (0..chunk.count("module")).map(move |index| chunk.at("module").at(index)).collect::<Vec<_>>()
+            });
+            let modules: Vec<_> = modules.collect();
+            let depth = modules.len();
+            let insertion = config.numbers("cfg_insertion_layer").unwrap_or_else(|| vec![0.0]);
+            let behind = insertion.iter().filter(|layer| **layer < 0.0).map(|layer| -layer as usize);
+            let behind: Vec<_> = behind.collect();
+            if behind.iter().any(|layers| *layers >= depth) {
+                notes.add(format!("cfg_insertion_layer {insertion:?} names a block before the second of {depth}"));
+            }
+            // From here on sizes are divided by heads, and scales are indexed.
+            if depth == 0 || !notes.is_empty() {
+                return Err(notes.error(checkpoint));
+            }
+            let eps = config.number("norm_eps").unwrap_or(1e-6);
 
-                let levels = root.vector("lvl_embed.weight", &[level_rows, dim])?.to_vec()?;
-                let of_scale = |(level, [rows, columns]): (usize, &[usize; 2])| {
-                    levels[level * dim..(level + 1) * dim].repeat(rows * columns).into_iter().map(T::from_f32)
-                };
-                let levels: Vec<_> = scales.iter().enumerate().flat_map(of_scale).collect();
-                let shared = shared_modulation(root, 6, dim)?;
-                let blocks = modules.iter().map(|at| {
-                    let ca = at.at("ca");
-                    Ok(Block {
-                        modulation: Modulation::load(at, shared.is_some(), 6, dim)?,
-                        norm: Norm::bare_or_rms(at, "ln_wo_grad", dim, eps)?,
-                        sa: SelfAttention::load(&at.at("sa"), "mat_qkv", dim, heads)?,
-                        ca_norm: Norm::layer_or_rms(at, "ca_norm", dim, eps)?,
-                        ca_query: Linear::load(&ca, "mat_q", [dim, dim])?,
-                        ca: TextAttention::load(&ca, dim, dim, heads)?,
-                        ca_gamma: match at.shape("ca_gamma") {
-                            Some(_) => Some(copy::convert(&at.vector("ca_gamma", &[dim])?.reshape(&[1, 1, dim])?)?),
-                            None => None,
-                        },
-                        ffn: Mlp::load(&at.at("ffn"), dim)?,
-                    })
-                });
-                let pool = root.at("text_proj_for_sos.ca");
-                let query = pool.vector("mat_q", &[1, pool_heads, dim / pool_heads])?;
-                let model = Self {
-                    device: device.clone(),
-                    dim,
-                    no_text: root.vector("cfg_uncond", &[most, text])?,
-                    text_norm: Norm::layer_or_rms(root, "text_norm", text, eps)?,
-                    pool: (
-                        copy::convert(&query.reshape(&[1, pool_heads, 1, dim / pool_heads])?)?,
-                        TextAttention::load(&pool, dim, text, pool_heads)?,
-                    ),
-                    text_layers: [
-                        Linear::load(root, "text_proj_for_ca.0", [dim, text])?,
-                        Linear::load(root, "text_proj_for_ca.2", [dim, dim])?,
-                    ],
-                    start: copy::convert(&root.vector("pos_start", &[1, 1, dim])?)?,
-                    word_embed: Linear::load(root, "word_embed", [dim, token])?,
-                    levels: Tensor::from_vec(device, &[1, levels.len() / dim, dim], levels)?,
-                    table: rotary(
-                        device,
-                        &scales,
-                        dim / heads,
-                        config.number("rope_base").unwrap_or(10_000.0),
-                        normalised == 2,
-                    )?,
-                    blocks: blocks.collect::<Result<_>>()?,
-                    shared,
-                    head: ModulatedHead::load(root, "head_nm", "head", dim, eps)?,
-                    quantiser: BitScales::new(device, scales, channels, patch)?,
-                    schedule: Schedule {
-                        cfg: config.numbers("cfg_list").unwrap_or_else(|| vec![4.0]),
-                        temperature: config.numbers("tau_list").unwrap_or_else(|| vec![0.5]),
+            let levels = root.vector("lvl_embed.weight", &[level_rows, dim])?.to_vec()?;
+            let of_scale = |(level, [rows, columns]): (usize, &[usize; 2])| {
+                levels[level * dim..(level + 1) * dim].repeat(rows * columns).into_iter().map(T::from_f32)
+            };
+            let levels: Vec<_> = scales.iter().enumerate().flat_map(of_scale).collect();
+            let shared = shared_modulation(root, 6, dim)?;
+            let blocks = modules.iter().map(|at| {
+                let ca = at.at("ca");
+                Ok(Block {
+                    modulation: Modulation::load(at, shared.is_some(), 6, dim)?,
+                    norm: Norm::bare_or_rms(at, "ln_wo_grad", dim, eps)?,
+                    sa: SelfAttention::load(&at.at("sa"), "mat_qkv", dim, heads)?,
+                    ca_norm: Norm::layer_or_rms(at, "ca_norm", dim, eps)?,
+                    ca_query: Linear::load(&ca, "mat_q", [dim, dim])?,
+                    ca: TextAttention::load(&ca, dim, dim, heads)?,
+                    ca_gamma: match at.shape("ca_gamma") {
+                        Some(_) => Some(copy::convert(&at.vector("ca_gamma", &[dim])?.reshape(&[1, 1, dim])?)?),
+                        None => None,
                     },
-                    guided: Guided {
-                        logits: insertion.contains(&0.0),
-                        blocks: behind.iter().map(|layers| depth - layers).collect(),
-                    },
-                };
-                let outputs = root.length("head.weight", 0);
-                if outputs != 2 * token {
-                    notes.add(format!("the head has {outputs} outputs for {token} bits of a place"));
-                }
-                Ok(model)
-            },
-        )
+                    ffn: Mlp::load(&at.at("ffn"), dim)?,
+                })
+            });
+            let pool = root.at("text_proj_for_sos.ca");
+            let query = pool.vector("mat_q", &[1, pool_heads, dim / pool_heads])?;
+            let model = Self {
+                device: device.clone(),
+                dim,
+                no_text: root.vector("cfg_uncond", &[most, text])?,
+                text_norm: Norm::layer_or_rms(root, "text_norm", text, eps)?,
+                pool: (
+                    copy::convert(&query.reshape(&[1, pool_heads, 1, dim / pool_heads])?)?,
+                    TextAttention::load(&pool, dim, text, pool_heads)?,
+                ),
+                text_layers: [
+                    Linear::load(root, "text_proj_for_ca.0", [dim, text])?,
+                    Linear::load(root, "text_proj_for_ca.2", [dim, dim])?,
+                ],
+                start: copy::convert(&root.vector("pos_start", &[1, 1, dim])?)?,
+                word_embed: Linear::load(root, "word_embed", [dim, token])?,
+                levels: Tensor::from_vec(device, &[1, levels.len() / dim, dim], levels)?,
+                table: rotary(
+                    device,
+                    &scales,
+                    dim / heads,
+                    config.number("rope_base").unwrap_or(10_000.0),
+                    normalised == 2,
+                )?,
+                blocks: blocks.collect::<Result<_>>()?,
+                shared,
+                head: ModulatedHead::load(root, "head_nm", "head", dim, eps)?,
+                quantiser: BitScales::new(device, scales, channels, patch)?,
+                schedule: Schedule {
+                    cfg: config.numbers("cfg_list").unwrap_or_else(|| vec![4.0]),
+                    temperature: config.numbers("tau_list").unwrap_or_else(|| vec![0.5]),
+                },
+                captions: None,
+                names: Vec::new(),
+                guided: Guided {
+                    logits: insertion.contains(&0.0),
+                    blocks: behind.iter().map(|layers| depth - layers).collect(),
+                },
+            };
+            let outputs = root.length("head.weight", 0);
+            if outputs != 2 * token {
+                notes.add(format!("the head has {outputs} outputs for {token} bits of a place"));
+            }
+            Ok(model)
+        })
     }
 
     /// What stands between encoder and decoder.
@@ -535,5 +541,64 @@ impl<T: Float> Infinity<T> {
             features = Some(so_far);
         }
         Ok((drawn, features.expect("the load finds at least one scale")))
+    }
+}
+
+/// Its guidance is that of the last scale; another one holds for all scales. Temperature multiplies those of the scales.
+impl<T: Float> Generator for Infinity<T> {
+    fn system(&self) -> &'static str {
+        "infinity"
+    }
+
+    fn classes(&self) -> &[String] {
+        &self.names
+    }
+
+    fn sampling(&self) -> Sampling {
+        let cfg = self.schedule.cfg.last().copied().unwrap_or(1.0);
+        Sampling { cfg, temperature: 1.0, top_k: 0, top_p: 1.0, seed: 0 }
+    }
+
+    fn tokens_per_picture(&self) -> usize {
+        self.places()
+    }
+
+    fn has_tokenizer(&self) -> bool {
+        false
+    }
+
+    fn picture_size(&self) -> [usize; 2] {
+        self.quantiser.cells(self.quantiser.scales().len() - 1)
+    }
+
+    fn use_captions(&mut self, captions: CaptionFeatures) -> Result<()> {
+        // Whether they fit is seen now, not in the middle of the work.
+        captions.first::<f32>(&self.device, &[], self.no_text.shape()[1])?;
+        self.names = captions.names();
+        self.captions = Some(captions);
+        Ok(())
+    }
+
+    fn draw(
+        &self,
+        labels: &[u32],
+        first_picture: u64,
+        sampling: &Sampling,
+        progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> Result<Drawn> {
+        let missing = || Error::Request("infinity draws from features of captions, which were not given".to_owned());
+        let captions = self.captions.as_ref().ok_or_else(missing)?;
+        let (features, lengths) = captions.first(&self.device, labels, self.no_text.shape()[1])?;
+        let mut schedule = self.schedule.clone();
+        if sampling.cfg != self.sampling().cfg {
+            schedule.cfg = vec![sampling.cfg];
+        }
+        let bits = self.places() * self.bits();
+        let sampler = Sampler { sampling: *sampling, random: Random::Philox { first_picture }, places: bits };
+        let all = labels.len() * self.places();
+        let steps: Steps<'_, T> = &mut |done, _| progress(done * labels.len(), all);
+        let (tokens, latents) = self.generate(&Text { features, lengths }, &schedule, &sampler, steps)?;
+        let tokens = to_host::<T>(&tokens.reshape(&[labels.len(), bits])?, None)?.tokens;
+        Ok(Drawn { tokens, ..to_planes(&latents, None)? })
     }
 }

@@ -21,6 +21,7 @@ use smalti::rope::{NullRows, Table};
 use smalti::sample::{self, Draws, Filter, Guidance};
 use smalti::{Device, Float, Tensor, Weight, copy, embedding, jacobi, linear};
 
+use super::captions::CaptionFeatures;
 use super::class_names;
 use super::codes::go_on;
 use crate::backbone::condition::{Captions, padding_bias};
@@ -57,6 +58,8 @@ pub struct LlamaGen<T: smalti::Element> {
     element: PhantomData<T>,
     /// Without, one token after the other.
     decoder: Option<Speculation>,
+    /// What a model of captions draws.
+    captions: Option<CaptionFeatures>,
 }
 
 /// The network in the middle of a sequence.
@@ -80,93 +83,89 @@ impl<T: Float> LlamaGen<T> {
     /// [`Error::Weights`] with every tensor that does not fit; [`Error::Op`] if the device has no room.
     pub fn load(checkpoint: &Checkpoint, device: &Device) -> Result<Self> {
         let config = checkpoint.config()?;
-        checkpoint.build(
-            device,
-            &["quantize.codebook_used", "freqs_cis", "kv_cache.k_cache", "kv_cache.v_cache"],
-            |root, notes| {
-                let gpt = root.at("gpt");
-                let [vocabulary, dim] = gpt.lengths("tok_embeddings.weight");
-                // The official sizes have heads of 64 channels, but for 3B and 7B, which have 32 heads.
-                let heads = config.count("n_head").unwrap_or(if matches!(dim, 3200 | 4096) { 32 } else { dim / 64 });
-                let head_dim = dim / heads.max(1);
-                // The rows of this matrix are queries, keys and values.
-                let kv_heads = match gpt.length("layers.0.attention.wqkv.weight", 0) / head_dim.max(1) {
-                    0 => heads,
-                    all => all.saturating_sub(heads) / 2,
-                };
-                let kv_heads = config.count("n_kv_head").unwrap_or(kv_heads);
-                let sizes = Sizes { dim, heads, kv_heads, norm_eps: config.number("norm_eps").unwrap_or(1e-5) };
-                let places = config.count("block_size").unwrap_or(256);
-                let grid = places.isqrt();
-                let whole = head_dim.is_multiple_of(4) && dim.is_multiple_of(heads) && heads.is_multiple_of(kv_heads);
-                if !whole || dim == 0 {
-                    if dim > 0 {
-                        notes.add(format!(
-                            "{heads} heads, {kv_heads} for keys, do not fit {dim} channels and 2-axis RoPE"
-                        ));
-                    }
-                    return Err(notes.error(checkpoint));
+        // Buffers: how often each code was used in training, and what the official program keeps while it draws.
+        let unread = ["quantize.codebook_used", "freqs_cis", "kv_cache.k_cache", "kv_cache.v_cache"];
+        checkpoint.build(device, &unread, |root, notes| {
+            let gpt = root.at("gpt");
+            let [vocabulary, dim] = gpt.lengths("tok_embeddings.weight");
+            // The official sizes have heads of 64 channels, but for 3B and 7B, which have 32 heads.
+            let heads = config.count("n_head").unwrap_or(if matches!(dim, 3200 | 4096) { 32 } else { dim / 64 });
+            let head_dim = dim / heads.max(1);
+            // The rows of this matrix are queries, keys and values.
+            let kv_heads = match gpt.length("layers.0.attention.wqkv.weight", 0) / head_dim.max(1) {
+                0 => heads,
+                all => all.saturating_sub(heads) / 2,
+            };
+            let kv_heads = config.count("n_kv_head").unwrap_or(kv_heads);
+            let sizes = Sizes { dim, heads, kv_heads, norm_eps: config.number("norm_eps").unwrap_or(1e-5) };
+            let places = config.count("block_size").unwrap_or(256);
+            let grid = places.isqrt();
+            let whole = head_dim.is_multiple_of(4) && dim.is_multiple_of(heads) && heads.is_multiple_of(kv_heads);
+            if !whole || dim == 0 {
+                if dim > 0 {
+                    notes.add(format!("{heads} heads, {kv_heads} for keys, do not fit {dim} channels and 2-axis RoPE"));
                 }
-                if grid * grid != places || !(1..=MOST_PLACES).contains(&places) {
-                    notes.add(format!("block_size {places} is not a square from 1 to {MOST_PLACES}"));
-                    return Err(notes.error(checkpoint));
-                }
+                return Err(notes.error(checkpoint));
+            }
+            if grid * grid != places || !(1..=MOST_PLACES).contains(&places) {
+                notes.add(format!("block_size {places} is not a square from 1 to {MOST_PLACES}"));
+                return Err(notes.error(checkpoint));
+            }
 
-                let embedding = gpt.at("cls_embedding");
-                let condition = if embedding.has("cap_proj") {
-                    Condition::Captions(Captions::load(&embedding, dim)?)
+            let embedding = gpt.at("cls_embedding");
+            let condition = if embedding.has("cap_proj") {
+                Condition::Captions(Captions::load(&embedding, dim)?)
+            } else {
+                let rows = embedding.length("embedding_table.weight", 0);
+                let classes = config.count("num_classes").unwrap_or(rows.saturating_sub(1));
+                if rows > 0 && !(1..rows).contains(&classes) {
+                    notes.add(format!("{classes} classes and none do not fit a table of {rows} rows"));
+                }
+                let classes = classes.min(rows);
+                Condition::Class { table: embedding.weight("embedding_table.weight", &[rows, dim])?, classes }
+            };
+            let (classes, condition_len) = match &condition {
+                Condition::Class { classes, .. } => (class_names(checkpoint, *classes), 1),
+                Condition::Captions(captions) => (Vec::new(), captions.rows()),
+            };
+
+            let theta = config.number("rope_base").unwrap_or(10_000.0);
+            let table = Table::grid(device, grid, grid, sizes.head_dim(), theta)?;
+            let model = Self {
+                device: device.clone(),
+                condition,
+                tokens: gpt.weight("tok_embeddings.weight", &[vocabulary, dim])?,
+                llama: Llama::load(&gpt, sizes)?,
+                output: gpt.weight("output.weight", &[vocabulary, dim])?,
+                // The official table has rows of zeros here: queries and keys of the condition vanish.
+                table: table.with_null_rows(condition_len, NullRows::Zero)?,
+                condition_len,
+                grid,
+                classes,
+                sampling: Sampling {
+                    cfg: config.number("cfg").unwrap_or(4.0),
+                    temperature: config.number("temperature").unwrap_or(1.0),
+                    top_k: config.count("top_k").unwrap_or(2000),
+                    top_p: config.number("top_p").unwrap_or(1.0),
+                    seed: 0,
+                },
+                tokenizer: if root.has("vq") {
+                    let l2_norm = config.flag("codebook_l2_norm").unwrap_or(true);
+                    Some(VqTokenizer::load(&root.at("vq"), config.count("norm_groups").unwrap_or(32), l2_norm)?)
                 } else {
-                    let rows = embedding.length("embedding_table.weight", 0);
-                    let classes = config.count("num_classes").unwrap_or(rows.saturating_sub(1));
-                    if rows > 0 && !(1..rows).contains(&classes) {
-                        notes.add(format!("{classes} classes and none do not fit a table of {rows} rows"));
-                    }
-                    let classes = classes.min(rows);
-                    Condition::Class { table: embedding.weight("embedding_table.weight", &[rows, dim])?, classes }
-                };
-                let (classes, condition_len) = match &condition {
-                    Condition::Class { classes, .. } => (class_names(checkpoint, *classes), 1),
-                    Condition::Captions(captions) => (Vec::new(), captions.rows()),
-                };
-
-                let theta = config.number("rope_base").unwrap_or(10_000.0);
-                let table = Table::grid(device, grid, grid, sizes.head_dim(), theta)?;
-                let model = Self {
-                    device: device.clone(),
-                    condition,
-                    tokens: gpt.weight("tok_embeddings.weight", &[vocabulary, dim])?,
-                    llama: Llama::load(&gpt, sizes)?,
-                    output: gpt.weight("output.weight", &[vocabulary, dim])?,
-                    // The official table has rows of zeros here: queries and keys of the condition vanish.
-                    table: table.with_null_rows(condition_len, NullRows::Zero)?,
-                    condition_len,
-                    grid,
-                    classes,
-                    sampling: Sampling {
-                        cfg: config.number("cfg").unwrap_or(4.0),
-                        temperature: config.number("temperature").unwrap_or(1.0),
-                        top_k: config.count("top_k").unwrap_or(2000),
-                        top_p: config.number("top_p").unwrap_or(1.0),
-                        seed: 0,
-                    },
-                    tokenizer: if root.has("vq") {
-                        let l2_norm = config.flag("codebook_l2_norm").unwrap_or(true);
-                        Some(VqTokenizer::load(&root.at("vq"), config.count("norm_groups").unwrap_or(32), l2_norm)?)
-                    } else {
-                        None
-                    },
-                    element: PhantomData,
-                    decoder: None,
-                };
-                if let Some(codes) = model.tokenizer.as_ref().map(VqTokenizer::codes)
-                    && codes < vocabulary
-                {
-                    notes.add(format!("the transformer draws from {vocabulary} codes, the tokenizer has {codes}"));
-                }
-                // Buffers: how often each code was used in training, and what the official program keeps while it draws.
-                Ok(model)
-            },
-        )
+                    None
+                },
+                element: PhantomData,
+                decoder: None,
+                captions: None,
+            };
+            if let Some(codes) = model.tokenizer.as_ref().map(VqTokenizer::codes)
+                && codes < vocabulary
+            {
+                notes.add(format!("the transformer draws from {vocabulary} codes, the tokenizer has {codes}"));
+            }
+            Ok(model)
+        })
     }
 
     /// The tokenizer, if the checkpoint holds one.
@@ -282,11 +281,12 @@ impl<T: Float> LlamaGen<T> {
         &self,
         captions: &Tensor<T>,
         visible: Option<&[f32]>,
+        first_picture: u64,
         sampling: &Sampling,
         steps: Steps<'_, T>,
     ) -> Result<Tensor<u32>> {
         let condition = self.embed_captions(captions)?;
-        self.sequence(&condition, captions.shape()[0], visible, 0, sampling, steps)
+        self.sequence(&condition, captions.shape()[0], visible, first_picture, sampling, steps)
     }
 
     /// One token after the other from the condition `[batch or 2 batch, condition_len, dim]` on.
@@ -447,6 +447,17 @@ impl<T: Float> Generator for LlamaGen<T> {
         Ok(())
     }
 
+    fn use_captions(&mut self, captions: CaptionFeatures) -> Result<()> {
+        let Condition::Captions(known) = &self.condition else {
+            return Err(Error::Request("llamagen: this model is conditioned on classes, not on captions".to_owned()));
+        };
+        // Whether they fit is seen now, not in the middle of the work.
+        captions.last::<f32>(&self.device, &[], [known.rows(), known.features()])?;
+        self.classes = captions.names();
+        self.captions = Some(captions);
+        Ok(())
+    }
+
     fn draw(
         &self,
         labels: &[u32],
@@ -457,7 +468,15 @@ impl<T: Float> Generator for LlamaGen<T> {
         let (places, all) = (self.tokens_per_picture(), labels.len() * self.tokens_per_picture());
         let tokens = match &self.decoder {
             None => {
-                self.generate(labels, first_picture, sampling, &mut |done, _| progress(done * labels.len(), all))?
+                let steps: Steps<'_, T> = &mut |done, _| progress(done * labels.len(), all);
+                match (&self.captions, &self.condition) {
+                    (Some(captions), Condition::Captions(known)) => {
+                        let (features, visible) =
+                            captions.last(&self.device, labels, [known.rows(), known.features()])?;
+                        self.generate_captions(&features, Some(&visible), first_picture, sampling, steps)?
+                    }
+                    _ => self.generate(labels, first_picture, sampling, steps)?,
+                }
             }
             // Each picture settles as many places in a pass as it can.
             Some(speculation) => {

@@ -4,6 +4,7 @@ pub mod aim;
 pub mod arinar;
 pub mod arpg;
 pub mod axial;
+pub mod captions;
 pub mod codes;
 pub mod controlar;
 pub mod dar;
@@ -51,13 +52,6 @@ pub fn load<T: Float>(checkpoint: &Checkpoint, device: &Device) -> Result<Box<dy
     let request = |reason: String| Err(Error::Request(format!("{}: {reason}", checkpoint.name())));
     let tokenizer = checkpoint.names().any(|name| name.starts_with("vq.") || name.starts_with("vae."));
     match checkpoint.system() {
-        Some("controlar") => {
-            request("draws from a control picture: zoo::controlar::ControlAr::generate takes it".to_owned())
-        }
-        Some("hart") => request("draws from features of a text: zoo::hart::Hart::generate takes them".to_owned()),
-        Some("infinity") => {
-            request("draws from features of a text: zoo::infinity::Infinity::generate takes them".to_owned())
-        }
         Some("flexvar" | "hmar" | "mvar" | "var") if !tokenizer => request(
             "holds a transformer without its tokenizer, with whose codes it draws: give that file too".to_owned(),
         ),
@@ -67,13 +61,16 @@ pub fn load<T: Float>(checkpoint: &Checkpoint, device: &Device) -> Result<Box<dy
         Some("aim") => Ok(Box::new(InDtype::<T, _>::new(aim::Aim::load(checkpoint, device)?))),
         Some("arinar") => Ok(Box::new(LatentsInDtype::<T, _>::new(arinar::Arinar::load(checkpoint, device)?))),
         Some("arpg") => Ok(Box::new(InDtype::<T, _>::new(arpg::Arpg::load(checkpoint, device)?))),
+        Some("controlar") => Ok(Box::new(InDtype::<T, _>::new(controlar::ControlAr::load(checkpoint, device)?))),
         Some("dar") => Ok(Box::new(InDtype::<T, _>::new(dar::Dar::load(checkpoint, device)?))),
         Some("dar_diffusion") => {
             Ok(Box::new(InDtype::<T, _>::new(dar_diffusion::DarDiffusion::load(checkpoint, device)?)))
         }
         Some("far") => Ok(Box::new(LatentsInDtype::<T, _>::new(far::Far::load(checkpoint, device)?))),
         Some("flexvar") => Ok(Box::new(flexvar::FlexVar::<T>::load(checkpoint, device)?)),
+        Some("hart") => Ok(Box::new(hart::Hart::<T>::load(checkpoint, device)?)),
         Some("hmar") => Ok(Box::new(hmar::Hmar::<T>::load(checkpoint, device)?)),
+        Some("infinity") => Ok(Box::new(infinity::Infinity::<T>::load(checkpoint, device)?)),
         Some("larp") => Ok(Box::new(InDtype::<T, _>::new(larp::Larp::load(checkpoint, device)?))),
         Some("llamagen") => Ok(Box::new(llamagen::LlamaGen::<T>::load(checkpoint, device)?)),
         Some("lpd") => Ok(Box::new(InDtype::<T, _>::new(lpd::Lpd::load(checkpoint, device)?))),

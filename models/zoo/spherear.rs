@@ -163,7 +163,9 @@ impl SphereAr {
     /// [`Error::Weights`] with every tensor that does not fit; [`Error::Op`] if the device has no room.
     pub fn load(checkpoint: &Checkpoint, device: &Device) -> Result<Self> {
         let config = checkpoint.config()?;
-        checkpoint.build(device, &["freqs_cis"], |root, notes| {
+        // Tables that follow from the sizes.
+        let unread = ["freqs_cis"];
+        checkpoint.build(device, &unread, |root, notes| {
             let [places, dim] = root.lengths("pos_for_diff.weight");
             let [rows, columns] = root.lengths("cls_embedding.weight");
             if dim == 0 || columns % dim != 0 {
@@ -206,7 +208,6 @@ impl SphereAr {
                     notes.add(format!("the {what} tokens of {got} values, the transformer reads {channels}"));
                 }
             }
-            // Tables that follow from the sizes.
             Ok(model)
         })
     }

@@ -105,7 +105,7 @@ pub const SYSTEMS: &[System] = &[
         paper: "arXiv:2410.02705",
         parts: "VQ, Llama, a ViT over the control picture, raster, a control token added to each token",
         condition: "class or caption features, and a control picture",
-        runs: Runs::Tokens,
+        runs: Runs::Pictures,
         passes: "256 of n = 256",
     },
     System {

@@ -111,77 +111,74 @@ impl<T: Float, B: Backbone<T>> Var<T, B> {
     /// [`Error::Weights`] with every tensor that does not fit; [`Error::Op`] if the device has no room.
     pub fn load(checkpoint: &Checkpoint, device: &Device) -> Result<Self> {
         let config = checkpoint.config()?;
-        checkpoint.build(
-            device,
-            &["ema_vocab_hit_SV", "attn_bias_for_masking", "lvl_1L", "attn.patch_nums"],
-            |root, notes| {
-                let var = root.at(B::SYSTEM);
-                let held = var.length("pos_1LC", 1);
-                let places = |sides: &[usize]| sides.iter().map(|side| side * side).sum::<usize>();
-                let official = PATCH_NUMS.iter().find(|sides| places(sides) == held).or(PATCH_NUMS.first());
-                let patch_nums = config.counts("patch_nums").or_else(|| Some(official?.to_vec())).unwrap_or_default();
-                let grows = patch_nums.is_sorted() && patch_nums.len() <= LONGEST_SIDE;
-                if patch_nums.is_empty() || !grows || patch_nums.iter().any(|side| !(1..=LONGEST_SIDE).contains(side)) {
-                    notes.add(format!("patch_nums {patch_nums:?} are not growing sides from 1 to {LONGEST_SIDE}"));
-                    return Err(notes.error(checkpoint));
-                }
-                let [dim, channels] = var.lengths("word_embed.weight");
-                let rows = var.length("class_emb.weight", 0);
-                let vocabulary = var.length("head.weight", 0);
-                // One factor per head, if scores are those of unit vectors; and the official models have as many heads as blocks.
-                let factors = var.shape("blocks.0.attn.scale_mul_1H11").and_then(|shape| shape.get(1).copied());
-                let heads = config.count("heads").or(factors).unwrap_or_else(|| var.count("blocks")).max(1);
-                if !dim.is_multiple_of(heads) {
-                    notes.add(format!("{heads} heads do not fit {dim} channels"));
-                    return Err(notes.error(checkpoint));
-                }
-                let classes = config.count("num_classes").unwrap_or(rows.saturating_sub(1));
-                if rows > 0 && !(1..rows).contains(&classes) {
-                    notes.add(format!("{classes} classes and none do not fit a table of {rows} rows"));
-                }
-                let classes = classes.min(rows);
-                let norm_eps = config.number("norm_eps").unwrap_or(1e-6);
+        // Buffers: how often each code was used, and masks that the official code saves.
+        let unread = ["ema_vocab_hit_SV", "attn_bias_for_masking", "lvl_1L", "attn.patch_nums"];
+        checkpoint.build(device, &unread, |root, notes| {
+            let var = root.at(B::SYSTEM);
+            let held = var.length("pos_1LC", 1);
+            let places = |sides: &[usize]| sides.iter().map(|side| side * side).sum::<usize>();
+            let official = PATCH_NUMS.iter().find(|sides| places(sides) == held).or(PATCH_NUMS.first());
+            let patch_nums = config.counts("patch_nums").or_else(|| Some(official?.to_vec())).unwrap_or_default();
+            let grows = patch_nums.is_sorted() && patch_nums.len() <= LONGEST_SIDE;
+            if patch_nums.is_empty() || !grows || patch_nums.iter().any(|side| !(1..=LONGEST_SIDE).contains(side)) {
+                notes.add(format!("patch_nums {patch_nums:?} are not growing sides from 1 to {LONGEST_SIDE}"));
+                return Err(notes.error(checkpoint));
+            }
+            let [dim, channels] = var.lengths("word_embed.weight");
+            let rows = var.length("class_emb.weight", 0);
+            let vocabulary = var.length("head.weight", 0);
+            // One factor per head, if scores are those of unit vectors; and the official models have as many heads as blocks.
+            let factors = var.shape("blocks.0.attn.scale_mul_1H11").and_then(|shape| shape.get(1).copied());
+            let heads = config.count("heads").or(factors).unwrap_or_else(|| var.count("blocks")).max(1);
+            if !dim.is_multiple_of(heads) {
+                notes.add(format!("{heads} heads do not fit {dim} channels"));
+                return Err(notes.error(checkpoint));
+            }
+            let classes = config.count("num_classes").unwrap_or(rows.saturating_sub(1));
+            if rows > 0 && !(1..rows).contains(&classes) {
+                notes.add(format!("{classes} classes and none do not fit a table of {rows} rows"));
+            }
+            let classes = classes.min(rows);
+            let norm_eps = config.number("norm_eps").unwrap_or(1e-6);
 
-                let positions = scale_positions(&var, &patch_nums, dim)?;
-                let model = Self {
-                    device: device.clone(),
-                    dim,
-                    class_embedding: var.weight("class_emb.weight", &[rows, dim])?,
-                    start: copy::convert(&var.vector("pos_start", &[1, 1, dim])?)?,
-                    positions: copy::convert(&positions)?,
-                    word_embed: layer(&var, "word_embed", [dim, channels])?,
-                    backbone: B::load(&var, dim, heads, norm_eps)?,
-                    head: ModulatedHead::load(&var, "head_nm", "head", dim, norm_eps)?,
-                    classes: class_names(checkpoint, classes),
-                    sampling: Sampling {
-                        cfg: config.number("cfg").unwrap_or(1.5),
-                        temperature: config.number("temperature").unwrap_or(1.0),
-                        top_k: config.count("top_k").unwrap_or(900),
-                        top_p: config.number("top_p").filter(|top_p| *top_p > 0.0).unwrap_or(0.96),
-                        seed: 0,
-                    },
-                    tokenizer: MultiScaleTokenizer::load(
-                        &root.at("vae"),
-                        notes,
-                        &patch_nums,
-                        config.count("norm_groups").unwrap_or(32),
-                        config.number("quant_resi").unwrap_or(0.5),
-                    )?,
-                    patch_nums,
-                };
-                let quantiser = model.tokenizer.quantiser();
-                if channels > 0 && channels != quantiser.channels() {
-                    let codes = quantiser.channels();
-                    notes.add(format!("the transformer reads {channels} channels, the tokenizer's codes have {codes}"));
-                }
-                if quantiser.codes() < vocabulary {
-                    let codes = quantiser.codes();
-                    notes.add(format!("the transformer draws from {vocabulary} codes, the tokenizer has {codes}"));
-                }
-                // Buffers: how often each code was used, and masks that the official code saves.
-                Ok(model)
-            },
-        )
+            let positions = scale_positions(&var, &patch_nums, dim)?;
+            let model = Self {
+                device: device.clone(),
+                dim,
+                class_embedding: var.weight("class_emb.weight", &[rows, dim])?,
+                start: copy::convert(&var.vector("pos_start", &[1, 1, dim])?)?,
+                positions: copy::convert(&positions)?,
+                word_embed: layer(&var, "word_embed", [dim, channels])?,
+                backbone: B::load(&var, dim, heads, norm_eps)?,
+                head: ModulatedHead::load(&var, "head_nm", "head", dim, norm_eps)?,
+                classes: class_names(checkpoint, classes),
+                sampling: Sampling {
+                    cfg: config.number("cfg").unwrap_or(1.5),
+                    temperature: config.number("temperature").unwrap_or(1.0),
+                    top_k: config.count("top_k").unwrap_or(900),
+                    top_p: config.number("top_p").filter(|top_p| *top_p > 0.0).unwrap_or(0.96),
+                    seed: 0,
+                },
+                tokenizer: MultiScaleTokenizer::load(
+                    &root.at("vae"),
+                    notes,
+                    &patch_nums,
+                    config.count("norm_groups").unwrap_or(32),
+                    config.number("quant_resi").unwrap_or(0.5),
+                )?,
+                patch_nums,
+            };
+            let quantiser = model.tokenizer.quantiser();
+            if channels > 0 && channels != quantiser.channels() {
+                let codes = quantiser.channels();
+                notes.add(format!("the transformer reads {channels} channels, the tokenizer's codes have {codes}"));
+            }
+            if quantiser.codes() < vocabulary {
+                let codes = quantiser.codes();
+                notes.add(format!("the transformer draws from {vocabulary} codes, the tokenizer has {codes}"));
+            }
+            Ok(model)
+        })
     }
 
     /// The tokenizer.

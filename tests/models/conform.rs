@@ -1,10 +1,13 @@
 //! Dumps of PyTorch repeated by the parts of this crate.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+use safetensors::tensor::TensorView;
 use smalti::{Device, Dtype};
-use smalti_models::Error;
-use smalti_models::conform;
+use smalti_models::weights::Checkpoint;
+use smalti_models::zoo::captions::CaptionFeatures;
+use smalti_models::{Error, Sampling, conform, zoo};
 
 fn dumps(kind: &str) -> Vec<PathBuf> {
     let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/dumps").join(kind);
@@ -133,13 +136,89 @@ fn draws_the_tokens_of_the_cpu(gpu: &Device) {
     for model in ["llamagen", "var"] {
         let checkpoint = smalti_models::weights::embedded(model).expect("weights in the program");
         let draw = |device: &Device, seed: u64| {
-            let generator = smalti_models::zoo::load::<f32>(&checkpoint, device).unwrap();
-            let sampling = smalti_models::Sampling { seed, ..generator.sampling() };
-            let go_on = &mut |_, _| std::ops::ControlFlow::Continue(());
+            let generator = zoo::load::<f32>(&checkpoint, device).unwrap();
+            let sampling = Sampling { seed, ..generator.sampling() };
+            let go_on = &mut |_, _| ControlFlow::Continue(());
             generator.draw(&[(seed % 10) as u32], 0, &sampling, go_on).unwrap().tokens
         };
         for seed in 1..=2 {
             assert_eq!(draw(&on("cpu"), seed), draw(gpu, seed), "{model} {gpu}, seed {seed}");
+        }
+    }
+}
+
+/// Features of captions, each its own rows and then padding, as a file of them holds them.
+fn captions(features: &[f32], [captions, rows, channels]: [usize; 3], lengths: &[usize]) -> CaptionFeatures {
+    let features: Vec<u8> = features.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let lengths: Vec<u8> = lengths.iter().flat_map(|length| (*length as i32).to_le_bytes()).collect();
+    let view = |dtype, shape: &[usize], bytes| TensorView::new(dtype, shape.to_vec(), bytes).expect("as many bytes");
+    let tensors = [
+        ("features", view(safetensors::Dtype::F32, &[captions, rows, channels], &features)),
+        ("lengths", view(safetensors::Dtype::I32, &[captions], &lengths)),
+    ];
+    let bytes = safetensors::serialize(tensors, None).expect("two tensors");
+    CaptionFeatures::read(&Checkpoint::from_bytes("captions", bytes.into()).expect("whole")).expect("as they must be")
+}
+
+#[test]
+fn generators_that_are_given_captions_draw_the_greedy_tokens_of_dumps() {
+    for (name, input, greedy) in [
+        ("llamagen_t2i", "in.caption", "out.greedy_tokens"),
+        ("controlar_t2i", "in.caption", "out.greedy_tokens"),
+        ("hart_plain", "in.text", "out.greedy_tokens"),
+        ("infinity_plain", "in.text", "out.greedy_bits"),
+        ("infinity_patchify", "in.text", "out.greedy_bits"),
+    ] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../tests/dumps/models/{name}.safetensors"));
+        let dump = Checkpoint::open(&path).expect("a dump");
+        let (config, features) = (dump.config().unwrap(), dump.floats(input).unwrap());
+        let mut generator = zoo::load::<f32>(&dump.under("w.").unwrap(), &on("cpu")).expect("its weights");
+        let before = generator.sampling();
+        assert!(
+            generator.draw(&[0], 0, &before, &mut |_, _| ControlFlow::Continue(())).is_err(),
+            "{name}: no captions"
+        );
+        let features = match (config.counts("text_lens"), dump.shape(input)) {
+            // Rows one caption after another.
+            (Some(lengths), Some(&[_, channels])) => {
+                let longest = lengths.iter().copied().max().unwrap();
+                let (mut rows, mut padded) = (features.chunks(channels), Vec::new());
+                for length in &lengths {
+                    rows.by_ref().take(*length).for_each(|row| padded.extend_from_slice(row));
+                    padded.resize(padded.len() + (longest - length) * channels, 0.0);
+                }
+                captions(&padded, [lengths.len(), longest, channels], &lengths)
+            }
+            // Padding is before a caption, or after it.
+            (None, Some(&[count, rows, channels])) => {
+                let before = dump.floats("in.caption_mask").ok();
+                let after = dump.elements::<u8>("in.text_mask").ok();
+                let own = before.clone().unwrap_or_else(|| after.unwrap().into_iter().map(f32::from).collect());
+                let lengths: Vec<_> = own.chunks(rows).map(|own| own.iter().sum::<f32>() as usize).collect();
+                let mut turned = features.clone();
+                if before.is_some() {
+                    for (caption, length) in turned.chunks_mut(rows * channels).zip(&lengths) {
+                        caption.rotate_left((rows - length) * channels);
+                    }
+                }
+                captions(&turned, [count, rows, channels], &lengths)
+            }
+            other => panic!("{name}: {other:?}"),
+        };
+        generator.use_captions(features).expect("features of its encoder");
+        let cfg = config.number("cfg").unwrap_or(before.cfg);
+        let sampling = Sampling { cfg, temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0 };
+        let expected = dump.elements::<i32>(greedy).unwrap();
+        let expected: Vec<_> = expected.chunks(expected.len() / generator.classes().len()).collect();
+        for (caption, expected) in (0..).zip(expected) {
+            if let Some([height, width]) = generator.control_size() {
+                let controls = dump.floats("in.control_image").unwrap();
+                generator
+                    .use_control(&controls[caption as usize * 3 * height * width..][..3 * height * width])
+                    .unwrap();
+            }
+            let drawn = generator.draw(&[caption], 0, &sampling, &mut |_, _| ControlFlow::Continue(())).unwrap();
+            assert!(drawn.tokens[0].iter().map(|token| *token as i32).eq(expected.iter().copied()), "{name} {caption}");
         }
     }
 }
@@ -165,10 +244,10 @@ fn an_unknown_op_or_system_is_a_request_that_names_it() {
 
 #[test]
 fn the_table_of_systems_names_those_that_dumps_are_of() {
-    let systems = smalti_models::zoo::SYSTEMS;
+    let systems = zoo::SYSTEMS;
     assert!(systems.is_sorted_by_key(|system| system.name), "in the order of their names");
     for path in dumps("models") {
-        let dump = smalti_models::weights::Checkpoint::open(&path).expect("agreement is another test's");
+        let dump = Checkpoint::open(&path).expect("agreement is another test's");
         let name = dump.metadata("system").expect("a dump of a model");
         assert!(systems.iter().any(|system| system.name == name), "{}: {name}", path.display());
     }

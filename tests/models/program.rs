@@ -89,6 +89,57 @@ fn generate_draws_in_every_dtype_on_every_device() {
     }
 }
 
+/// A file with the weights of a dump without the rest, and without its tokenizer.
+fn weights_of_dump(folder: &Path, dump: &str) -> PathBuf {
+    let dump = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../tests/dumps/models/{dump}.safetensors"));
+    let bytes = std::fs::read(dump).expect("a dump");
+    let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).expect("a dump");
+    let held = safetensors::SafeTensors::deserialize(&bytes).expect("a dump");
+    let weights: Vec<_> = held
+        .iter()
+        .filter_map(|(name, tensor)| Some((name.strip_prefix("w.")?, tensor)))
+        .filter(|(name, _)| !name.starts_with("vae.") && !name.starts_with("vq."))
+        .collect();
+    let mut notes = header.metadata().clone().expect("a dump has notes");
+    notes.remove("system");
+    let file = folder.join("weights.safetensors");
+    safetensors::serialize_to_file(weights, Some(notes), &file).expect("room");
+    file
+}
+
+#[test]
+fn generate_draws_captions_under_a_control_picture() {
+    use safetensors::{Dtype, tensor::TensorView};
+    let folder = folder();
+    let [out, captions, control] = ["o.safetensors", "c.safetensors", "c.png"].map(|name| folder.path().join(name));
+    let file = weights_of_dump(folder.path(), "controlar_t2i");
+    let values: Vec<u8> = (0..3 * 6 * 24).flat_map(|at| ((at % 7) as f32 * 0.1).to_le_bytes()).collect();
+    let features = TensorView::new(Dtype::F32, vec![3, 6, 24], &values).expect("as many bytes");
+    safetensors::serialize_to_file([("features", features)], None, &captions).expect("room");
+    let mut encoder = png::Encoder::new(std::fs::File::create(&control).expect("room"), 8, 8);
+    encoder.set_color(png::ColorType::Grayscale);
+    let edge: Vec<u8> = (0..64).map(|at| if at % 8 == 3 { 255 } else { 0 }).collect();
+    encoder.write_header().and_then(|mut writer| writer.write_image_data(&edge)).expect("room");
+
+    let all = ["generate", "--device", "cpu", "--count", "2", "--weights", text(&file), "--out", text(&out)];
+    let [with_captions, with_control] = [["--captions", text(&captions)], ["--control", text(&control)]];
+    refused(&[&all[..], &with_captions].concat(), "controlar draws under a control picture: give --control PNG");
+    refused(&[&all[..], &with_control].concat(), "draw from text: give the features of captions with --captions FILE");
+    let both = [&all[..], &with_captions, &with_control].concat();
+    refused(&[&both[..], &["--class", "3"]].concat(), "no such class");
+    let output = smalti(&[&both[..], &["--class", "2"]].concat());
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let bytes = std::fs::read(&out).expect("what was drawn");
+    let drawn = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
+    assert_eq!(drawn.tensor("tokens").expect("tokens").shape(), [2, 16]);
+    assert_eq!(drawn.tensor("labels").expect("captions").data(), [2, 0, 0, 0, 2, 0, 0, 0]);
+    let no_features = [&all[..], &with_control, &["--captions", text(&file)]].concat();
+    refused(&no_features, "\"features\" has shape None, expected [captions, rows, channels]");
+    let own = ["generate", "--device", "cpu"];
+    refused(&[&own[..], &with_captions].concat(), "conditioned on classes, not on captions");
+    refused(&[&own[..], &with_control].concat(), "--control: llamagen takes no control picture");
+}
+
 #[test]
 fn generate_without_a_tokenizer_writes_tokens_or_latents_and_says_so() {
     let folder = folder();
@@ -98,20 +149,7 @@ fn generate_without_a_tokenizer_writes_tokens_or_latents_and_says_so() {
         ("arinar_gmm_nocfg", "arinar", "latents", vec![2, 8, 4, 4]),
         ("dar_diffusion_gpt", "dar_diffusion", "tokens", vec![2, 16]),
     ] {
-        // The weights of a dump without the rest, and without its tokenizer.
-        let dump = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../tests/dumps/models/{dump}.safetensors"));
-        let bytes = std::fs::read(dump).expect("a dump");
-        let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).expect("a dump");
-        let held = safetensors::SafeTensors::deserialize(&bytes).expect("a dump");
-        let weights: Vec<_> = held
-            .iter()
-            .filter_map(|(name, tensor)| Some((name.strip_prefix("w.")?, tensor)))
-            .filter(|(name, _)| !name.starts_with("vae.") && !name.starts_with("vq."))
-            .collect();
-        let mut notes = header.metadata().clone().expect("a dump has notes");
-        notes.remove("system");
-        let file = folder.path().join("weights.safetensors");
-        safetensors::serialize_to_file(weights, Some(notes), &file).expect("room");
+        let file = weights_of_dump(folder.path(), dump);
         let arguments = ["generate", "--device", "cpu", "--count", "2", "--model", system, "--weights", text(&file)];
         let output = smalti(&[&arguments[..], &["--out", text(&out)]].concat());
         assert_eq!(code(&output), 0, "{system}: {}", stderr(&output));

@@ -15,11 +15,11 @@ pub(super) fn run<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
     if dump.has("caption") {
         let caption = dump.tensor::<T>("caption")?;
         let visible = dump.checkpoint.floats("in.caption_mask")?;
-        let run = generated::<T>(|steps| model.generate_captions(&caption, Some(&visible), &sampling, steps))?;
+        let run = generated::<T>(|steps| model.generate_captions(&caption, Some(&visible), 0, &sampling, steps))?;
         computed.push(run.logits.computed("greedy_guided_logits"));
         computed.push(Computed::integers("greedy_tokens", &run.tokens)?);
         let tokens =
-            model.generate_captions(&caption, None, &sampling, &mut |_, _| std::ops::ControlFlow::Continue(()))?;
+            model.generate_captions(&caption, None, 0, &sampling, &mut |_, _| std::ops::ControlFlow::Continue(()))?;
         computed.push(Computed::integers("greedy_tokens_without_mask", &tokens)?);
         return Ok(computed);
     }
