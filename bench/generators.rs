@@ -187,7 +187,7 @@ impl Shape {
             let model = LlamaGen::<T>::load(&checkpoint, &device)?;
             let sampling = Sampling { cfg: 4.0, temperature: 1.0, top_k: 0, top_p: 1.0, seed: 1 };
             return Ok(Box::new(move || {
-                model.generate(&[7], 0, &sampling, &mut |_, _| ControlFlow::Continue(()))?;
+                model.generate(&[7], 0, &sampling, &mut |_| ControlFlow::Continue(()))?;
                 Ok(())
             }));
         }

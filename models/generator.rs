@@ -2,6 +2,8 @@
 
 use std::ops::ControlFlow;
 
+use smalti::{Device, Float, Tensor};
+
 use crate::zoo::captions::CaptionFeatures;
 
 /// How tokens are drawn.
@@ -39,6 +41,56 @@ pub struct Given<'a> {
     pub planes: &'a [f32],
     /// Of each pixel, row by row, whether it is drawn anew.
     pub anew: &'a [bool],
+}
+
+impl Given<'_> {
+    /// The picture on a device, `[1, 3, height, width]`.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if it has another size; [`Error::Op`] if the device has no room.
+    pub(crate) fn pixels<T: Float>(&self, device: &Device, [height, width]: [usize; 2]) -> Result<Tensor<T>> {
+        if self.planes.len() != 3 * height * width || self.anew.len() != height * width {
+            return Err(Error::Request(format!("a given picture has {height} x {width} pixels, three values each")));
+        }
+        let pixels = self.planes.iter().map(|value| T::from_f32(*value)).collect();
+        Ok(Tensor::from_vec(device, &[1, 3, height, width], pixels)?)
+    }
+
+    /// The share of a cell's pixels that is drawn anew, of a grid over a picture of this size.
+    pub(crate) fn anew_share(&self, [height, width]: [usize; 2], [rows, columns]: [usize; 2], cell: usize) -> f64 {
+        let span = |at: usize, pixels: usize, cells: usize| at * pixels / cells..((at + 1) * pixels).div_ceil(cells);
+        let across = span(cell % columns, width, columns);
+        let down = span(cell / columns, height, rows);
+        let (changed, all) = down.fold((0, 0), |(changed, all), row| {
+            let row = &self.anew[row * width..][across.clone()];
+            (changed + row.iter().filter(|anew| **anew).count(), all + row.len())
+        });
+        changed as f64 / all as f64
+    }
+}
+
+/// What a step of a generation shows.
+pub struct Seen<'a> {
+    /// Tokens settled so far, over the whole batch.
+    pub settled: usize,
+    /// Tokens in all.
+    pub all: usize,
+    /// Of each picture, the cells that the step settled, counted row by row, grid after grid of [`Generator::grids`];
+    /// empty where tokens do not settle cell by cell.
+    pub cells: &'a [Vec<usize>],
+    /// The pictures as they are now, as [`Drawn::planes`]; empty where there are none before the end.
+    pub pictures: &'a dyn Fn() -> Result<Vec<Vec<f32>>>,
+}
+
+/// Sees each step of a generation.
+pub type Watch<'a> = &'a mut dyn FnMut(Seen<'_>) -> Result<()>;
+
+/// That a system which draws whole pictures was given none.
+pub(crate) fn whole_only(system: &str, given: Option<Given<'_>>) -> Result<()> {
+    match given {
+        None => Ok(()),
+        Some(_) => Err(Error::Request(format!("{system} draws whole pictures only"))),
+    }
 }
 
 /// A picture generator with its weights on a device, given classes or captions.
@@ -82,6 +134,11 @@ pub trait Generator {
     fn use_control(&mut self, _planes: &[f32]) -> Result<()> {
         Err(Error::Request(format!("{} takes no control picture", self.system())))
     }
+    /// Rows and columns of the grids whose cells are tokens, one for each scale or frame; none where tokens are no cells.
+    fn grids(&self) -> Vec<[usize; 2]> {
+        Vec::new()
+    }
+
     /// Draws one picture per label. Picture `i` of the call is picture `first_picture + i` of the run: that number
     /// and the seed alone choose its random numbers, so that batches and shards do not change tokens.
     ///
@@ -96,7 +153,11 @@ pub trait Generator {
         first_picture: u64,
         sampling: &Sampling,
         progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
-    ) -> Result<Drawn>;
+    ) -> Result<Drawn> {
+        self.draw_watched(labels, first_picture, sampling, None, &mut |seen| {
+            if progress(seen.settled, seen.all).is_break() { Err(Error::Interrupted) } else { Ok(()) }
+        })
+    }
 
     /// Draws a part of a given picture anew, once per label: inpainting, outpainting and, with another class,
     /// class-conditional editing. The rest is kept as far as tokens can hold it. Random numbers and `progress` are as
@@ -107,14 +168,30 @@ pub trait Generator {
     /// [`Generator::draw`].
     fn fill(
         &self,
-        _given: Given<'_>,
-        _labels: &[u32],
-        _first_picture: u64,
-        _sampling: &Sampling,
-        _progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+        given: Given<'_>,
+        labels: &[u32],
+        first_picture: u64,
+        sampling: &Sampling,
+        progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Drawn> {
-        Err(Error::Request(format!("{} draws whole pictures only", self.system())))
+        self.draw_watched(labels, first_picture, sampling, Some(given), &mut |seen| {
+            if progress(seen.settled, seen.all).is_break() { Err(Error::Interrupted) } else { Ok(()) }
+        })
     }
+
+    /// [`Generator::draw`], or [`Generator::fill`] where a picture is given; `watch` sees each step, and an error of it
+    /// ends the call.
+    ///
+    /// # Errors
+    /// As [`Generator::draw`], [`Generator::fill`] and `watch`.
+    fn draw_watched(
+        &self,
+        labels: &[u32],
+        first_picture: u64,
+        sampling: &Sampling,
+        given: Option<Given<'_>>,
+        watch: Watch<'_>,
+    ) -> Result<Drawn>;
 
     /// Whether [`Generator::fill`] works with this checkpoint.
     fn can_fill(&self) -> bool {

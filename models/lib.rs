@@ -10,4 +10,4 @@ pub mod tokenizer;
 pub mod weights;
 pub mod zoo;
 
-pub use generator::{Drawn, Error, Generator, Given, Result, Sampling};
+pub use generator::{Drawn, Error, Generator, Given, Result, Sampling, Seen, Watch};

@@ -14,9 +14,9 @@ fn main() -> Result<()> {
     let model = LlamaGen::<f32>::load(&checkpoint, &device)?;
     let sampling = Sampling { seed: 7, ..model.sampling() };
     let heart = 2;
-    let tokens = model.generate(&[heart], 0, &sampling, &mut |step, _logits| {
-        if step % 64 == 0 {
-            println!("{step} tokens");
+    let tokens = model.generate(&[heart], 0, &sampling, &mut |step| {
+        if step.settled % 64 == 0 {
+            println!("{} tokens", step.settled);
         }
         ControlFlow::Continue(())
     })?;

@@ -191,23 +191,30 @@ impl MaskedTransformer {
     }
 
     /// Draws tokens `[batch, places, values]` in each picture's own order, more and more per step, by a cosine. `head`
-    /// draws the values `[cells, values]` of a step.
+    /// draws the values `[cells, values]` of a step; `seen` is told the tokens after it, its cells, and how many of each
+    /// picture are settled. Given tokens (zeros but for `count` cells of each picture, the last of its order) stay.
     ///
     /// # Errors
-    /// [`Error::Request`] if a class is out of range; whatever `head` returns; [`Error::Op`] if the device fails.
+    /// [`Error::Request`] if a class is out of range; whatever `head` and `seen` return; [`Error::Op`] if the device
+    /// fails.
     pub fn generate<T: Float>(
         &self,
         labels: &[u32],
         orders: &[Vec<usize>],
+        given: Option<(Tensor<T>, usize)>,
         steps: usize,
         guided: bool,
         mut head: impl FnMut(Asked<'_, T>) -> Result<Tensor<T>>,
+        mut seen: impl FnMut(&Tensor<T>, &[(usize, usize)], usize) -> Result<()>,
     ) -> Result<Tensor<T>> {
         let (batch, places) = (labels.len(), self.places());
         let condition = self.condition::<T>(labels, guided)?;
-        let mut tokens = Tensor::<T>::zeros(&self.device, &[batch, places, self.token])?;
-        let mut settled = 0;
-        for count in order::counts(places, steps, |r| (FRAC_PI_2 * r).cos()) {
+        let (mut tokens, mut settled) = match given {
+            Some(given) => given,
+            None => (Tensor::zeros(&self.device, &[batch, places, self.token])?, 0),
+        };
+        let open = places - settled;
+        for count in order::counts(open, steps.min(open), |r| (FRAC_PI_2 * r).cos()) {
             let known: Vec<Vec<_>> = orders.iter().map(|order| order[order.len() - settled..].to_vec()).collect();
             let known = if guided { [&known[..], &known[..]].concat() } else { known };
             let input = if guided { twice(&tokens)? } else { tokens.clone() };
@@ -233,6 +240,7 @@ impl MaskedTransformer {
             let placed = linear::matmul(&selection(&drawn, &next, places)?.permute(&[0, 2, 1])?.contiguous()?, &drawn)?;
             tokens = elementwise::add(&tokens, &placed)?;
             settled += count;
+            seen(&tokens, &cells, settled)?;
         }
         Ok(tokens)
     }
@@ -250,6 +258,20 @@ pub fn unpatched<T: Float>(tokens: &Tensor<T>, patch: usize) -> Result<Tensor<T>
     let grid = tokens.contiguous()?.reshape(&[batch, side, side, channels, patch, patch])?;
     let grid = grid.permute(&[0, 3, 1, 4, 2, 5])?.contiguous()?;
     Ok(grid.reshape(&[batch, channels, side * patch, side * patch])?)
+}
+
+/// Latents `[batch, channels, side patch, side patch]` as tokens `[batch, side side, channels patch patch]`.
+///
+/// # Errors
+/// If shapes do not fit or the device fails.
+pub fn patched<T: Float>(latents: &Tensor<T>, patch: usize) -> Result<Tensor<T>> {
+    let &[batch, channels, height, width] = latents.shape() else {
+        return Err(Error::Request(format!("latents of shape {:?}", latents.shape())));
+    };
+    let (rows, columns) = (height / patch, width / patch);
+    let grid = latents.contiguous()?.reshape(&[batch, channels, rows, patch, columns, patch])?;
+    let grid = grid.permute(&[0, 2, 4, 1, 3, 5])?.contiguous()?;
+    Ok(grid.reshape(&[batch, rows * columns, channels * patch * patch])?)
 }
 
 /// Matrices that pick places: `[rows, picked, places]`, on the device of `like`.

@@ -15,9 +15,46 @@ use crate::{Error, Result, Sampling};
 pub use chance::{Chance, OfPlaces};
 pub use sequential::{Network, sequential};
 
-/// Called after each step with the places settled so far and the guided logits that it drew from,
-/// `[batch, places of the step, vocabulary]`.
-pub type Steps<'a, T> = &'a mut dyn FnMut(usize, &Tensor<T>) -> ControlFlow<()>;
+/// What one step of a generation has settled.
+#[derive(Debug, Clone, Copy)]
+pub struct Step<'a, T: Element> {
+    /// Places of each picture settled so far.
+    pub settled: usize,
+    /// The guided logits that it drew from, `[batch, places of the step, vocabulary]`.
+    pub logits: &'a Tensor<T>,
+    /// What it drew, `[batch, places of the step]`.
+    pub tokens: &'a Tensor<u32>,
+    /// Which cells these are.
+    pub cells: Cells<'a>,
+    /// What a decoder would be fed now, `[batch, channels, side, side]`, where the codes of scales add up.
+    pub latents: Option<&'a Tensor<T>>,
+}
+
+/// The cells of a step, counted row by row, or scale after scale.
+#[derive(Debug, Clone, Copy)]
+pub enum Cells<'a> {
+    /// The next ones from here on.
+    From(usize),
+    /// The same in every picture.
+    Same(&'a [usize]),
+    /// Those of each picture.
+    Each(&'a [Vec<usize>]),
+}
+
+impl Cells<'_> {
+    /// Those of one picture of the batch, of a step of `count` places.
+    #[must_use]
+    pub fn of(&self, picture: usize, count: usize) -> Vec<usize> {
+        match self {
+            Self::From(first) => (*first..first + count).collect(),
+            Self::Same(cells) => cells.to_vec(),
+            Self::Each(cells) => cells[picture].clone(),
+        }
+    }
+}
+
+/// Called after each step.
+pub type Steps<'a, T> = &'a mut dyn FnMut(Step<'_, T>) -> ControlFlow<()>;
 
 /// Where the random numbers of a generation come from. Either way a place of a picture has its own, so that splitting
 /// a batch or a step changes no token.
@@ -35,6 +72,25 @@ pub enum Random<'a> {
         /// The cells in decoding order, `[places]` or `[batch, places]`, for systems whose order is random.
         orders: &'a [u32],
     },
+}
+
+/// Runs a generation, and `each` after its steps; an error of that ends it.
+///
+/// # Errors
+/// As `each` and `generate`.
+pub fn watched<T: Float, M>(
+    mut each: impl FnMut(Step<'_, T>) -> Result<()>,
+    generate: impl FnOnce(Steps<'_, T>) -> Result<M>,
+) -> Result<M> {
+    let mut failed = None;
+    let made = generate(&mut |step| match each(step) {
+        Ok(()) => ControlFlow::Continue(()),
+        Err(error) => {
+            failed = Some(error);
+            ControlFlow::Break(())
+        }
+    });
+    made.map_err(|error| failed.unwrap_or(error))
 }
 
 /// Draws the tokens of `batch` pictures of `places` places each.

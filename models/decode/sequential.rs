@@ -3,7 +3,7 @@
 use smalti::sample::Guidance;
 use smalti::{Float, Tensor, copy};
 
-use super::{Sampler, Steps, guide, twice};
+use super::{Cells, Sampler, Step, Steps, guide, twice};
 use crate::zoo::codes::go_on;
 use crate::{Error, Result};
 
@@ -50,7 +50,8 @@ pub fn sequential<T: Float>(
         let guided = guide(&last, batch, scale(place), Guidance::Scale)?;
         let token = sampler.draw(&guided, place)?;
         copy::copy_into_slice(&token, &mut drawn, 1, place)?;
-        go_on(steps(place + 1, &guided))?;
+        let cells = Cells::From(place);
+        go_on(steps(Step { settled: place + 1, logits: &guided, tokens: &token, cells, latents: None }))?;
         if place + 1 < places {
             x = network.embed(&if rows > batch { twice(&token)? } else { token })?;
         }

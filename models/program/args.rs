@@ -70,6 +70,7 @@ Examples:
   smalti generate --weights model.safetensors --temperature 0 --device cpu --json
   smalti generate --weights c2i_B_256.pt --weights vq_ds16_c2i.pt --class 207 --count 1
   smalti generate --model var --class heart --image face.png --mask mouth.png --count 4
+  smalti generate --model var --count 1 --preview steps --trace order.json
   smalti generate --model maskgil --weights maskgil.pt --weights vq_ds16_c2i.pt
   smalti generate --model controlar --weights c2i.safetensors --weights vq_ds16_c2i.pt --control edges.png --class 207
   smalti generate --count 1000 --shard 3/8 --out part-3.png    the third of eight parts of one run")]
@@ -114,6 +115,12 @@ pub struct Generate {
     /// A PNG that is bright where --image is drawn anew; the dark part stays as it is
     #[arg(long, value_name = "PNG", requires = "image")]
     pub mask: Option<PathBuf>,
+    /// A folder for pictures as they are between steps: after each scale, or as cells fill in, those still open in grey
+    #[arg(long, value_name = "DIR")]
+    pub preview: Option<PathBuf>,
+    /// A JSON file for the order in which the cells of each picture were settled, step by step
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
     /// The device, as `smalti devices` lists it [default: the best that is not software]
     #[arg(long)]
     pub device: Option<String>,

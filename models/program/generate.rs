@@ -1,7 +1,6 @@
 //! `smalti generate`.
 
 use std::io::IsTerminal as _;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -10,10 +9,11 @@ use indicatif::{ProgressBar, ProgressStyle};
 use smalti::{Backend, Device, bf16, f16};
 use smalti_models::weights::Checkpoint;
 use smalti_models::zoo::captions::CaptionFeatures;
-use smalti_models::{Drawn, Error, Generator, Given, Sampling, zoo};
+use smalti_models::{Drawn, Error, Generator, Given, Sampling, Seen, zoo};
 
 use super::args::{DtypeOption, Generate, Model, Shard};
 use super::picture::{Output, Picture, grid};
+use super::watch::{Previews, Trace, Watcher};
 use super::{Failure, interrupted};
 
 /// Pictures of one batch: enough to share the reading of weights, few enough to fit small devices.
@@ -26,8 +26,10 @@ pub fn run(options: &Generate) -> Result<ExitCode, Failure> {
     if !(1..=MOST_PICTURES).contains(&options.count) {
         return Err(Failure::Input(format!("--count {}: expected 1 to {MOST_PICTURES}", options.count)));
     }
-    let reserve = |path: &Path| Output::reserve(path).map_err(Failure::Input);
-    let named = options.out.as_deref().map(reserve).transpose()?;
+    let reserve = |option: &str, path: &Path| Output::reserve(option, path).map_err(Failure::Input);
+    let named = options.out.as_deref().map(|path| reserve("--out", path)).transpose()?;
+    let traced = options.trace.as_deref().map(|path| reserve("--trace", path)).transpose()?;
+    let previews = options.preview.as_deref().map(Previews::into).transpose().map_err(Failure::Input)?;
     let device = open_device(options)?;
     let checkpoint = open_weights(&options.model)?;
     let mut generator = load(&checkpoint, &device, options.dtype)?;
@@ -35,9 +37,13 @@ pub fn run(options: &Generate) -> Result<ExitCode, Failure> {
         generator.use_decoder(decoder).map_err(|error| Failure::Input(format!("--decoder: {error}")))?;
     }
     ask(generator.as_mut(), options)?;
+    if previews.is_some() && !generator.has_tokenizer() {
+        let what = format!("{} holds no tokenizer, without which there are no pictures", checkpoint.name());
+        return Err(Failure::Input(format!("--preview: {what}")));
+    }
     let default = PathBuf::from(if generator.has_tokenizer() { "smalti.png" } else { "smalti.safetensors" });
     let path = options.out.as_ref().unwrap_or(&default);
-    let output = named.map_or_else(|| reserve(path), Ok)?;
+    let output = named.map_or_else(|| reserve("--out", path), Ok)?;
     let sampling = sampling(generator.as_ref(), options)?;
     let labels = labels(generator.classes(), &options.classes)?;
 
@@ -48,7 +54,7 @@ pub fn run(options: &Generate) -> Result<ExitCode, Failure> {
     let per_picture = generator.tokens_per_picture();
     let bar = progress_bar(pictures.len() * per_picture, options.json);
     let started = Instant::now();
-    let (mut drawn, mut each) = (Drawn::default(), Vec::new());
+    let (mut drawn, mut each, mut trace) = (Drawn::default(), Vec::new(), Trace::default());
     let [height, width] = generator.picture_size();
     let given = match (&options.image, &options.mask) {
         (Some(_), Some(_)) if !generator.can_fill() => {
@@ -59,21 +65,24 @@ pub fn run(options: &Generate) -> Result<ExitCode, Failure> {
         _ => None,
     };
     let label_of = |picture: usize| labels[picture % labels.len()];
+    let columns = match pictures.len() {
+        few if few <= labels.len() => (few as f64).sqrt().ceil() as usize,
+        // A column per class, so that a class reads downwards.
+        _ => labels.len(),
+    };
     for first in pictures.clone().step_by(BATCH) {
         let batch = first..(first + BATCH).min(pictures.end);
         let labels: Vec<_> = batch.map(label_of).collect();
         let settled = (first - pictures.start) * per_picture;
-        let mut progress = |done: usize, _: usize| {
-            bar.set_position((settled + done) as u64);
-            if interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        let part = given.as_ref().map(|(planes, anew)| Given { planes, anew });
+        let mut watcher = Watcher::new(generator.as_ref(), previews.as_ref(), part, [first, labels.len(), columns]);
+        let mut watch = |seen: Seen<'_>| {
+            bar.set_position((settled + seen.settled) as u64);
+            if interrupted() { Err(Error::Interrupted) } else { watcher.step(&seen) }
         };
-        let result = match &given {
-            None => generator.draw(&labels, first as u64, &sampling, &mut progress),
-            Some((planes, anew)) => {
-                generator.fill(Given { planes, anew }, &labels, first as u64, &sampling, &mut progress)
-            }
-        };
+        let result = generator.draw_watched(&labels, first as u64, &sampling, part, &mut watch);
         let mut result = result.map_err(work_error)?;
+        watcher.trace(&mut trace, &labels);
         if let Some((planes, anew)) = &given {
             for drawn in &mut result.planes {
                 let stays = |at: usize| !anew[at % anew.len()];
@@ -91,12 +100,6 @@ pub fn run(options: &Generate) -> Result<ExitCode, Failure> {
         return Err(Failure::Interrupted);
     }
     let written = if generator.has_tokenizer() {
-        let columns = if each.len() <= labels.len() {
-            (each.len() as f64).sqrt().ceil() as usize
-        } else {
-            // A column per class, so that a class reads downwards.
-            labels.len()
-        };
         output.write(|file| grid(&each, columns).write_png(file))
     } else {
         let of_pictures: Vec<_> = pictures.clone().map(label_of).collect();
@@ -104,6 +107,11 @@ pub fn run(options: &Generate) -> Result<ExitCode, Failure> {
         bytes.and_then(|bytes| output.write(|file| file.write_all(&bytes)))
     };
     written.map_err(|error| Failure::Work(format!("{}: {error}", path.display())))?;
+    if let Some(output) = traced {
+        let text = trace.json(generator.as_ref(), options.seed).to_string();
+        let written = output.write(|file| file.write_all(text.as_bytes()));
+        written.map_err(|error| Failure::Work(format!("--trace: {error}")))?;
+    }
     let kind = match (generator.has_tokenizer(), drawn.latents.is_empty()) {
         (true, _) => "pictures",
         (false, true) => "tokens",

@@ -8,6 +8,7 @@ mod generate;
 mod models;
 mod picture;
 mod show;
+mod watch;
 
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -104,10 +104,12 @@ pub struct Output {
 }
 
 impl Output {
+    /// For what `option` names.
+    ///
     /// # Errors
     /// If `path` is a folder, or its folder is missing or not writable.
-    pub fn reserve(path: &Path) -> Result<Self, String> {
-        let wrong = |reason: &dyn std::fmt::Display| format!("--out {}: {reason}", path.display());
+    pub fn reserve(option: &str, path: &Path) -> Result<Self, String> {
+        let wrong = |reason: &dyn std::fmt::Display| format!("{option} {}: {reason}", path.display());
         if path.is_dir() {
             return Err(wrong(&"is a folder"));
         }

@@ -68,7 +68,7 @@ fn of_step(step: usize, all: usize) -> Colour {
 
 /// Draws the order of a system: dark cells first, bright ones last; below, what is settled after each sixth.
 pub fn order(options: &ShowOrder) -> Result<ExitCode, Failure> {
-    let output = Output::reserve(&options.out).map_err(Failure::Input)?;
+    let output = Output::reserve("--out", &options.out).map_err(Failure::Input)?;
     let Some(system) = SYSTEMS.iter().find(|system| system.name == options.model) else {
         return Err(Failure::Input(format!("--model {}: expected a system of `smalti models`", options.model)));
     };
@@ -125,7 +125,7 @@ fn draw_order(grids: &[Steps], all: usize) -> Picture {
 
 /// Draws a mask: a row per query, a column per key; tiles that are skipped, full, or partly seen.
 pub fn mask(options: &ShowMask) -> Result<ExitCode, Failure> {
-    let output = Output::reserve(&options.out).map_err(Failure::Input)?;
+    let output = Output::reserve("--out", &options.out).map_err(Failure::Input)?;
     let wrong = |reason: String| Failure::Input(format!("--mask {}: {reason}", options.mask));
     let (mask, own) = parse(&options.mask).map_err(wrong)?;
     let q_len = options.queries.or(own).unwrap_or(256);

@@ -16,10 +16,9 @@
 use smalti::sample::Schedule;
 use smalti::{Device, Float, Tensor};
 
-use super::codes::go_on;
-use super::latents::{DrawsLatents, Latents, Progress};
+use super::latents::{DrawsLatents, Known, Latents, Partial, Progress};
 use crate::Result;
-use crate::backbone::masked::{MaskedTransformer, unpatched};
+use crate::backbone::masked::{Asked, MaskedTransformer, unpatched};
 use crate::decode::{Chance, Sampler, twice};
 use crate::head::features::FeatureHead;
 use crate::tokenizer::kl::KlAutoencoder;
@@ -42,8 +41,8 @@ pub struct Step<'a, T: smalti::Element> {
     pub scale: f64,
     /// The tokens that it drew; as many rows as states.
     pub tokens: &'a Tensor<T>,
-    /// Cells that it settled.
-    pub cells: usize,
+    /// Cells (picture of the batch, cell) that it settled.
+    pub cells: &'a [(usize, usize)],
 }
 
 impl<T: Float> Arinar<T> {
@@ -101,14 +100,15 @@ impl<T: Float> Arinar<T> {
         let sampling = sampler.sampling;
         let orders: Vec<_> = (0..labels.len()).map(|picture| sampler.order(Some(picture))).collect();
         let guided = sampling.cfg != 1.0;
-        let tokens = self.transformer.generate(labels, &orders, self.steps, guided, |asked| {
+        let head = |asked: Asked<'_, T>| {
             chance.begin(asked.cells);
             let scale = guided.then(|| self.guidance.at(sampling.cfg.into(), asked.share));
             let drawn = self.head.sample(asked.states, scale, sampling.temperature.into(), chance)?;
             let tokens = if guided { &twice(&drawn)? } else { &drawn };
-            progress(&Step { states: asked.states, scale: scale.unwrap_or(1.0), tokens, cells: asked.cells.len() })?;
+            progress(&Step { states: asked.states, scale: scale.unwrap_or(1.0), tokens, cells: asked.cells })?;
             Ok(drawn)
-        })?;
+        };
+        let tokens = self.transformer.generate(labels, &orders, None, self.steps, guided, head, |_, _, _| Ok(()))?;
         unpatched(&tokens, self.latents.patch)
     }
 }
@@ -124,14 +124,15 @@ impl<T: Float> DrawsLatents<T> for Arinar<T> {
     fn draw_latents(
         &self,
         labels: &[u32],
+        _known: Option<&Known<T>>,
         sampler: &Sampler<'_>,
         chance: &mut dyn Chance,
-        progress: Progress<'_>,
+        progress: Progress<'_, T>,
     ) -> Result<Tensor<T>> {
         let mut settled = 0;
         self.generate(labels, sampler, chance, |step| {
-            settled += step.cells;
-            go_on(progress(settled / labels.len().max(1)))
+            settled += step.cells.len();
+            progress(Partial { settled: settled / labels.len().max(1), cells: step.cells, latents: None })
         })
     }
 }

@@ -22,7 +22,7 @@ use smalti::{Device, Float, Tensor, Weight, copy, elementwise, embedding, linear
 
 use super::codes::{Codes, DrawsCodes, go_on};
 use crate::backbone::llama::FeedForward;
-use crate::decode::{Sampler, Steps, guide, to_raster, twice};
+use crate::decode::{Cells, Sampler, Step, Steps, guide, to_raster, twice};
 use crate::order;
 use crate::weights::Checkpoint;
 use crate::{Error, Result};
@@ -236,8 +236,22 @@ impl DrawsCodes for Arpg {
     }
 
     fn generate<T: Float>(&self, labels: &[u32], sampler: &Sampler<'_>, steps: Steps<'_, T>) -> Result<Tensor<u32>> {
+        self.generate_around(labels, &[], sampler, steps)
+    }
+
+    const FILLS: bool = true;
+
+    /// What stays is settled first, in the same steps: each draws all its cells, and those that stay take their own.
+    fn generate_around<T: Float>(
+        &self,
+        labels: &[u32],
+        known: &[Option<u32>],
+        sampler: &Sampler<'_>,
+        steps: Steps<'_, T>,
+    ) -> Result<Tensor<u32>> {
         let (batch, places) = (labels.len(), self.codes.places());
-        let cells = sampler.order(None);
+        let mut cells = sampler.order(None);
+        cells.sort_by_key(|cell| known.get(*cell).is_none_or(Option::is_none));
         let masked = |r: f64| if self.arccos { r.acos() / FRAC_PI_2 } else { (FRAC_PI_2 * r).cos() };
         let condition = self.condition(labels, true)?;
         let mut ids = Tensor::from_vec(&self.codes.device, &[2 * batch, 1], condition)?;
@@ -252,10 +266,17 @@ impl DrawsCodes for Arpg {
             let after = (settled + count) as f64 / places as f64;
             let cfg = self.guidance.at(sampler.sampling.cfg.into(), after) as f32;
             let guided = guide(&logits, batch, cfg, Guidance::Scale)?;
-            let tokens = sampler.draw(&guided, settled)?;
+            let mut tokens = sampler.draw(&guided, settled)?;
+            if !known.is_empty() {
+                let of_step = cells[settled..settled + count].iter().cycle();
+                let around =
+                    tokens.to_vec()?.into_iter().zip(of_step).map(|(drawn, cell)| known[*cell].unwrap_or(drawn));
+                tokens = Tensor::from_vec(&self.codes.device, &[batch, count], around.collect())?;
+            }
             copy::copy_into_slice(&tokens, &mut drawn, 1, settled)?;
+            let of_step = Cells::Same(&cells[settled..settled + count]);
             settled += count;
-            go_on(steps(settled, &guided))?;
+            go_on(steps(Step { settled, logits: &guided, tokens: &tokens, cells: of_step, latents: None }))?;
             (ids, here) = (twice(&tokens)?, there);
         }
         to_raster(&drawn, &cells)

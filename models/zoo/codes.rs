@@ -8,13 +8,13 @@ use smalti::{Device, Float, Tensor, elementwise};
 use super::captions::CaptionFeatures;
 use super::class_names;
 use super::llamagen::{per_entry, to_host};
-use crate::decode::{Random, Sampler, Steps, normals_of_places};
+use crate::decode::{Random, Sampler, Step, Steps, normals_of_places, watched};
 use crate::tokenizer::flow::FlowTokenizer;
 use crate::tokenizer::maskgit::MaskGitVqGan;
 use crate::tokenizer::video::VideoTokenizer;
 use crate::tokenizer::vq::VqTokenizer;
 use crate::weights::{Checkpoint, Config, Loader};
-use crate::{Drawn, Error, Generator, Result, Sampling};
+use crate::{Drawn, Error, Generator, Given, Result, Sampling, Seen, Watch};
 
 /// What turns codes into pixels.
 #[expect(clippy::large_enum_variant, reason = "a model holds one, so its size does not matter")]
@@ -130,6 +130,21 @@ impl Codes {
         }
     }
 
+    /// The tokens of a given picture that stay: those of cells without a pixel that is drawn anew.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if there is no encoder or the picture has another size; [`Error::Op`] if the device fails.
+    pub fn known<T: Float>(&self, given: Given<'_>) -> Result<Vec<Option<u32>>> {
+        let Some(Tokenizer::LlamaGen(tokenizer)) = &self.tokenizer else {
+            return Err(Error::Request("the checkpoint holds no encoder of pictures".to_owned()));
+        };
+        let size = self.picture_size();
+        let tokens = tokenizer.tokens(&tokenizer.latents(&given.pixels::<T>(&self.device, size)?)?)?.to_vec()?;
+        let grid = [self.grid[1], self.grid[2]];
+        let stays = |cell: usize| given.anew_share(size, grid, cell) == 0.0;
+        Ok(tokens.into_iter().enumerate().map(|(cell, token)| stays(cell).then_some(token)).collect())
+    }
+
     /// Height and width of a picture in pixels; in cells without a tokenizer.
     #[must_use]
     pub fn picture_size(&self) -> [usize; 2] {
@@ -174,6 +189,26 @@ pub trait DrawsCodes {
     /// As there.
     fn use_control(&mut self, _planes: &[f32]) -> Result<()> {
         Err(Error::Request(format!("{} takes no control picture", Self::SYSTEM)))
+    }
+
+    /// Whether it draws parts of pictures anew.
+    const FILLS: bool = false;
+
+    /// [`DrawsCodes::generate`] where some tokens are given: `known` has an entry per cell, or none at all.
+    ///
+    /// # Errors
+    /// As there; [`Error::Request`] if the system draws whole pictures only.
+    fn generate_around<T: Float>(
+        &self,
+        labels: &[u32],
+        known: &[Option<u32>],
+        sampler: &Sampler<'_>,
+        steps: Steps<'_, T>,
+    ) -> Result<Tensor<u32>> {
+        if known.is_empty() {
+            return self.generate(labels, sampler, steps);
+        }
+        Err(Error::Request(format!("{} draws whole pictures only", Self::SYSTEM)))
     }
 
     /// Draws the tokens of one picture per label, `[batch, places]` in raster order, computing in `T`.
@@ -230,20 +265,55 @@ impl<T: Float, M: DrawsCodes> Generator for InDtype<T, M> {
         self.0.use_control(planes)
     }
 
-    fn draw(
+    fn grids(&self) -> Vec<[usize; 2]> {
+        let [frames, height, width] = self.0.codes().grid;
+        // A reader of 1-D codes has no cells.
+        if matches!(self.0.codes().tokenizer, Some(Tokenizer::Flow(_) | Tokenizer::Video(_))) {
+            return Vec::new();
+        }
+        vec![[height, width]; frames]
+    }
+
+    fn draw_watched(
         &self,
         labels: &[u32],
         first_picture: u64,
         sampling: &Sampling,
-        progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+        given: Option<Given<'_>>,
+        watch: Watch<'_>,
     ) -> Result<Drawn> {
-        let codes = self.0.codes();
-        let all = labels.len() * codes.places();
+        let (codes, batch) = (self.0.codes(), labels.len());
+        let (places, all) = (codes.places(), batch * codes.places());
+        let known = given.map(|given| codes.known::<T>(given)).transpose()?.unwrap_or_default();
         let random = Random::Philox { first_picture };
-        let sampler = Sampler { sampling: *sampling, random, places: codes.places() };
-        let tokens = self.0.generate::<T>(labels, &sampler, &mut |done, _| progress(done * labels.len(), all))?;
+        let sampler = Sampler { sampling: *sampling, random, places };
+        let mut so_far: Vec<(Vec<Vec<usize>>, Tensor<u32>)> = Vec::new();
+        let each = |step: Step<'_, T>| {
+            let count = step.tokens.shape()[1];
+            so_far.push(((0..batch).map(|picture| step.cells.of(picture, count)).collect(), step.tokens.clone()));
+            let pictures = || {
+                let of_cell = known.iter().map(|known| known.unwrap_or(0)).chain(std::iter::repeat(0)).take(places);
+                let mut raster = of_cell.collect::<Vec<_>>().repeat(batch);
+                for (cells, tokens) in &so_far {
+                    let tokens = tokens.to_vec()?;
+                    let each = cells.iter().zip(tokens.chunks(tokens.len() / batch)).zip(raster.chunks_mut(places));
+                    each.for_each(|((cells, tokens), raster)| {
+                        cells.iter().zip(tokens).for_each(|(cell, token)| raster[*cell] = *token);
+                    });
+                }
+                let tokens = Tensor::from_vec(&codes.device, &[batch, places], raster)?;
+                if self.has_tokenizer() { per_entry(&codes.decode::<T>(&tokens, &sampler)?) } else { Ok(Vec::new()) }
+            };
+            let cells = &so_far[so_far.len() - 1].0;
+            watch(Seen { settled: step.settled * batch, all, cells, pictures: &pictures })
+        };
+        let tokens = watched(each, |steps| self.0.generate_around::<T>(labels, &known, &sampler, steps))?;
         let pixels = self.has_tokenizer().then(|| codes.decode::<T>(&tokens, &sampler)).transpose()?;
         to_host(&tokens, pixels.as_ref())
+    }
+
+    fn can_fill(&self) -> bool {
+        M::FILLS && matches!(self.0.codes().tokenizer, Some(Tokenizer::LlamaGen(_)))
     }
 }
 

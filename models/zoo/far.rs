@@ -22,8 +22,7 @@ use std::f64::consts::FRAC_PI_2;
 use smalti::resize::{Mode, resize};
 use smalti::{Device, Float, Tensor};
 
-use super::codes::go_on;
-use super::latents::{DrawsLatents, Latents, Progress};
+use super::latents::{DrawsLatents, Known, Latents, Partial, Progress};
 use crate::Result;
 use crate::backbone::masked::{MaskedTransformer, unpatched};
 use crate::decode::{Chance, Sampler, twice};
@@ -169,14 +168,15 @@ impl<T: Float> DrawsLatents<T> for Far {
     fn draw_latents(
         &self,
         labels: &[u32],
+        _known: Option<&Known<T>>,
         sampler: &Sampler<'_>,
         chance: &mut dyn Chance,
-        progress: Progress<'_>,
+        progress: Progress<'_, T>,
     ) -> Result<Tensor<T>> {
         let (places, mut done) = (self.backbone.places(), 0);
         self.generate_levels(labels, sampler, chance, |_: &Tensor<T>| {
             done += 1;
-            go_on(progress(places * done / self.levels.len()))
+            progress(Partial::count(places * done / self.levels.len()))
         })
     }
 }

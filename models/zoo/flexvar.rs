@@ -13,8 +13,6 @@
 //!
 //! Paper: Jiao et al. 2025, arXiv:2502.20313, section 3. Upstream: jiaosiyu1999/FlexVAR, `models/flexvar.py`.
 
-use std::ops::ControlFlow;
-
 use smalti::attention::{Mask, ScalesKind};
 use smalti::resize::{self, Mode};
 use smalti::sample::Guidance;
@@ -22,14 +20,15 @@ use smalti::{Device, Float, Tensor, Weight, copy, elementwise, embedding, linear
 
 use super::class_names;
 use super::codes::go_on;
-use super::llamagen::to_host;
+use super::llamagen::{per_entry, to_host};
 use crate::backbone::adaln::{AdaLn, ModulatedHead, layer};
 use crate::backbone::condition::ClassTable;
-use crate::decode::{Random, Sampler, Steps, concatenate, guide, twice};
+use crate::decode::{Cells, Random, Sampler, Step, Steps, concatenate, guide, twice, watched};
+use crate::generator::whole_only;
 use crate::tokenizer::autoencoder::Conv;
 use crate::tokenizer::vq::{VqTokenizer, unit_rows};
 use crate::weights::Checkpoint;
-use crate::{Drawn, Error, Generator, Result, Sampling};
+use crate::{Drawn, Error, Generator, Given, Result, Sampling, Seen, Watch};
 
 /// The official schedule.
 const SCHEDULE: [usize; 10] = [1, 2, 3, 4, 5, 7, 9, 11, 13, 16];
@@ -221,8 +220,9 @@ impl<T: Float> FlexVar<T> {
             let sampling = Sampling { temperature, ..sampler.sampling };
             let drawn = Sampler { sampling, ..*sampler }.draw(&guided, settled)?;
             copy::copy_into_slice(&drawn, &mut tokens, 1, settled)?;
+            let cells = Cells::From(settled);
             settled += side * side;
-            go_on(steps(settled, &guided))?;
+            go_on(steps(Step { settled, logits: &guided, tokens: &drawn, cells, latents: None }))?;
             if let Some(&next) = self.schedule.get(scale + 1) {
                 let map = self.map(&drawn, side)?;
                 let map = resize::resize(&map, [next, next], Mode::Bicubic { align_corners: false })?;
@@ -278,16 +278,32 @@ impl<T: Float> Generator for FlexVar<T> {
         [side, side]
     }
 
-    fn draw(
+    fn grids(&self) -> Vec<[usize; 2]> {
+        self.schedule.iter().map(|side| [*side; 2]).collect()
+    }
+
+    fn draw_watched(
         &self,
         labels: &[u32],
         first_picture: u64,
         sampling: &Sampling,
-        progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+        given: Option<Given<'_>>,
+        watch: Watch<'_>,
     ) -> Result<Drawn> {
-        let all = labels.len() * self.places();
+        whole_only("flexvar", given)?;
+        let (batch, all) = (labels.len(), labels.len() * self.places());
         let sampler = Sampler { sampling: *sampling, random: Random::Philox { first_picture }, places: self.places() };
-        let tokens = self.generate(labels, &sampler, &mut |done, _| progress(done * labels.len(), all))?;
+        let each = |step: Step<'_, T>| {
+            let count = step.tokens.shape()[1];
+            // Every scale is a picture of its own.
+            let pictures = || match &self.tokenizer {
+                Some(tokenizer) => per_entry(&tokenizer.decode::<T>(step.tokens, [count.isqrt(); 2])?),
+                None => Ok(Vec::new()),
+            };
+            let cells = vec![step.cells.of(0, count); batch];
+            watch(Seen { settled: step.settled * batch, all, cells: &cells, pictures: &pictures })
+        };
+        let tokens = watched(each, |steps| self.generate(labels, &sampler, steps))?;
         let Some(tokenizer) = &self.tokenizer else { return to_host::<T>(&tokens, None) };
         let side = self.schedule.last().copied().unwrap_or(1);
         let last = tokens.narrow(1, self.places() - side * side, side * side)?.contiguous()?;

@@ -21,23 +21,24 @@
 //!
 //! The file is long because its rotary table, which is no rotation for cells, its network and its last scale are its own.
 
-use std::ops::ControlFlow;
-
 use smalti::attention::{KvCache, Mask};
 use smalti::sample::{self, Filter, Guidance};
 use smalti::{Device, Float, Tensor, Weight, activation, copy, elementwise, embedding, linear, norm};
 
 use super::captions::CaptionFeatures;
 use super::codes::{go_on, to_planes};
-use super::llamagen::to_host;
+use super::llamagen::{per_entry, to_host};
 use crate::backbone::adaln::{ModulatedHead, Norm, SelfAttention};
 use crate::backbone::condition::TimeEmbedding;
 use crate::backbone::vit::Linear;
-use crate::decode::{Chance, Normals, OfPlaces, Random, Sampler, Steps, concatenate, guide, twice};
+use crate::decode::{
+    Cells, Chance, Normals, OfPlaces, Random, Sampler, Step, Steps, concatenate, guide, twice, watched,
+};
+use crate::generator::whole_only;
 use crate::head::diffusion::DiffusionHead;
 use crate::tokenizer::multi_scale::MultiScaleTokenizer;
 use crate::weights::Checkpoint;
-use crate::{Drawn, Error, Generator, Result, Sampling};
+use crate::{Drawn, Error, Generator, Given, Result, Sampling, Seen, Watch};
 
 /// The official scales, for 1024 pixels.
 const PATCH_NUMS: [usize; 14] = [1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64];
@@ -466,8 +467,10 @@ impl<T: Float> Hart<T> {
             let guided = guide(&self.head.run(&h, &text.largest)?, batch, t, Guidance::Extra)?;
             let drawn = sampler.draw(&guided, settled)?;
             copy::copy_into_slice(&drawn, &mut tokens, 1, settled)?;
+            let cells = Cells::From(settled);
             settled += count;
-            go_on(steps(settled, &guided))?;
+            let step = Step { settled, logits: &guided, tokens: &drawn, cells, latents: Some(&latents) };
+            go_on(steps(step))?;
             let noise = exponentials.as_mut().map(|draws| (&mut **draws, ratio));
             let codes = self.codes(&drawn, &guided, &sampler.sampling, noise)?;
             if scale < last {
@@ -525,13 +528,19 @@ impl<T: Float> Generator for Hart<T> {
         Ok(())
     }
 
-    fn draw(
+    fn grids(&self) -> Vec<[usize; 2]> {
+        self.patch_nums.iter().map(|side| [*side; 2]).collect()
+    }
+
+    fn draw_watched(
         &self,
         labels: &[u32],
         first_picture: u64,
         sampling: &Sampling,
-        progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+        given: Option<Given<'_>>,
+        watch: Watch<'_>,
     ) -> Result<Drawn> {
+        whole_only("hart", given)?;
         let missing = || Error::Request("hart draws from features of captions, which were not given".to_owned());
         let captions = self.captions.as_ref().ok_or_else(missing)?;
         let (features, lengths) = captions.first::<T>(&self.device, labels, self.text)?;
@@ -544,9 +553,16 @@ impl<T: Float> Generator for Hart<T> {
         let last = |picture: usize| (places - cells..places).map(move |place| (picture, place));
         chance.begin(&(0..labels.len()).flat_map(last).collect::<Vec<_>>());
         let mut normals = |rows: usize, channels: usize| chance.normals(rows, channels);
-        let all = labels.len() * places;
-        let steps: Steps<'_, T> = &mut |done, _| progress(done * labels.len(), all);
-        let hybrid = self.generate(&Text { features, positions }, &sampler, &mut normals, None, steps)?;
+        let (batch, text) = (labels.len(), Text { features, positions });
+        let each = |step: Step<'_, T>| {
+            let cells = vec![step.cells.of(0, step.tokens.shape()[1]); batch];
+            let pictures = || match step.latents {
+                Some(latents) if self.has_tokenizer() => per_entry(&self.tokenizer.decode(latents)?),
+                _ => Ok(Vec::new()),
+            };
+            watch(Seen { settled: step.settled * batch, all: batch * places, cells: &cells, pictures: &pictures })
+        };
+        let hybrid = watched(each, |steps| self.generate(&text, &sampler, &mut normals, None, steps))?;
         let pixels = self.has_tokenizer().then(|| self.tokenizer.decode(&hybrid.latents)).transpose()?;
         let tokens = to_host::<T>(&hybrid.tokens, None)?.tokens;
         Ok(Drawn { tokens, ..to_planes(&hybrid.latents, pixels.as_ref())? })

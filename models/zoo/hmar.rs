@@ -13,23 +13,21 @@
 //!
 //! Paper: Kumbong et al. 2025, arXiv:2506.04421, sections 3 and 4. Upstream: NVlabs/HMAR, `models/hmar.py`.
 
-use std::ops::ControlFlow;
-
 use smalti::attention::{Mask, ScalesKind};
 use smalti::resize::{self, Mode};
 use smalti::sample::{self, Filter, Guidance};
 use smalti::{Device, Float, Tensor, Weight, copy, elementwise, linear};
 
 use super::class_names;
-use super::codes::go_on;
-use super::llamagen::to_host;
+use super::llamagen::{per_entry, to_host};
 use super::maskgil::probability;
 use crate::backbone::adaln::{AdaLn, ModulatedHead, scale_positions};
 use crate::backbone::condition::ClassTable;
 use crate::decode::{Random, Sampler, concatenate, guide, twice};
+use crate::generator::whole_only;
 use crate::tokenizer::multi_scale::MultiScaleTokenizer;
 use crate::weights::Checkpoint;
-use crate::{Drawn, Generator, Result, Sampling};
+use crate::{Drawn, Generator, Given, Result, Sampling, Seen, Watch};
 
 /// The official scales, and how many cells each step of a scale settles.
 pub(super) const PATCH_NUMS: [usize; 10] = [1, 2, 3, 4, 5, 6, 8, 10, 13, 16];
@@ -75,6 +73,10 @@ pub struct Call<'a, T: Float> {
     pub tokens: &'a [u32],
     /// Which cells the call saw masked.
     pub masked: &'a [bool],
+    /// Which cells are masked in the next call.
+    pub open: &'a [bool],
+    /// What the scales before add up to.
+    pub latents: &'a Tensor<T>,
 }
 
 /// Which head a pass ends in.
@@ -296,8 +298,7 @@ impl<T: Float> Hmar<T> {
                         tokens[at] = *token;
                     }
                 }
-                let (drawn, seen) = (&drawn[..], &masked.clone()[..]);
-                observe(Call { scale, step, logits: &logits, drawn, tokens: &tokens, masked: seen })?;
+                let seen = masked.clone();
                 asked += cells;
 
                 let open: usize = self.schedule[scale][step + 1..].iter().sum();
@@ -314,7 +315,20 @@ impl<T: Float> Hmar<T> {
                         ranked.sort_by(|a, b| likely[*a].total_cmp(&likely[*b]));
                         ranked.iter().enumerate().for_each(|(rank, at)| masked[*at] = rank < open);
                     }
+                } else {
+                    masked.fill(false);
                 }
+                let (drawn, latents) = (&drawn[..], &latents);
+                observe(Call {
+                    scale,
+                    step,
+                    logits: &logits,
+                    drawn,
+                    tokens: &tokens,
+                    masked: &seen,
+                    open: &masked,
+                    latents,
+                })?;
             }
             let map = Tensor::from_vec(&self.device, &[batch, cells], tokens)?;
             latents = elementwise::add(&latents, &quantiser.contribution(&map, scale)?)?;
@@ -356,24 +370,45 @@ impl<T: Float> Generator for Hmar<T> {
         [side, side]
     }
 
-    fn draw(
+    fn grids(&self) -> Vec<[usize; 2]> {
+        self.patch_nums.iter().map(|side| [*side; 2]).collect()
+    }
+
+    fn draw_watched(
         &self,
         labels: &[u32],
         first_picture: u64,
         sampling: &Sampling,
-        progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+        given: Option<Given<'_>>,
+        watch: Watch<'_>,
     ) -> Result<Drawn> {
+        whole_only("hmar", given)?;
         let places = self.tokens_per_picture();
         let random = Random::Philox { first_picture };
         let sampler = Sampler { sampling: *sampling, random, places: self.asked() };
+        let batch = labels.len();
         let mut scales: Vec<Vec<u32>> = Vec::new();
         let latents = self.generate(labels, &sampler, |call| {
             scales.truncate(call.scale);
             scales.push(call.tokens.to_vec());
-            let settled: usize = self.patch_nums[..call.scale].iter().map(|side| side * side).sum();
-            let steps = &self.schedule[call.scale];
-            let of_scale: usize = steps[..=call.step].iter().sum();
-            go_on(progress((settled + of_scale) * labels.len(), places * labels.len()))
+            let before: usize = self.patch_nums[..call.scale].iter().map(|side| side * side).sum();
+            let of_scale: usize = self.schedule[call.scale][..=call.step].iter().sum();
+            let count = call.tokens.len() / batch;
+            let settles = |at: usize| (call.step == 0 || call.masked[at]) && !call.open[at];
+            let of_picture = |picture: usize| {
+                (0..count).filter(|cell| settles(picture * count + cell)).map(|cell| before + cell).collect()
+            };
+            let cells: Vec<_> = (0..batch).map(of_picture).collect();
+            let pictures = || {
+                if !self.has_tokenizer() {
+                    return Ok(Vec::new());
+                }
+                let map = Tensor::from_slice(&self.device, &[batch, count], call.tokens)?;
+                let part = self.tokenizer.quantiser().contribution(&map, call.scale)?;
+                per_entry(&self.tokenizer.decode(&elementwise::add(call.latents, &part)?)?)
+            };
+            let settled = (before + of_scale) * batch;
+            watch(Seen { settled, all: places * batch, cells: &cells, pictures: &pictures })
         })?;
         let of_picture = |picture: usize| {
             let each = scales.iter().flat_map(|tokens| {

@@ -20,8 +20,6 @@
 //! The file is long because the block is its own: text comes in at three places, as the first token, as what norms are
 //! modulated by, and as keys and values.
 
-use std::ops::ControlFlow;
-
 use smalti::attention::{self, KvCache, Mask, Options};
 use smalti::rope::{self, Frequencies, Pairing, Positions, Table};
 use smalti::sample::Guidance;
@@ -32,10 +30,11 @@ use super::codes::{go_on, to_planes};
 use super::llamagen::to_host;
 use crate::backbone::adaln::{Condition, Mlp, ModulatedHead, Modulation, Norm, SelfAttention, shared_modulation};
 use crate::backbone::vit::Linear;
-use crate::decode::{Random, Sampler, Steps, concatenate, guide, twice};
+use crate::decode::{Cells, Random, Sampler, Step, Steps, concatenate, guide, twice, watched};
+use crate::generator::whole_only;
 use crate::tokenizer::bits::BitScales;
 use crate::weights::{Checkpoint, Config, Loader, Notes};
-use crate::{Drawn, Error, Generator, Result, Sampling};
+use crate::{Drawn, Error, Generator, Given, Result, Sampling, Seen, Watch};
 
 /// The official scales of a square picture of 1024 pixels.
 const SIDES: [usize; 13] = [1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64];
@@ -525,10 +524,12 @@ impl<T: Float> Infinity<T> {
             let logits = elementwise::scale_add(&logits, 1.0 / temperature, &logits, 0.0)?;
             let count = height * width;
             let each = logits.reshape(&[batch, count * bits, 2])?;
-            let said = sampler.draw(&each, settled * bits)?.reshape(&[batch, count, bits])?;
+            let of_bits = sampler.draw(&each, settled * bits)?;
+            let said = of_bits.reshape(&[batch, count, bits])?;
             copy::copy_into_slice(&said, &mut drawn, 1, settled)?;
+            let cells = Cells::From(settled);
             settled += count;
-            go_on(steps(settled, &logits))?;
+            go_on(steps(Step { settled, logits: &logits, tokens: &of_bits, cells, latents: None }))?;
             let part = self.quantiser.contribution(&self.quantiser.to_cells(&said, scale)?, scale)?;
             let so_far = match features {
                 Some(features) => elementwise::add(&features, &part)?,
@@ -579,13 +580,19 @@ impl<T: Float> Generator for Infinity<T> {
         Ok(())
     }
 
-    fn draw(
+    fn grids(&self) -> Vec<[usize; 2]> {
+        self.quantiser.scales().to_vec()
+    }
+
+    fn draw_watched(
         &self,
         labels: &[u32],
         first_picture: u64,
         sampling: &Sampling,
-        progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+        given: Option<Given<'_>>,
+        watch: Watch<'_>,
     ) -> Result<Drawn> {
+        whole_only("infinity", given)?;
         let missing = || Error::Request("infinity draws from features of captions, which were not given".to_owned());
         let captions = self.captions.as_ref().ok_or_else(missing)?;
         let (features, lengths) = captions.first(&self.device, labels, self.no_text.shape()[1])?;
@@ -595,9 +602,12 @@ impl<T: Float> Generator for Infinity<T> {
         }
         let bits = self.places() * self.bits();
         let sampler = Sampler { sampling: *sampling, random: Random::Philox { first_picture }, places: bits };
-        let all = labels.len() * self.places();
-        let steps: Steps<'_, T> = &mut |done, _| progress(done * labels.len(), all);
-        let (tokens, latents) = self.generate(&Text { features, lengths }, &schedule, &sampler, steps)?;
+        let (batch, all, text) = (labels.len(), labels.len() * self.places(), Text { features, lengths });
+        let each = |step: Step<'_, T>| {
+            let cells = vec![step.cells.of(0, step.tokens.shape()[1] / self.bits()); batch];
+            watch(Seen { settled: step.settled * batch, all, cells: &cells, pictures: &|| Ok(Vec::new()) })
+        };
+        let (tokens, latents) = watched(each, |steps| self.generate(&text, &schedule, &sampler, steps))?;
         let tokens = to_host::<T>(&tokens.reshape(&[labels.len(), bits])?, None)?.tokens;
         Ok(Drawn { tokens, ..to_planes(&latents, None)? })
     }

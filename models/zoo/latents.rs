@@ -1,22 +1,30 @@
 //! What the systems share that draw continuous tokens, given a class, and decode them with an autoencoder.
 
 use std::marker::PhantomData;
-use std::ops::ControlFlow;
 
 use smalti::{Device, Float, Tensor};
 
 use super::class_names;
 use super::codes::to_planes;
+use super::llamagen::per_entry;
 use crate::decode::{Chance, OfPlaces, Random, Sampler};
 use crate::tokenizer::kl::KlAutoencoder;
 use crate::tokenizer::spherical::SphericalAutoencoder;
 use crate::weights::{Checkpoint, Config, Loader};
-use crate::{Drawn, Generator, Result, Sampling};
+use crate::{Drawn, Error, Generator, Given, Result, Sampling, Seen, Watch};
 
 /// An autoencoder whose latents are drawn.
 pub trait DecodesLatents {
     /// Pixels along a side of a latent.
     fn factor(&self) -> usize;
+
+    /// Latents of pixels `[batch, 3, height, width]` in -1 to 1, if there is an encoder.
+    ///
+    /// # Errors
+    /// If shapes do not fit or the device fails.
+    fn encode<T: Float>(&self, _pixels: &Tensor<T>) -> Result<Option<Tensor<T>>> {
+        Ok(None)
+    }
 
     /// Pixels of latents, `[batch, 3, height, width]`, in -1 to 1.
     ///
@@ -28,6 +36,10 @@ pub trait DecodesLatents {
 impl DecodesLatents for KlAutoencoder {
     fn factor(&self) -> usize {
         self.factor()
+    }
+
+    fn encode<T: Float>(&self, pixels: &Tensor<T>) -> Result<Option<Tensor<T>>> {
+        Ok(Some(self.latents(pixels)?))
     }
 
     fn decode<T: Float>(&self, latents: &Tensor<T>) -> Result<Tensor<T>> {
@@ -60,8 +72,34 @@ pub struct Latents<Tokenizer = KlAutoencoder> {
     names: Vec<String>,
 }
 
-/// Called after each step with the places of a picture settled so far.
-pub type Progress<'a> = &'a mut dyn FnMut(usize) -> ControlFlow<()>;
+/// What a step of a generation has settled.
+pub struct Partial<'a, T: Float> {
+    /// Places of each picture settled so far.
+    pub settled: usize,
+    /// Which cells (picture of the batch, cell) the step settled; empty where they do not settle one by one.
+    pub cells: &'a [(usize, usize)],
+    /// What the tokenizer would be fed now, zeros where nothing is settled; none where it is not known before the end.
+    pub latents: Option<&'a dyn Fn() -> Result<Tensor<T>>>,
+}
+
+impl<T: Float> Partial<'_, T> {
+    /// Of a step that tells only how far it has come.
+    #[must_use]
+    pub fn count(settled: usize) -> Self {
+        Self { settled, cells: &[], latents: None }
+    }
+}
+
+/// Called after each step; an error ends the generation.
+pub type Progress<'a, T> = &'a mut dyn FnMut(Partial<'_, T>) -> Result<()>;
+
+/// The latents of a picture of which a part is drawn anew, and which tokens stay.
+pub struct Known<T: Float> {
+    /// As the tokenizer takes them, `[1, channels, side, side]`.
+    pub latents: Tensor<T>,
+    /// Of each token, row by row.
+    pub stays: Vec<bool>,
+}
 
 impl Latents {
     /// Around a network of `places` tokens and `classes`, guided by `cfg`: the KL autoencoder under `vae.` if it is there.
@@ -128,17 +166,21 @@ pub trait DrawsLatents<T: Float> {
     /// The parts around the network.
     fn latents(&self) -> &Latents<Self::Tokenizer>;
 
-    /// Draws the latents of one picture per label, as the tokenizer takes them. Orders come from `sampler`, other
-    /// random numbers from `chance`.
+    /// Whether it draws parts of pictures anew.
+    const FILLS: bool = false;
+
+    /// Draws the latents of one picture per label, as the tokenizer takes them; around the tokens that stay of a given
+    /// one, if it [fills](DrawsLatents::FILLS). Orders come from `sampler`, other random numbers from `chance`.
     ///
     /// # Errors
     /// As [`Generator::draw`], or whatever `chance` returns.
     fn draw_latents(
         &self,
         labels: &[u32],
+        known: Option<&Known<T>>,
         sampler: &Sampler<'_>,
         chance: &mut dyn Chance,
-        progress: Progress<'_>,
+        progress: Progress<'_, T>,
     ) -> Result<Tensor<T>>;
 }
 
@@ -178,19 +220,53 @@ impl<T: Float, M: DrawsLatents<T>> Generator for LatentsInDtype<T, M> {
         [latents.side * latents.patch * latents.tokenizer.as_ref().map_or(1, DecodesLatents::factor); 2]
     }
 
-    fn draw(
+    fn grids(&self) -> Vec<[usize; 2]> {
+        vec![[self.0.latents().side; 2]]
+    }
+
+    fn draw_watched(
         &self,
         labels: &[u32],
         first_picture: u64,
         sampling: &Sampling,
-        progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+        given: Option<Given<'_>>,
+        watch: Watch<'_>,
     ) -> Result<Drawn> {
-        let places = self.tokens_per_picture();
+        let (batch, places) = (labels.len(), self.tokens_per_picture());
         let sampler = Sampler { sampling: *sampling, random: Random::Philox { first_picture }, places };
-        let all = labels.len() * places;
-        let mut of_all = |settled: usize| progress(settled * labels.len(), all);
-        let latents = self.0.draw_latents(labels, &sampler, &mut OfPlaces::new(&sampler), &mut of_all)?;
-        let pixels = self.0.latents().tokenizer.as_ref().map(|tokenizer| tokenizer.decode(&latents)).transpose()?;
+        let tokenizer = self.0.latents().tokenizer.as_ref();
+        let known = given.map(|given| self.known(given)).transpose()?;
+        let mut each = |step: Partial<'_, T>| {
+            let mut cells = vec![Vec::new(); batch];
+            step.cells.iter().for_each(|(picture, cell)| cells[*picture].push(*cell));
+            let pictures = || match (tokenizer, step.latents) {
+                (Some(tokenizer), Some(latents)) => per_entry(&tokenizer.decode(&latents()?)?),
+                _ => Ok(Vec::new()),
+            };
+            watch(Seen { settled: step.settled * batch, all: batch * places, cells: &cells, pictures: &pictures })
+        };
+        let mut chance = OfPlaces::new(&sampler);
+        let latents = self.0.draw_latents(labels, known.as_ref(), &sampler, &mut chance, &mut each)?;
+        let pixels = tokenizer.map(|tokenizer| tokenizer.decode(&latents)).transpose()?;
         to_planes(&latents, pixels.as_ref())
+    }
+
+    fn can_fill(&self) -> bool {
+        M::FILLS && self.has_tokenizer()
+    }
+}
+
+impl<T: Float, M: DrawsLatents<T>> LatentsInDtype<T, M> {
+    /// What stays of a given picture: tokens without a pixel that is drawn anew.
+    fn known(&self, given: Given<'_>) -> Result<Known<T>> {
+        let latents = self.0.latents();
+        let (size, grid) = (self.picture_size(), [latents.side; 2]);
+        let encoded = match &latents.tokenizer {
+            Some(tokenizer) if M::FILLS => tokenizer.encode(&given.pixels::<T>(&latents.device, size)?)?,
+            _ => None,
+        };
+        let missing = || Error::Request(format!("{} draws whole pictures only, or has no encoder here", M::SYSTEM));
+        let stays = (0..self.tokens_per_picture()).map(|cell| given.anew_share(size, grid, cell) == 0.0).collect();
+        Ok(Known { latents: encoded.ok_or_else(missing)?, stays })
     }
 }

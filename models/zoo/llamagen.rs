@@ -14,7 +14,6 @@
 //! Paper: Sun et al. 2024, arXiv:2406.06525. Upstream: FoundationVision/LlamaGen, `autoregressive/models/gpt.py`.
 
 use std::marker::PhantomData;
-use std::ops::ControlFlow;
 
 use smalti::attention::{Align, KvCache, Mask, Options};
 use smalti::rope::{NullRows, Table};
@@ -27,10 +26,11 @@ use super::codes::go_on;
 use crate::backbone::condition::{Captions, padding_bias};
 use crate::backbone::llama::{Llama, Sizes};
 use crate::decode::speculative::{Luck, OfPicture, Pass, Rewind, Speculation, Test, speculative, squared_distances};
-use crate::decode::{Network, at_tokens};
+use crate::decode::{Cells, Network, Step, Steps, at_tokens, watched};
+use crate::generator::whole_only;
 use crate::tokenizer::vq::VqTokenizer;
 use crate::weights::Checkpoint;
-use crate::{Drawn, Error, Generator, Result, Sampling};
+use crate::{Drawn, Error, Generator, Given, Result, Sampling, Seen, Watch};
 
 /// What the pictures are conditioned on.
 #[expect(clippy::large_enum_variant, reason = "a model holds one, so its size does not matter")]
@@ -329,9 +329,8 @@ impl<T: Float> LlamaGen<T> {
             let token = sample::sample(&guided, &filter, &draws).map_err(|error| at_tokens(error, place, 1))?;
             let token = token.reshape(&[batch, 1])?;
             copy::copy_into_slice(&token, &mut drawn, 1, place)?;
-            if steps(place + 1, &guided).is_break() {
-                return Err(Error::Interrupted);
-            }
+            let cells = Cells::From(place);
+            go_on(steps(Step { settled: place + 1, logits: &guided, tokens: &token, cells, latents: None }))?;
             let token: Tensor<T> = embedding::embedding(&self.tokens, &token)?;
             x = if rows == batch { token } else { join(&token, &token)? };
         }
@@ -368,9 +367,6 @@ impl<T: Float> Rewind<T> for Running<'_, T> {
         self.caches.iter_mut().for_each(|cache| cache.truncate(cache.len().saturating_sub(places)));
     }
 }
-
-/// Called after each step with the steps done and the guided logits that it drew from.
-pub type Steps<'a, T> = &'a mut dyn FnMut(usize, &Tensor<T>) -> ControlFlow<()>;
 
 /// Two tensors of one shape, one after the other along the first axis.
 pub(crate) fn join<T: Float>(a: &Tensor<T>, b: &Tensor<T>) -> Result<Tensor<T>> {
@@ -458,38 +454,66 @@ impl<T: Float> Generator for LlamaGen<T> {
         Ok(())
     }
 
-    fn draw(
+    fn grids(&self) -> Vec<[usize; 2]> {
+        vec![[self.grid; 2]]
+    }
+
+    fn draw_watched(
         &self,
         labels: &[u32],
         first_picture: u64,
         sampling: &Sampling,
-        progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+        given: Option<Given<'_>>,
+        watch: Watch<'_>,
     ) -> Result<Drawn> {
-        let (places, all) = (self.tokens_per_picture(), labels.len() * self.tokens_per_picture());
+        whole_only("llamagen", given)?;
+        let (batch, places) = (labels.len(), self.tokens_per_picture());
+        let all = batch * places;
+        // Cells settle in raster order: open ones have code 0.
+        let pictures_of = |mut tokens: Vec<Vec<u32>>| {
+            if self.tokenizer.is_none() {
+                return Ok(Vec::new());
+            }
+            tokens.iter_mut().for_each(|tokens| tokens.resize(places, 0));
+            per_entry(&self.decode(&Tensor::from_vec(&self.device, &[batch, places], tokens.concat())?)?)
+        };
         let tokens = match &self.decoder {
             None => {
-                let steps: Steps<'_, T> = &mut |done, _| progress(done * labels.len(), all);
-                match (&self.captions, &self.condition) {
+                let mut so_far: Vec<Tensor<u32>> = Vec::new();
+                let each = |step: Step<'_, T>| {
+                    so_far.push(step.tokens.clone());
+                    let cells = vec![step.cells.of(0, 1); batch];
+                    let pictures = || {
+                        let places = so_far.iter().map(Tensor::to_vec).collect::<smalti::Result<Vec<_>>>()?;
+                        let of_picture = |picture: usize| places.iter().map(|tokens| tokens[picture]).collect();
+                        pictures_of((0..batch).map(of_picture).collect())
+                    };
+                    watch(Seen { settled: step.settled * batch, all, cells: &cells, pictures: &pictures })
+                };
+                watched(each, |steps| match (&self.captions, &self.condition) {
                     (Some(captions), Condition::Captions(known)) => {
-                        let (features, visible) =
-                            captions.last(&self.device, labels, [known.rows(), known.features()])?;
-                        self.generate_captions(&features, Some(&visible), first_picture, sampling, steps)?
+                        let shape = [known.rows(), known.features()];
+                        let (features, visible) = captions.last(&self.device, labels, shape)?;
+                        self.generate_captions(&features, Some(&visible), first_picture, sampling, steps)
                     }
-                    _ => self.generate(labels, first_picture, sampling, steps)?,
-                }
+                    _ => self.generate(labels, first_picture, sampling, steps),
+                })?
             }
             // Each picture settles as many places in a pass as it can.
             Some(speculation) => {
                 let mut tokens = Vec::with_capacity(all);
                 for (picture, label) in (first_picture..).zip(labels) {
-                    let (before, mut settled) = (tokens.len(), 1);
+                    let (before, mut settled) = (tokens.len(), 0);
                     let mut luck = OfPicture { seed: sampling.seed, picture, drafts: 0 };
                     tokens.extend(self.speculate(*label, sampling, speculation, &mut luck, &mut |pass| {
-                        settled = (settled + pass.settled).min(places);
-                        go_on(progress(before + settled, all))
+                        let from = settled;
+                        settled = (settled.max(1) + pass.settled).min(places);
+                        let mut cells = vec![Vec::new(); batch];
+                        cells[before / places] = (from..settled).collect();
+                        watch(Seen { settled: before + settled, all, cells: &cells, pictures: &|| Ok(Vec::new()) })
                     })?);
                 }
-                Tensor::from_vec(&self.device, &[labels.len(), places], tokens)?
+                Tensor::from_vec(&self.device, &[batch, places], tokens)?
             }
         };
         let pixels = self.tokenizer.is_some().then(|| self.decode(&tokens)).transpose()?;

@@ -22,7 +22,7 @@ use smalti::{Device, Float, Tensor, Weight, copy, elementwise, embedding, linear
 
 use super::codes::{Codes, DrawsCodes, go_on};
 use crate::backbone::vit::{LayerNorm, Vit};
-use crate::decode::{Sampler, Steps, concatenate, to_raster, twice};
+use crate::decode::{Cells, Sampler, Step, Steps, concatenate, to_raster, twice};
 use crate::order::locality::{self, Chance, Thresholds};
 use crate::weights::Checkpoint;
 use crate::{Error, Result};
@@ -249,8 +249,9 @@ impl DrawsCodes for Lpd {
             let guided = self.guided(&logits, batch, cfg, settled..settled + count)?;
             let tokens = sampler.draw(&guided, settled)?;
             copy::copy_into_slice(&tokens, &mut drawn, 1, settled)?;
+            let of_step = Cells::Same(&cells[settled..settled + count]);
             settled += count;
-            go_on(steps(settled, &guided))?;
+            go_on(steps(Step { settled, logits: &guided, tokens: &tokens, cells: of_step, latents: None }))?;
             known = embedding::embedding(&self.tokens, &tokens)?;
             if rows > batch {
                 known = twice(&known)?;

@@ -14,12 +14,11 @@
 //! Paper: Li et al. 2024, arXiv:2406.11838, sections 3 and 4. Upstream: LTH14/mar, `models/mar.py`.
 
 use smalti::sample::Schedule;
-use smalti::{Device, Float, Tensor};
+use smalti::{Device, Float, Tensor, elementwise};
 
-use super::codes::go_on;
-use super::latents::{DrawsLatents, Latents, Progress};
+use super::latents::{DrawsLatents, Known, Latents, Partial, Progress};
 use crate::Result;
-use crate::backbone::masked::{Asked, MaskedTransformer, unpatched};
+use crate::backbone::masked::{Asked, MaskedTransformer, patched, unpatched};
 use crate::decode::{Chance, Sampler};
 use crate::head::diffusion::DiffusionHead;
 use crate::tokenizer::kl::KlAutoencoder;
@@ -77,34 +76,55 @@ impl Mar {
         self.latents.tokenizer.as_ref()
     }
 
-    /// Draws latents, `[batch, channels, side, side]`, in each picture's own order. `progress` is told of the cells
-    /// settled so far, of all pictures.
+    /// Draws latents, `[batch, channels, side, side]`, in each picture's own order, around those that stay of a given
+    /// picture.
     ///
     /// # Errors
     /// As [`crate::Generator::draw`], or whatever `progress` returns.
     pub fn generate<T: Float>(
         &self,
         labels: &[u32],
+        known: Option<&Known<T>>,
         sampler: &Sampler<'_>,
         chance: &mut dyn Chance,
-        mut progress: impl FnMut(usize) -> Result<()>,
+        progress: Progress<'_, T>,
     ) -> Result<Tensor<T>> {
-        let sampling = sampler.sampling;
-        let orders: Vec<_> = (0..labels.len()).map(|picture| sampler.order(Some(picture))).collect();
-        let mut settled = 0;
+        let (sampling, batch, patch) = (sampler.sampling, labels.len(), self.latents.patch);
+        let mut orders: Vec<_> = (0..batch).map(|picture| sampler.order(Some(picture))).collect();
+        let given = match known {
+            None => None,
+            Some(known) => {
+                // The last cells of an order are settled first.
+                orders.iter_mut().for_each(|order| order.sort_by_key(|cell| known.stays[*cell]));
+                let count = known.stays.iter().filter(|stays| **stays).count();
+                Some((self.staying(known, batch)?, count))
+            }
+        };
         let guided = sampling.cfg != 1.0;
-        let tokens = self.transformer.generate(labels, &orders, self.steps, guided, |asked: Asked<'_, T>| {
+        let head = |asked: Asked<'_, T>| {
             let scale = guided.then(|| self.guidance.at(sampling.cfg.into(), asked.share) as f32);
             chance.begin(asked.cells);
             let mut normals = |rows: usize, channels: usize| chance.normals(rows, channels);
             let condition = self.head.condition(asked.states, &[])?;
-            let drawn = self.head.sample(&condition, scale, sampling.temperature, &mut normals)?;
-            settled += asked.cells.len();
-            progress(settled)?;
-            Ok(drawn)
-        })?;
+            self.head.sample(&condition, scale, sampling.temperature, &mut normals)
+        };
+        let seen = |tokens: &Tensor<T>, cells: &[(usize, usize)], settled: usize| {
+            let latents = || unpatched(tokens, patch);
+            progress(Partial { settled, cells, latents: Some(&latents) })
+        };
+        let tokens = self.transformer.generate(labels, &orders, given, self.steps, guided, head, seen)?;
         // Each token is a patch of the latents.
-        unpatched(&tokens, self.latents.patch)
+        unpatched(&tokens, patch)
+    }
+
+    /// The tokens that stay of a given picture, `[batch, places, values]`, zeros elsewhere.
+    fn staying<T: Float>(&self, known: &Known<T>, batch: usize) -> Result<Tensor<T>> {
+        let tokens = patched(&known.latents, self.latents.patch)?;
+        let [places, values] = [self.transformer.places(), self.transformer.values()];
+        let stays = known.stays.iter().map(|stays| T::from_f32(f32::from(u8::from(*stays)))).collect();
+        let stays = Tensor::from_vec(&self.latents.device, &[1, places, 1], stays)?;
+        let tokens = elementwise::mul(&tokens.broadcast(&[batch, places, values])?.contiguous()?, &stays)?;
+        Ok(tokens)
     }
 }
 
@@ -116,13 +136,16 @@ impl<T: Float> DrawsLatents<T> for Mar {
         &self.latents
     }
 
+    const FILLS: bool = true;
+
     fn draw_latents(
         &self,
         labels: &[u32],
+        known: Option<&Known<T>>,
         sampler: &Sampler<'_>,
         chance: &mut dyn Chance,
-        progress: Progress<'_>,
+        progress: Progress<'_, T>,
     ) -> Result<Tensor<T>> {
-        self.generate(labels, sampler, chance, |settled| go_on(progress(settled / labels.len().max(1))))
+        self.generate(labels, known, sampler, chance, progress)
     }
 }

@@ -23,7 +23,7 @@ use smalti::{Device, Float, Tensor, Weight, embedding};
 
 use super::codes::{Codes, DrawsCodes, go_on};
 use crate::backbone::trunk::Trunk;
-use crate::decode::{Random, Sampler, Steps, concatenate, guide, twice};
+use crate::decode::{Cells, Random, Sampler, Step, Steps, concatenate, guide, twice};
 use crate::weights::Checkpoint;
 use crate::{Error, Result};
 
@@ -62,7 +62,7 @@ pub struct Noise {
 }
 
 /// What a step did; all `[batch, places]` in raster order, but for the logits.
-pub struct Step<'a, T: Float> {
+pub struct Commit<'a, T: Float> {
     /// Guided, `[batch, places, tokens]`.
     pub logits: &'a Tensor<T>,
     /// The token drawn at every place.
@@ -73,6 +73,8 @@ pub struct Step<'a, T: Float> {
     pub open: &'a [bool],
     /// The tokens so far; open places hold the mask token.
     pub tokens: &'a [u32],
+    /// Of each picture, the cells that were committed.
+    pub cells: &'a [Vec<usize>],
 }
 
 impl MaskGil {
@@ -151,25 +153,42 @@ impl MaskGil {
         self.trunk.logits(&x, &self.table, &mut caches, &self.trunk.options(Mask::Full))
     }
 
-    /// Settles all places of one picture per label, `[batch, places]`, with the noise of each step.
+    /// How many of so many open places each step commits: the steps' shares of a whole picture.
+    fn shared_out(&self, open: usize) -> Vec<usize> {
+        let (places, mut before, mut settled) = (self.codes.places().max(1), 0, 0);
+        let shares = self.counts.iter().map(|count| {
+            before += count;
+            let next = before * open / places - settled;
+            settled += next;
+            next
+        });
+        shares.collect()
+    }
+
+    /// Settles all places of one picture per label, `[batch, places]`, with the noise of each step. `known` has an entry
+    /// per place, or none at all.
     ///
     /// # Errors
     /// As [`crate::Generator::draw`], or whatever `observe` returns.
     pub fn settle<T: Float>(
         &self,
         labels: &[u32],
+        known: &[Option<u32>],
         cfg: f32,
         temperature: f32,
         mut noise: impl FnMut(usize) -> Result<Noise>,
-        mut observe: impl FnMut(Step<'_, T>) -> Result<()>,
+        mut observe: impl FnMut(Commit<'_, T>) -> Result<()>,
     ) -> Result<Vec<u32>> {
         let (batch, places) = (labels.len(), self.codes.places());
         let guided = cfg != 0.0;
         let both = labels.iter().copied().map(Some).chain(labels.iter().filter(|_| guided).map(|_| None));
         let both: Vec<_> = both.collect();
-        let mut tokens = vec![self.mask_token(); batch * places];
-        let mut open = vec![true; batch * places];
-        for (step, &count) in self.counts.iter().enumerate() {
+        let of_picture = |cell: usize| known.get(cell).copied().flatten();
+        let mut tokens = (0..places).map(|cell| of_picture(cell).unwrap_or(self.mask_token())).collect::<Vec<_>>();
+        let mut open = (0..places).map(|cell| of_picture(cell).is_none()).collect::<Vec<_>>();
+        let counts = self.shared_out(open.iter().filter(|open| **open).count());
+        (tokens, open) = (tokens.repeat(batch), open.repeat(batch));
+        for (step, &count) in counts.iter().enumerate() {
             let r = step as f64 / (self.counts.len() - 1).max(1) as f64;
             let noise = noise(step)?;
             let ids = Tensor::from_slice(&self.codes.device, &[batch, places], &tokens)?;
@@ -193,15 +212,18 @@ impl MaskGil {
                     Choice::WarmUp | Choice::Confidence => probability[place],
                 })
                 .collect();
+            let mut cells = Vec::with_capacity(batch);
             for picture in 0..batch {
                 let mut ranked: Vec<_> = (picture * places..(picture + 1) * places).filter(|at| open[*at]).collect();
                 ranked.sort_by(|a, b| confidence[*b].total_cmp(&confidence[*a]));
-                for at in ranked.into_iter().take(count) {
-                    (tokens[at], open[at]) = (candidates[at], false);
+                ranked.truncate(count);
+                for at in &ranked {
+                    (tokens[*at], open[*at]) = (candidates[*at], false);
                 }
+                cells.push(ranked.into_iter().map(|at| at % places).collect());
             }
             let (candidates, confidence) = (&candidates[..], &confidence[..]);
-            observe(Step { logits: &logits, candidates, confidence, open: &open, tokens: &tokens })?;
+            observe(Commit { logits: &logits, candidates, confidence, open: &open, tokens: &tokens, cells: &cells })?;
         }
         // Where the head drew the mask token itself.
         Ok(tokens.into_iter().map(|token| token.min(self.mask_token() - 1)).collect())
@@ -239,6 +261,18 @@ impl DrawsCodes for MaskGil {
     }
 
     fn generate<T: Float>(&self, labels: &[u32], sampler: &Sampler<'_>, steps: Steps<'_, T>) -> Result<Tensor<u32>> {
+        self.generate_around(labels, &[], sampler, steps)
+    }
+
+    const FILLS: bool = true;
+
+    fn generate_around<T: Float>(
+        &self,
+        labels: &[u32],
+        known: &[Option<u32>],
+        sampler: &Sampler<'_>,
+        steps: Steps<'_, T>,
+    ) -> Result<Tensor<u32>> {
         let places = self.codes.places();
         let Random::Philox { first_picture } = sampler.random else {
             return Err(Error::Request("maskgil: recorded numbers are for each step, not for each place".to_owned()));
@@ -256,11 +290,15 @@ impl DrawsCodes for MaskGil {
             Ok(Noise { tokens, choice: all.map(uniform).map(gumbel).collect() })
         };
         let Sampler { sampling, .. } = *sampler;
-        let mut settled = 0;
-        let mut counts = self.counts.iter();
-        let tokens = self.settle::<T>(labels, sampling.cfg, sampling.temperature, noise, |step| {
-            settled += counts.next().copied().unwrap_or(0);
-            go_on(steps(settled, step.logits))
+        let mut settled = known.iter().flatten().count();
+        let tokens = self.settle::<T>(labels, known, sampling.cfg, sampling.temperature, noise, |step| {
+            let count = step.cells.first().map_or(0, Vec::len);
+            settled += count;
+            let own = step.tokens.chunks(places).zip(step.cells);
+            let tokens = own.flat_map(|(tokens, cells)| cells.iter().map(|cell| tokens[*cell])).collect();
+            let tokens = Tensor::from_vec(&self.codes.device, &[labels.len(), count], tokens)?;
+            let cells = Cells::Each(step.cells);
+            go_on(steps(Step { settled, logits: step.logits, tokens: &tokens, cells, latents: None }))
         })?;
         Ok(Tensor::from_vec(&self.codes.device, &[labels.len(), places], tokens)?)
     }

@@ -24,7 +24,7 @@ use smalti::{Device, Float, Tensor, Weight, copy, elementwise, embedding, linear
 use super::codes::{Codes, DrawsCodes, go_on};
 use crate::backbone::condition::ClassTable;
 use crate::backbone::llama::{Blocks, Sizes};
-use crate::decode::{Sampler, Steps, concatenate, from_raster, guide, to_raster, twice};
+use crate::decode::{Cells, Sampler, Step, Steps, concatenate, from_raster, guide, to_raster, twice};
 use crate::order;
 use crate::weights::Checkpoint;
 use crate::{Error, Result};
@@ -228,7 +228,8 @@ impl DrawsCodes for Nar {
             let tokens = sampler.draw(&guided, settled)?;
             copy::copy_into_slice(&tokens, &mut drawn, 1, settled)?;
             settled += plane.len();
-            go_on(steps(settled, &guided))?;
+            let cells = Cells::Same(plane);
+            go_on(steps(Step { settled, logits: &guided, tokens: &tokens, cells, latents: None }))?;
             x = embedding::embedding(&self.tokens, &tokens)?;
             if rows > batch {
                 x = twice(&x)?;

@@ -22,7 +22,7 @@ use smalti::{Device, Float, Tensor, Weight, copy, embedding};
 use super::codes::{Codes, DrawsCodes, go_on};
 use crate::backbone::condition::ClassTable;
 use crate::backbone::trunk::Trunk;
-use crate::decode::{Sampler, Steps, concatenate, from_raster, guide, to_raster, twice};
+use crate::decode::{Cells, Sampler, Step, Steps, concatenate, from_raster, guide, to_raster, twice};
 use crate::order;
 use crate::weights::Checkpoint;
 use crate::{Error, Result};
@@ -150,8 +150,9 @@ impl DrawsCodes for Par {
             let guided = guide(&logits, batch, if off { 1.0 } else { cfg }, Guidance::Scale)?;
             let tokens = sampler.draw(&guided, settled)?;
             copy::copy_into_slice(&tokens, &mut drawn, 1, settled)?;
+            let cells = Cells::Same(&self.cells[settled..settled + tokens.shape()[1]]);
             settled += tokens.shape()[1];
-            go_on(steps(settled, &guided))?;
+            go_on(steps(Step { settled, logits: &guided, tokens: &tokens, cells, latents: None }))?;
             x = self.trunk.embed(&tokens)?;
             if settled == self.at_once {
                 x = concatenate(&[&x, &self.transition(batch)?], 1)?;

@@ -26,7 +26,7 @@ use smalti::{Device, Float, Tensor, copy, elementwise};
 use super::codes::{Codes, DrawsCodes, go_on};
 use crate::backbone::condition::ClassTable;
 use crate::backbone::trunk::Trunk;
-use crate::decode::{Sampler, Steps, concatenate, guide};
+use crate::decode::{Cells, Sampler, Step, Steps, concatenate, guide, twice};
 use crate::order;
 use crate::weights::{Checkpoint, Config};
 use crate::{Error, Result};
@@ -179,8 +179,10 @@ impl RandAr {
             let both = sequences.interleaved(&seen, settled..settled + count)?;
             before = both.narrow(1, 1, 2 * count - 1)?.contiguous()?;
             at = (1..2 * count).map(|index| 1 + settled + index / 2).collect();
+            let cells: Vec<_> = sequences.orders.iter().map(|order| order[settled..settled + count].to_vec()).collect();
             settled += count;
-            go_on(steps(settled, &guided))?;
+            let cells = Cells::Each(&cells);
+            go_on(steps(Step { settled, logits: &guided, tokens: &tokens, cells, latents: None }))?;
         }
         Ok(drawn)
     }
@@ -212,7 +214,7 @@ impl RandAr {
             .iter()
             .map(|order| order[..side * side].iter().map(|cell| cell / fine / 2 * side + cell % fine / 2).collect())
             .collect();
-        let low = self.draw_in(labels, &coarse, sampler, coarse_steps)?;
+        let low = self.draw_in(labels, &coarse, None, sampler, coarse_steps)?;
 
         let table = self.extrapolated_table()?;
         let sequences = self.sequences::<T>(&table, orders, 3)?;
@@ -261,11 +263,12 @@ impl RandAr {
         Ok(table.with_null_rows(1, NullRows::Zero)?)
     }
 
-    /// Draws pictures in the given orders: tokens in decoding order.
+    /// Draws pictures in the given orders: tokens in decoding order, after those that are `known` (`[batch, count]`).
     fn draw_in<T: Float>(
         &self,
         labels: &[u32],
         orders: &[Vec<usize>],
+        known: Option<&Tensor<u32>>,
         sampler: &Sampler<'_>,
         steps: Steps<'_, T>,
     ) -> Result<Tensor<u32>> {
@@ -278,7 +281,10 @@ impl RandAr {
             let share = settled as f32 / places as f32;
             guide(logits, batch, self.first_cfg + (cfg - self.first_cfg) * share, Guidance::Scale)
         };
-        self.settle(&sequences, &condition, None, &counts(self.steps, places, 0), scale, sampler, steps)
+        let seen = known.map(|known| Ok::<_, Error>(if guided { twice(known)? } else { known.clone() })).transpose()?;
+        let seen = seen.map(|seen| self.trunk.embed::<T>(&seen)).transpose()?;
+        let counts = counts(self.steps, places, known.map_or(0, |known| known.shape()[1]));
+        self.settle(&sequences, &condition, known.zip(seen.as_ref()), &counts, scale, sampler, steps)
     }
 }
 
@@ -320,10 +326,37 @@ impl DrawsCodes for RandAr {
 
     fn generate<T: Float>(&self, labels: &[u32], sampler: &Sampler<'_>, steps: Steps<'_, T>) -> Result<Tensor<u32>> {
         let orders: Vec<_> = (0..labels.len()).map(|picture| sampler.order(Some(picture))).collect();
-        let drawn = self.draw_in(labels, &orders, sampler, steps)?;
+        self.in_raster(&self.draw_in(labels, &orders, None, sampler, steps)?, &orders)
+    }
+
+    const FILLS: bool = true;
+
+    fn generate_around<T: Float>(
+        &self,
+        labels: &[u32],
+        known: &[Option<u32>],
+        sampler: &Sampler<'_>,
+        steps: Steps<'_, T>,
+    ) -> Result<Tensor<u32>> {
+        if known.iter().all(Option::is_none) {
+            return self.generate(labels, sampler, steps);
+        }
+        // What stays is settled first, in any order.
+        let mut orders: Vec<_> = (0..labels.len()).map(|picture| sampler.order(Some(picture))).collect();
+        orders.iter_mut().for_each(|order| order.sort_by_key(|cell| known[*cell].is_none()));
+        let tokens: Vec<_> = orders.iter().flat_map(|order| order.iter().filter_map(|cell| known[*cell])).collect();
+        let shape = [labels.len(), tokens.len() / labels.len().max(1)];
+        let tokens = Tensor::from_vec(&self.codes.device, &shape, tokens)?;
+        self.in_raster(&self.draw_in(labels, &orders, Some(&tokens), sampler, steps)?, &orders)
+    }
+}
+
+impl RandAr {
+    /// Tokens in the order of each picture's cells, `[batch, places]`, in raster order.
+    fn in_raster(&self, drawn: &Tensor<u32>, orders: &[Vec<usize>]) -> Result<Tensor<u32>> {
         let places = self.codes.places();
-        let mut raster = vec![0; labels.len() * places];
-        for ((tokens, order), raster) in drawn.to_vec()?.chunks(places).zip(&orders).zip(raster.chunks_mut(places)) {
+        let mut raster = vec![0; orders.len() * places];
+        for ((tokens, order), raster) in drawn.to_vec()?.chunks(places).zip(orders).zip(raster.chunks_mut(places)) {
             tokens.iter().zip(order).for_each(|(token, cell)| raster[*cell] = *token);
         }
         Ok(Tensor::from_vec(&self.codes.device, drawn.shape(), raster)?)

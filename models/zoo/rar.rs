@@ -19,7 +19,7 @@ use smalti::{Device, Float, Tensor, Weight, activation, copy, elementwise, embed
 
 use super::codes::{Codes, DrawsCodes, go_on};
 use crate::backbone::vit::{Linear, Vit};
-use crate::decode::{Sampler, Steps, concatenate, guide, twice};
+use crate::decode::{Cells, Sampler, Step, Steps, concatenate, guide, twice};
 use crate::order;
 use crate::weights::Checkpoint;
 use crate::{Error, Result};
@@ -206,7 +206,8 @@ impl DrawsCodes for Rar {
             let guided = guide(&logits, batch, scale, Guidance::Scale)?;
             let token = sampler.draw(&guided, place)?;
             copy::copy_into_slice(&token, &mut drawn, 1, place)?;
-            go_on(steps(place + 1, &guided))?;
+            let cells = Cells::From(place);
+            go_on(steps(Step { settled: place + 1, logits: &guided, tokens: &token, cells, latents: None }))?;
             if place + 1 < places {
                 let token = if rows > batch { twice(&token)? } else { token };
                 x = self.embed(&token, &[2 + place], &[Some(place + 1)])?;

@@ -21,8 +21,7 @@ use smalti::rope::Table;
 use smalti::sample::Schedule;
 use smalti::{Device, Float, Tensor, Weight, activation, copy, elementwise, embedding, norm};
 
-use super::codes::go_on;
-use super::latents::{DrawsLatents, Latents, Progress};
+use super::latents::{DrawsLatents, Known, Latents, Partial, Progress};
 use crate::backbone::condition::TimeEmbedding;
 use crate::backbone::llama::{Llama, Sizes, gated_by_half};
 use crate::backbone::vit::{LayerNorm, Linear};
@@ -323,14 +322,16 @@ impl<T: Float> DrawsLatents<T> for SphereAr {
     fn draw_latents(
         &self,
         labels: &[u32],
+        _known: Option<&Known<T>>,
         sampler: &Sampler<'_>,
         chance: &mut dyn Chance,
-        progress: Progress<'_>,
+        progress: Progress<'_, T>,
     ) -> Result<Tensor<T>> {
         let mut settled = 0;
         self.generate(labels, &sampler.sampling, chance, |_| {
+            let cells: Vec<_> = (0..labels.len()).map(|picture| (picture, settled)).collect();
             settled += 1;
-            go_on(progress(settled))
+            progress(Partial { settled, cells: &cells, latents: None })
         })
     }
 }

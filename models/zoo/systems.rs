@@ -50,9 +50,10 @@ impl System {
     #[must_use]
     pub fn also(&self) -> &'static str {
         match self.name {
-            "flexvar" | "randar" => "resolution",
+            "arpg" | "mar" | "maskgil" | "var" => "inpaint, outpaint, edit",
+            "flexvar" => "resolution",
             "larp" | "nar" => "video",
-            "var" => "inpaint, outpaint, edit",
+            "randar" => "inpaint, outpaint, edit, resolution",
             _ => "",
         }
     }

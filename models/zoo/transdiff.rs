@@ -20,8 +20,7 @@
 use smalti::attention::{self, Options};
 use smalti::{Device, Float, Tensor, Weight, activation, copy, elementwise, embedding, norm};
 
-use super::codes::go_on;
-use super::latents::{DrawsLatents, Latents, Progress};
+use super::latents::{DrawsLatents, Known, Latents, Partial, Progress};
 use crate::backbone::condition::TimeEmbedding;
 use crate::backbone::masked::unpatched;
 use crate::backbone::vit::{LayerNorm, Linear, Vit};
@@ -405,14 +404,15 @@ impl<T: Float> DrawsLatents<T> for TransDiff {
     fn draw_latents(
         &self,
         labels: &[u32],
+        _known: Option<&Known<T>>,
         sampler: &Sampler<'_>,
         chance: &mut dyn Chance,
-        progress: Progress<'_>,
+        progress: Progress<'_, T>,
     ) -> Result<Tensor<T>> {
         let mut round = 0;
         self.generate(labels, &sampler.sampling, chance, |_| {
             round += 1;
-            go_on(progress(round * self.decoder.places() / self.scales.len()))
+            progress(Partial::count(round * self.decoder.places() / self.scales.len()))
         })
     }
 }

@@ -13,20 +13,18 @@
 //!
 //! Paper: Tian et al. 2024, arXiv:2404.02905. Upstream: FoundationVision/VAR, `models/var.py`.
 
-use std::ops::ControlFlow;
-
 use smalti::attention::{KvCache, Mask, ScalesKind};
 use smalti::sample::Guidance;
 use smalti::{Device, Float, Tensor, Weight, copy, elementwise, embedding, linear};
 
 use super::class_names;
 use super::codes::go_on;
-use super::llamagen::to_host;
+use super::llamagen::{per_entry, to_host};
 use crate::backbone::adaln::{AdaLn, ModulatedHead, layer, scale_positions};
-use crate::decode::{Random, Sampler, Steps, concatenate, guide, twice};
+use crate::decode::{Cells, Random, Sampler, Step, Steps, concatenate, guide, twice, watched};
 use crate::tokenizer::multi_scale::MultiScaleTokenizer;
 use crate::weights::{Checkpoint, Loader};
-use crate::{Drawn, Error, Generator, Given, Result, Sampling};
+use crate::{Drawn, Error, Generator, Given, Result, Sampling, Seen, Watch};
 
 /// The official models' scales, for 256, 512 and 1024 pixels: checkpoints do not name theirs, and are told apart by
 /// the number of places.
@@ -291,8 +289,10 @@ impl<T: Float, B: Backbone<T>> Var<T, B> {
             }
             copy::copy_into_slice(&drawn, &mut tokens, 1, settled)?;
             latents = elementwise::add(&latents, &self.tokenizer.quantiser().contribution(&drawn, scale)?)?;
+            let cells = Cells::From(settled);
             settled += side * side;
-            go_on(steps(settled, &guided))?;
+            let step = Step { settled, logits: &guided, tokens: &drawn, cells, latents: Some(&latents) };
+            go_on(steps(step))?;
             if scale + 1 < self.patch_nums.len() {
                 let seen = self.tokenizer.quantiser().next_input(&latents, scale)?;
                 let words = linear::linear(&seen, &self.word_embed.0, Some(&self.word_embed.1))?;
@@ -317,24 +317,15 @@ impl<T: Float, B: Backbone<T>> Var<T, B> {
     /// # Source
     /// Tian et al. 2024, arXiv:2404.02905, section 5.3; which share of a cell decides is ours.
     fn kept(&self, given: Given<'_>) -> Result<Vec<Option<u32>>> {
-        let [height, width] = self.picture_size();
-        if given.planes.len() != 3 * height * width || given.anew.len() != height * width {
-            return Err(Error::Request(format!("a given picture has {height} x {width} pixels, three values each")));
-        }
-        let pixels = given.planes.iter().map(|value| T::from_f32(*value)).collect();
-        let pixels = Tensor::from_vec(&self.device, &[1, 3, height, width], pixels)?;
+        let size = self.picture_size();
+        let pixels = given.pixels::<T>(&self.device, size)?;
         let tokens = self.tokenizer.quantiser().quantise(&self.tokenizer.latents(&pixels)?)?;
         let mut kept = Vec::new();
         for (&side, tokens) in self.patch_nums.iter().zip(tokens) {
             let finest = self.patch_nums.last() == Some(&side);
             for (cell, token) in tokens.to_vec()?.into_iter().enumerate() {
-                let span = |at: usize, pixels: usize| at * pixels / side..((at + 1) * pixels).div_ceil(side);
-                let columns = span(cell % side, width);
-                let rows = span(cell / side, height).map(|row| &given.anew[row * width..][columns.clone()]);
-                let (changed, all) = rows.fold((0, 0), |(changed, all), row| {
-                    (changed + row.iter().filter(|anew| **anew).count(), all + row.len())
-                });
-                let changes = if finest { changed > 0 } else { 2 * changed >= all };
+                let share = given.anew_share(size, [side, side], cell);
+                let changes = if finest { share > 0.0 } else { share >= 0.5 };
                 kept.push((!changes).then_some(token));
             }
         }
@@ -368,36 +359,34 @@ impl<T: Float, B: Backbone<T>> Generator for Var<T, B> {
         [side, side]
     }
 
-    fn draw(
+    fn grids(&self) -> Vec<[usize; 2]> {
+        self.patch_nums.iter().map(|side| [*side; 2]).collect()
+    }
+
+    fn draw_watched(
         &self,
         labels: &[u32],
         first_picture: u64,
         sampling: &Sampling,
-        progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+        given: Option<Given<'_>>,
+        watch: Watch<'_>,
     ) -> Result<Drawn> {
-        let all = labels.len() * self.places();
+        let kept = given.map(|given| self.kept(given)).transpose()?.unwrap_or_default();
+        let (batch, all) = (labels.len(), labels.len() * self.places());
         let sampler = Sampler { sampling: *sampling, random: Random::Philox { first_picture }, places: self.places() };
-        let (tokens, latents) = self.generate(labels, &sampler, &mut |done, _| progress(done * labels.len(), all))?;
+        let each = |step: Step<'_, T>| {
+            let cells = vec![step.cells.of(0, step.tokens.shape()[1]); batch];
+            let pictures = || match step.latents {
+                Some(latents) if self.has_tokenizer() => per_entry(&self.tokenizer.decode(latents)?),
+                _ => Ok(Vec::new()),
+            };
+            watch(Seen { settled: step.settled * batch, all, cells: &cells, pictures: &pictures })
+        };
+        let (tokens, latents) = watched(each, |steps| self.generate_around(&kept, labels, &sampler, steps))?;
         self.pictures(&tokens, &latents)
     }
 
     fn can_fill(&self) -> bool {
         self.tokenizer.has_encoder()
-    }
-
-    fn fill(
-        &self,
-        given: Given<'_>,
-        labels: &[u32],
-        first_picture: u64,
-        sampling: &Sampling,
-        progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
-    ) -> Result<Drawn> {
-        let kept = self.kept(given)?;
-        let all = labels.len() * self.places();
-        let sampler = Sampler { sampling: *sampling, random: Random::Philox { first_picture }, places: self.places() };
-        let steps: Steps<'_, T> = &mut |done, _| progress(done * labels.len(), all);
-        let (tokens, latents) = self.generate_around(&kept, labels, &sampler, steps)?;
-        self.pictures(&tokens, &latents)
     }
 }

@@ -20,8 +20,7 @@ use smalti::attention::{self, KvCache, Options};
 use smalti::rope::{self, Pairing, Table};
 use smalti::{Device, Float, Tensor, activation, copy, elementwise, norm};
 
-use super::codes::go_on;
-use super::latents::{DrawsLatents, Latents, Progress};
+use super::latents::{DrawsLatents, Known, Latents, Partial, Progress};
 use crate::backbone::condition::{ClassTable, TimeEmbedding};
 use crate::backbone::vit::Linear;
 use crate::decode::{Chance, Sampler, twice};
@@ -369,12 +368,13 @@ impl<T: Float> DrawsLatents<T> for Xar {
     fn draw_latents(
         &self,
         labels: &[u32],
+        _known: Option<&Known<T>>,
         sampler: &Sampler<'_>,
         chance: &mut dyn Chance,
-        progress: Progress<'_>,
+        progress: Progress<'_, T>,
     ) -> Result<Tensor<T>> {
         self.generate_cells(labels, sampler, chance, |cell, step, _: &Tensor<T>| {
-            go_on(progress((cell * self.steps + step + 1) * self.cell_tokens() / self.steps))
+            progress(Partial::count((cell * self.steps + step + 1) * self.cell_tokens() / self.steps))
         })
     }
 }

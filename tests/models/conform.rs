@@ -5,8 +5,13 @@ use std::path::{Path, PathBuf};
 
 use safetensors::tensor::TensorView;
 use smalti::{Device, Dtype};
+use smalti_models::decode::{Random, Sampler, Step, watched};
 use smalti_models::weights::Checkpoint;
+use smalti_models::zoo::arpg::Arpg;
 use smalti_models::zoo::captions::CaptionFeatures;
+use smalti_models::zoo::codes::DrawsCodes;
+use smalti_models::zoo::maskgil::MaskGil;
+use smalti_models::zoo::randar::RandAr;
 use smalti_models::{Error, Sampling, conform, zoo};
 
 fn dumps(kind: &str) -> Vec<PathBuf> {
@@ -221,6 +226,45 @@ fn generators_that_are_given_captions_draw_the_greedy_tokens_of_dumps() {
             assert!(drawn.tokens[0].iter().map(|token| *token as i32).eq(expected.iter().copied()), "{name} {caption}");
         }
     }
+}
+
+/// Draws around every third cell, which is given: they stay, and all others are drawn.
+fn given_tokens_stay(model: &impl DrawsCodes, labels: &[u32], redrawn: bool) {
+    let places = model.codes().places();
+    let known: Vec<_> = (0..places).map(|cell| (cell % 3 == 0).then_some((cell % 5) as u32)).collect();
+    let sampling = Sampling { cfg: 2.0, temperature: 1.0, top_k: 0, top_p: 1.0, seed: 3 };
+    let draw = |labels: &[u32], known: &[Option<u32>], first_picture: u64| {
+        let sampler = Sampler { sampling, random: Random::Philox { first_picture }, places };
+        let mut cells = vec![Vec::new(); labels.len()];
+        let each = |step: Step<'_, f32>| {
+            let count = step.tokens.shape()[1];
+            cells.iter_mut().enumerate().for_each(|(picture, cells)| cells.extend(step.cells.of(picture, count)));
+            Ok(())
+        };
+        let drawn = watched(each, |steps| model.generate_around(labels, known, &sampler, steps)).unwrap();
+        (drawn.to_vec().unwrap(), cells)
+    };
+    let (drawn, cells) = draw(labels, &known, 0);
+    for (tokens, mut cells) in drawn.chunks(places).zip(cells) {
+        cells.sort_unstable();
+        assert!(cells.into_iter().eq((0..places).filter(|cell| redrawn || known[*cell].is_none())), "each cell once");
+        assert!(tokens.iter().zip(&known).all(|(token, known)| known.is_none_or(|known| known == *token)));
+    }
+    assert_eq!(draw(&labels[1..], &known, 1).0, drawn[places..], "batches change nothing");
+    let whole = draw(labels, &[], 0).0;
+    assert_ne!(whole, drawn, "what is given is seen");
+    assert_eq!(draw(labels, &vec![None; places], 0).0, whole, "nothing given is a whole picture");
+}
+
+#[test]
+fn tokens_that_are_given_stay_and_the_others_are_drawn() {
+    let weights = |name: &str| {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../tests/dumps/models/{name}.safetensors"));
+        Checkpoint::open(&path).and_then(|dump| dump.under("w.")).expect("a dump")
+    };
+    given_tokens_stay(&RandAr::load(&weights("randar_parallel"), &on("cpu")).unwrap(), &[1, 0], false);
+    given_tokens_stay(&MaskGil::load(&weights("maskgil_linear"), &on("cpu")).unwrap(), &[1, 0], false);
+    given_tokens_stay(&Arpg::load(&weights("arpg_cosine"), &on("cpu")).unwrap(), &[1, 0], true);
 }
 
 #[test]

@@ -89,8 +89,8 @@ fn generate_draws_in_every_dtype_on_every_device() {
     }
 }
 
-/// A file with the weights of a dump without the rest, and without its tokenizer.
-fn weights_of_dump(folder: &Path, dump: &str) -> PathBuf {
+/// A file with the weights of a dump without the rest, and, if told, without its tokenizer.
+fn weights_of_dump(folder: &Path, dump: &str, tokenizer: bool) -> PathBuf {
     let dump = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../tests/dumps/models/{dump}.safetensors"));
     let bytes = std::fs::read(dump).expect("a dump");
     let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).expect("a dump");
@@ -98,7 +98,7 @@ fn weights_of_dump(folder: &Path, dump: &str) -> PathBuf {
     let weights: Vec<_> = held
         .iter()
         .filter_map(|(name, tensor)| Some((name.strip_prefix("w.")?, tensor)))
-        .filter(|(name, _)| !name.starts_with("vae.") && !name.starts_with("vq."))
+        .filter(|(name, _)| tokenizer || !(name.starts_with("vae.") || name.starts_with("vq.")))
         .collect();
     let mut notes = header.metadata().clone().expect("a dump has notes");
     notes.remove("system");
@@ -112,7 +112,7 @@ fn generate_draws_captions_under_a_control_picture() {
     use safetensors::{Dtype, tensor::TensorView};
     let folder = folder();
     let [out, captions, control] = ["o.safetensors", "c.safetensors", "c.png"].map(|name| folder.path().join(name));
-    let file = weights_of_dump(folder.path(), "controlar_t2i");
+    let file = weights_of_dump(folder.path(), "controlar_t2i", false);
     let values: Vec<u8> = (0..3 * 6 * 24).flat_map(|at| ((at % 7) as f32 * 0.1).to_le_bytes()).collect();
     let features = TensorView::new(Dtype::F32, vec![3, 6, 24], &values).expect("as many bytes");
     safetensors::serialize_to_file([("features", features)], None, &captions).expect("room");
@@ -149,7 +149,7 @@ fn generate_without_a_tokenizer_writes_tokens_or_latents_and_says_so() {
         ("arinar_gmm_nocfg", "arinar", "latents", vec![2, 8, 4, 4]),
         ("dar_diffusion_gpt", "dar_diffusion", "tokens", vec![2, 16]),
     ] {
-        let file = weights_of_dump(folder.path(), dump);
+        let file = weights_of_dump(folder.path(), dump, false);
         let arguments = ["generate", "--device", "cpu", "--count", "2", "--model", system, "--weights", text(&file)];
         let output = smalti(&[&arguments[..], &["--out", text(&out)]].concat());
         assert_eq!(code(&output), 0, "{system}: {}", stderr(&output));
@@ -310,6 +310,82 @@ fn png(path: &Path) -> (usize, usize, Vec<u8>) {
     let mut pixels = vec![0; reader.output_buffer_size().expect("a small picture")];
     reader.next_frame(&mut pixels).expect("a whole picture");
     (reader.info().width as usize, reader.info().height as usize, pixels)
+}
+
+/// The steps of each picture of a trace, and the cells of all its grids.
+fn traced(path: &Path) -> (Vec<Vec<Vec<u64>>>, u64) {
+    let trace: serde_json::Value = serde_json::from_slice(&std::fs::read(path).expect("a trace")).expect("JSON");
+    let list = |value: &serde_json::Value| value.as_array().expect("a list").clone();
+    let cells = |step: &serde_json::Value| list(step).iter().map(|cell| cell.as_u64().expect("a cell")).collect();
+    let steps = |picture: &serde_json::Value| list(&picture["steps"]).iter().map(cells).collect();
+    let sides =
+        |grid: &serde_json::Value| list(grid).iter().map(|side| side.as_u64().expect("a side")).product::<u64>();
+    (list(&trace["pictures"]).iter().map(steps).collect(), list(&trace["grids"]).iter().map(sides).sum())
+}
+
+#[test]
+fn previews_and_traces_show_how_a_picture_came_about() {
+    let folder = folder();
+    let [out, trace, steps] = ["out.png", "trace.json", "steps"].map(|name| folder.path().join(name));
+    let own = ["generate", "--device", "cpu", "--count", "2", "--class", "heart", "--out", text(&out)];
+    let shown = ["--preview", text(&steps), "--trace", text(&trace)];
+    // As many previews as scales; and of cells at most one for each sixteenth.
+    for (model, previews) in [("var", None), ("llamagen", Some(16))] {
+        let output = smalti(&[&own[..], &["--model", model], &shown].concat());
+        assert_eq!(code(&output), 0, "{model}: {}", stderr(&output));
+        let (pictures, places) = traced(&trace);
+        assert_eq!(pictures.len(), 2);
+        for steps in &pictures {
+            let mut cells = steps.concat();
+            cells.sort_unstable();
+            assert!(cells.into_iter().eq(0..places), "{model}: every cell once");
+        }
+        let mut files: Vec<_> = std::fs::read_dir(&steps).expect("previews").map(|file| file.unwrap().path()).collect();
+        files.sort();
+        assert_eq!(files.len(), previews.unwrap_or(pictures[0].len()), "{model}");
+        let (width, height, last) = png(&files[files.len() - 1]);
+        let (final_width, final_height, whole) = png(&out);
+        assert_eq!((width, height), (final_width, final_height), "{model}");
+        if model == "llamagen" {
+            assert_eq!(last, whole, "the last preview is the picture");
+            let open = [204, 204, 204];
+            assert_eq!(png(&files[0]).2[((height - 6) * width + 6) * 3..][..3], open, "what is open is grey");
+        }
+        files.iter().for_each(|file| std::fs::remove_file(file).unwrap());
+    }
+    let file = weights_of_dump(folder.path(), "maskgil_linear", false);
+    let without =
+        ["generate", "--device", "cpu", "--model", "maskgil", "--weights", text(&file), "--out", text(&trace)];
+    refused(&[&without[..], &shown[..2]].concat(), "without which there are no pictures");
+    refused(&[&own[..], &["--trace", text(folder.path())]].concat(), "--trace");
+    refused(&[&own[..], &["--preview", text(&out)]].concat(), "out.png");
+}
+
+#[test]
+fn generate_draws_a_part_anew_between_latents_that_stay() {
+    let folder = folder();
+    let [image, mask, trace, out] = ["i.png", "m.png", "t.json", "o.png"].map(|name| folder.path().join(name));
+    let file = weights_of_dump(folder.path(), "mar_nocfg", true);
+    let gray = |path: &Path, pixel: &dyn Fn(usize) -> u8| {
+        let mut encoder = png::Encoder::new(std::fs::File::create(path).expect("room"), 8, 8);
+        encoder.set_color(png::ColorType::Grayscale);
+        let pixels: Vec<u8> = (0..64).map(pixel).collect();
+        encoder.write_header().and_then(|mut writer| writer.write_image_data(&pixels)).expect("room");
+    };
+    gray(&image, &|at| (at * 4) as u8);
+    gray(&mask, &|at| if at < 32 { 255 } else { 0 });
+    let all = ["generate", "--device", "cpu", "--model", "mar", "--weights", text(&file), "--count", "1"];
+    let given = ["--image", text(&image), "--mask", text(&mask), "--trace", text(&trace), "--out", text(&out)];
+    let output = smalti(&[&all[..], &given].concat());
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let (width, _, drawn) = png(&out);
+    for at in 32..64 {
+        assert_eq!(drawn[((at / 8 + 4) * width + at % 8 + 4) * 3], (at * 4) as u8, "pixel {at} stays");
+    }
+    let (pictures, places) = traced(&trace);
+    let mut cells = pictures[0].concat();
+    cells.sort_unstable();
+    assert!(cells.into_iter().eq(0..places / 2), "the upper half is drawn");
 }
 
 #[test]

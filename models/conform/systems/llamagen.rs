@@ -19,7 +19,7 @@ pub(super) fn run<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
         computed.push(run.logits.computed("greedy_guided_logits"));
         computed.push(Computed::integers("greedy_tokens", &run.tokens)?);
         let tokens =
-            model.generate_captions(&caption, None, 0, &sampling, &mut |_, _| std::ops::ControlFlow::Continue(()))?;
+            model.generate_captions(&caption, None, 0, &sampling, &mut |_| std::ops::ControlFlow::Continue(()))?;
         computed.push(Computed::integers("greedy_tokens_without_mask", &tokens)?);
         return Ok(computed);
     }

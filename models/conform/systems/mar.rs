@@ -42,7 +42,8 @@ pub(super) fn run<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
     let orders = dump.counts("order")?;
     let random = Random::Recorded { uniforms: &[], orders: &orders };
     let sampler = Sampler { sampling: sampled(dump)?, random, places: model.transformer().places() };
-    let latents = model.generate::<T>(&labels, &sampler, &mut NoiseOfDraws { dump, drawn: 0 }, |_| Ok(()))?;
+    let mut noise = NoiseOfDraws { dump, drawn: 0 };
+    let latents = model.generate::<T>(&labels, None, &sampler, &mut noise, &mut |_| Ok(()))?;
     Ok(vec![
         Computed::floats("plain_encoder", &encoder)?,
         Computed::floats("plain_decoder", &decoder)?,

@@ -26,7 +26,7 @@ pub(super) fn run<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
     let temperature = dump.number("sm_temp")?;
     let (mut logits, mut kept) = (Vec::new(), 0);
     let (mut candidates, mut confidence, mut open) = (Vec::new(), Vec::new(), Vec::new());
-    let tokens = model.settle::<T>(&labels, dump.number("w")?, 1.0 / temperature, noise, |step| {
+    let tokens = model.settle::<T>(&labels, &[], dump.number("w")?, 1.0 / temperature, noise, |step| {
         kept = step.logits.shape()[2];
         let scaled = step.logits.to_vec()?.into_iter().map(|logit| logit.to_f64() * f64::from(temperature));
         logits.extend(scaled);

@@ -32,14 +32,12 @@ mod transdiff;
 mod var;
 mod xar;
 
-use std::ops::ControlFlow;
-
 use smalti::rope::Table;
 use smalti::{Float, Tensor};
 
 use super::{Computed, Dump, Values};
 use crate::backbone::mamba::Mamba2;
-use crate::decode::{Chance, Random, Sampler, Steps};
+use crate::decode::{Chance, Random, Sampler, Step, Steps, watched};
 use crate::weights::Checkpoint;
 use crate::zoo::codes::DrawsCodes;
 use crate::{Error, Result, Sampling};
@@ -168,18 +166,11 @@ struct Generated {
 fn generated<T: Float>(generate: impl FnOnce(Steps<'_, T>) -> Result<Tensor<u32>>) -> Result<Generated> {
     let mut logits = Logits::default();
     let mut counts = Vec::new();
-    let mut failed = None;
-    let tokens = generate(&mut |done, step| {
-        counts.push(done - counts.iter().sum::<usize>());
-        match logits.push(step) {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(error) => {
-                failed = Some(error);
-                ControlFlow::Break(())
-            }
-        }
-    });
-    let tokens = tokens.map_err(|error| failed.map_or(error, Error::Op))?;
+    let each = |step: Step<'_, T>| {
+        counts.push(step.settled - counts.iter().sum::<usize>());
+        Ok(logits.push(step.logits)?)
+    };
+    let tokens = watched(each, generate)?;
     Ok(Generated { logits, counts, tokens })
 }
 

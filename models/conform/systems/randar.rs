@@ -5,7 +5,7 @@ use smalti::{Float, Tensor};
 use super::{Logits, cos_sin, generated, greedy, greedy_and_sampled, weights};
 use crate::Result;
 use crate::conform::{Computed, Dump};
-use crate::decode::{Random, Sampler};
+use crate::decode::{Random, Sampler, Step};
 use crate::zoo::codes::DrawsCodes as _;
 use crate::zoo::randar::RandAr;
 
@@ -46,7 +46,7 @@ fn extrapolate<T: Float>(
     let mut coarse = Logits::default();
     let mut counts = Vec::new();
     let fine = generated::<T>(|steps| {
-        let mut keep = |_: usize, step: &Tensor<T>| match coarse.push(step) {
+        let mut keep = |step: Step<'_, T>| match coarse.push(step.logits) {
             Ok(()) => std::ops::ControlFlow::Continue(()),
             Err(_) => std::ops::ControlFlow::Break(()),
         };
