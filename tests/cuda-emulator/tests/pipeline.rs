@@ -141,6 +141,10 @@ fn value(matrix: usize, row: usize, k: usize) -> f32 {
 
 /// Runs a text; returns c.
 fn run(text: &str) -> Result<(Vec<f32>, Counts), Fault> {
+    run_with_boxes(text, [64, 64])
+}
+
+fn run_with_boxes(text: &str, extents: [u32; 2]) -> Result<(Vec<f32>, Counts), Fault> {
     let module = Module::parse(text).unwrap_or_else(|error| panic!("{error}"));
     let machine = Machine::new(Architecture::parse("sm_90a").expect("an architecture"));
     machine.set_step_budget(100_000);
@@ -157,7 +161,7 @@ fn run(text: &str) -> Result<(Vec<f32>, Counts), Fault> {
             element_bytes: 2,
             extents: vec![columns as u64, 64],
             strides: vec![2 * columns as u64],
-            box_extents: vec![64, 64],
+            box_extents: extents.to_vec(),
             swizzle: Swizzle::Bytes128,
         };
         parameters.extend(map.encode().expect("a map as the driver allows"));
@@ -294,7 +298,8 @@ fn fences_stand_where_they_must() {
     let words = "with no fence.proxy.async since";
     let fence = "fence.proxy.async.shared::cta;";
     expect(&[("proxy fence", fence, "")], FaultKind::MissingFence, "copy out", words);
-    // A fence for other memory models is none.
+    // A fence for other memory models, or for other memory, is none.
+    expect(&[("proxy fence", fence, "fence.proxy.async.global;")], FaultKind::MissingFence, "copy out", words);
     expect(&[("proxy fence", fence, "fence.acq_rel.cta;")], FaultKind::MissingFence, "copy out", words);
     let stored = "@first st.shared.u32 [base], word; wgmma.fence.sync.aligned;";
     let fault = expect(&[("fence", "wgmma.fence.sync.aligned;", stored)], FaultKind::MissingFence, "product", words);
@@ -385,6 +390,8 @@ fn copies_are_of_whole_pieces_at_their_places() {
     expect(&[("copy out", "16384", "16400")], FaultKind::OutOfBounds, "copy out", "past the end of the 16384");
     expect(&[("load a", "[base]", "[base+32768]")], FaultKind::Mbarrier, "load a", "which holds an mbarrier");
     expect(&[("load a", "[base]", "[base+65536]")], FaultKind::OutOfBounds, "load a", "the block has");
+    let narrow = run_with_boxes(&kernel(), [32, 64]).expect_err("rows of 64 bytes, swizzled over 128");
+    assert!(narrow.to_string().contains("rows of 64 bytes, swizzled over 128: not supported"), "{narrow}");
     expect(&[("map", "cvta.param.u64 a, a;", "")], FaultKind::Operand, "load a", "needs a cvta.param");
     expect(&[("map", "cvta.param.u64 a, a;", "cvta.param.u64 a, a; add.u64 a, a, 16;")], kind, "load a", "64");
 }

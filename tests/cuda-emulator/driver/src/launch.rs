@@ -224,6 +224,17 @@ fn best_block(
     }
 }
 
+/// `CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION`.
+const CLUSTER_DIMENSION: u32 = 4;
+
+/// `CUlaunchAttribute`.
+#[repr(C, align(8))]
+struct Attribute {
+    kind: u32,
+    padding: u32,
+    value: [u32; 16],
+}
+
 /// `CUlaunchConfig`.
 #[repr(C)]
 struct Config {
@@ -257,9 +268,13 @@ entries! {
             return Err(Code::INVALID_VALUE);
         }
         let config = &*config;
-        // Clusters and the like: attributes that change what a kernel computes are not there yet.
-        if config.count > 0 && !config.attributes.is_null() {
-            eprintln!("cuda emulator: a launch's attributes are ignored");
+        // Of all attributes only clusters change what a kernel computes.
+        for index in 0..if config.attributes.is_null() { 0 } else { config.count as usize } {
+            let attribute = &*config.attributes.cast::<Attribute>().add(index);
+            if attribute.kind == CLUSTER_DIMENSION && attribute.value[..3].iter().any(|extent| *extent > 1) {
+                eprintln!("cuda emulator: clusters of several blocks are not supported");
+                return Err(Code::NOT_SUPPORTED);
+            }
         }
         launch(function, config.grid, config.block, config.shared_bytes, config.stream, each, extra)
     }

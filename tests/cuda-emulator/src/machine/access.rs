@@ -1,7 +1,7 @@
 //! Loads, stores, atomic operations and asynchronous copies, with everything that is checked about them.
 
 use super::block::{Block, MBARRIER};
-use super::clocks::{Agent, Clocks};
+use super::clocks::{Agent, Clocks, Proxied};
 use super::execute::{Execution, Outcome, lanes, space_of};
 use super::memory::Allocation;
 use super::shadow::{Action, Conflict, Earlier, Observer, Stamp};
@@ -428,7 +428,7 @@ impl<'a> Execution<'a, '_> {
             seen: &self.warp.seen,
             line: self.warp.line,
             late: self.block.late,
-            proxy: false,
+            proxy: None,
         };
         self.block.record(access, by, unchanged)
     }
@@ -440,7 +440,7 @@ impl<'a> Execution<'a, '_> {
             seen,
             line: self.warp.line,
             late: self.block.late,
-            proxy: true,
+            proxy: Some(if access.memory == Memory::Shared { Proxied::Shared } else { Proxied::Global }),
         };
         self.block.record(access, by, false).map_err(|conflict| self.conflict(access, conflict))
     }

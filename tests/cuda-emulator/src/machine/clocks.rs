@@ -73,25 +73,34 @@ impl Agent {
     }
 }
 
+/// Memory that the asynchronous proxy works on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proxied {
+    /// The block's.
+    Shared,
+    /// The device's.
+    Global,
+}
+
 /// Up to which clock of each agent someone is ordered after it, and up to which clock of each warp what the warp wrote
-/// has passed a fence to the asynchronous proxy since.
+/// to shared and to device memory has passed a fence to the asynchronous proxy since.
 #[derive(Clone, Copy, Debug)]
 pub struct Clocks {
     seen: [u32; Agent::COUNT as usize],
-    proxied: [u32; WARPS as usize],
+    proxied: [[u32; WARPS as usize]; 2],
 }
 
 impl Default for Clocks {
     fn default() -> Self {
-        Self { seen: [0; Agent::COUNT as usize], proxied: [0; WARPS as usize] }
+        Self { seen: [0; Agent::COUNT as usize], proxied: [[0; WARPS as usize]; 2] }
     }
 }
 
 impl Clocks {
     /// Learns what `other` knows.
     pub fn merge(&mut self, other: &Self) {
-        let all = self.seen.iter_mut().chain(&mut self.proxied);
-        for (known, other) in all.zip(other.seen.iter().chain(&other.proxied)) {
+        let all = self.seen.iter_mut().chain(self.proxied.as_flattened_mut());
+        for (known, other) in all.zip(other.seen.iter().chain(other.proxied.as_flattened())) {
             *known = (*known).max(*other);
         }
     }
@@ -101,16 +110,16 @@ impl Clocks {
         self[agent] = self[agent].max(clock);
     }
 
-    /// All that is known of the warps' writes is made visible to the asynchronous proxy.
-    pub fn fence_proxy(&mut self) {
-        for (proxied, seen) in self.proxied.iter_mut().zip(&self.seen) {
+    /// All that is known of the warps' writes to this memory is made visible to the asynchronous proxy.
+    pub fn fence_proxy(&mut self, memory: Proxied) {
+        for (proxied, seen) in self.proxied[memory as usize].iter_mut().zip(&self.seen) {
             *proxied = (*proxied).max(*seen);
         }
     }
 
-    /// Whether the asynchronous proxy sees what a warp wrote at a clock.
-    pub fn is_proxied(&self, warp: Agent, clock: u32) -> bool {
-        clock <= self.proxied[warp.0 as usize]
+    /// Whether the asynchronous proxy sees what a warp wrote to this memory at a clock.
+    pub fn is_proxied(&self, memory: Proxied, warp: Agent, clock: u32) -> bool {
+        clock <= self.proxied[memory as usize][warp.0 as usize]
     }
 }
 

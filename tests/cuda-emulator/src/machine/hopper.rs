@@ -1,7 +1,7 @@
 //! What came with sm_90 and is not in files of its own: groups, fences, registers.
 
 use super::block::Resize;
-use super::clocks::Agent;
+use super::clocks::{Agent, Proxied};
 use super::execute::{Execution, Next, Outcome, lanes};
 use super::warp::Stop;
 use super::warpgroup::WARPS;
@@ -31,10 +31,15 @@ impl Execution<'_, '_> {
                 self.warp.bulk_open &= !active;
             }
             Operation::BulkWait { groups, read } => self.bulk_wait(*groups, *read, active),
-            Operation::ProxyFence => {
+            Operation::ProxyFence { shared, global } => {
                 self.block.counts.waits.fences += 1;
                 self.warp.seen = self.warp.knowledge();
-                self.warp.seen.fence_proxy();
+                if *shared {
+                    self.warp.seen.fence_proxy(Proxied::Shared);
+                }
+                if *global {
+                    self.warp.seen.fence_proxy(Proxied::Global);
+                }
             }
             Operation::WarpgroupFence => {
                 self.whole_warp(active, "wgmma.fence")?;

@@ -6,7 +6,7 @@
 //! accessing warp is not ordered after, and one of the two writes. What works beside the warps counts as a thread of
 //! its own, with its own clock.
 
-use super::clocks::{Agent, Clocks};
+use super::clocks::{Agent, Clocks, Proxied};
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
@@ -50,9 +50,9 @@ impl Stamp {
     }
 
     /// Whether it is a warp's write that the asynchronous proxy does not see yet.
-    fn is_unfenced(self, seen: &Clocks) -> bool {
+    fn is_unfenced(self, memory: Proxied, seen: &Clocks) -> bool {
         let agent = Agent::of_thread(self.thread());
-        self.0 != 0 && agent.words().is_none() && !seen.is_proxied(agent, self.clock())
+        self.0 != 0 && agent.words().is_none() && !seen.is_proxied(memory, agent, self.clock())
     }
 
     fn races(self, now: Self, seen: &Clocks) -> bool {
@@ -159,8 +159,8 @@ pub struct Observer<'a> {
     pub line: u32,
     /// The block is ordered after all earlier blocks.
     pub late: bool,
-    /// The access is by the asynchronous proxy.
-    pub proxy: bool,
+    /// The access is by the asynchronous proxy, to this memory.
+    pub proxy: Option<Proxied>,
 }
 
 impl Shadow {
@@ -236,7 +236,9 @@ impl Shadow {
             if entry.write.races(by.stamp, by.seen) && !(action == Action::Write && unchanged) {
                 return Err(Conflict { thread: entry.write.thread(), earlier: Earlier::Write });
             }
-            if by.proxy && entry.write.is_unfenced(by.seen) {
+            if let Some(memory) = by.proxy
+                && entry.write.is_unfenced(memory, by.seen)
+            {
                 return Err(Conflict { thread: entry.write.thread(), earlier: Earlier::Unfenced });
             }
             if action == Action::Read {

@@ -5,7 +5,7 @@
 
 use super::access::describe;
 use super::block::{Block, MBARRIER};
-use super::clocks::{Agent, Clocks};
+use super::clocks::{Agent, Clocks, Proxied};
 use super::launch::Context;
 use super::shadow::{Action, Observer, Stamp};
 use super::warp::Warp;
@@ -399,7 +399,7 @@ impl Group<'_, '_> {
             seen,
             line: first.line,
             late: self.block.late,
-            proxy: true,
+            proxy: Some(Proxied::Shared),
         };
         if let Err(conflict) = self.block.shared_shadow.access(address, PIECE as u32, Action::Read, by, false) {
             let (kind, detail) = describe(conflict.thread, conflict.earlier, &|thread| self.context.thread(thread));

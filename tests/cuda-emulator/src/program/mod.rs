@@ -574,8 +574,11 @@ pub enum Operation {
         /// Waits for reads only.
         read: bool,
     },
-    /// `fence.proxy.async`
-    ProxyFence,
+    /// `fence.proxy.async`, of which memory.
+    ProxyFence {
+        shared: bool,
+        global: bool,
+    },
     WarpgroupFence,
     WarpgroupCommit,
     WarpgroupWait(u32),

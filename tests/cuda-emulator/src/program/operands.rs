@@ -159,7 +159,7 @@ impl Operation {
             | Self::Nothing
             | Self::BulkCommit
             | Self::BulkWait { .. }
-            | Self::ProxyFence
+            | Self::ProxyFence { .. }
             | Self::WarpgroupFence
             | Self::WarpgroupCommit
             | Self::WarpgroupWait(_)

@@ -20,14 +20,12 @@ pub(super) fn decode(scope: &mut Scope<'_>, written: &Instruction, parts: &mut P
             // Tensor maps are read when a copy starts, so what their fences order is in order here.
             let proxies = ["async", "async::generic", "alias", "tensormap::generic", "generic::tensormap"];
             let Some(proxy) = parts.take_any(&proxies) else { return unsupported(written) };
-            let asynchronous = proxy.starts_with("async");
-            while parts
-                .take_any(&["shared::cta", "shared::cluster", "global", "acquire", "release"])
-                .or_else(|| parts.take_any(&["sync_restrict::shared::cta", "sync_restrict::shared::cluster"]))
-                .or_else(|| parts.take_any(&["cta", "cluster", "gpu", "sys"]))
-                .is_some()
-            {}
-            Ok(if asynchronous { Operation::ProxyFence } else { Operation::Fence })
+            let spaces = ["shared::cta", "shared::cluster", "global"];
+            let restricted = ["sync_restrict::shared::cta", "sync_restrict::shared::cluster"];
+            let space = parts.take_any(&spaces).or_else(|| parts.take_any(&restricted));
+            while parts.take_any(&["acquire", "release", "cta", "cluster", "gpu", "sys"]).is_some() {}
+            let (shared, global) = (space != Some("global"), space.is_none_or(|space| space == "global"));
+            Ok(if proxy.starts_with("async") { Operation::ProxyFence { shared, global } } else { Operation::Fence })
         }
         "fence" if parts.take("mbarrier_init") => {
             if !parts.take("release") || !parts.take("cluster") {

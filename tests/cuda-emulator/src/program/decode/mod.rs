@@ -87,7 +87,7 @@ fn classify(operation: &Operation, written: &Instruction, last_type: Option<Type
         Operation::Barrier { .. }
         | Operation::WarpBarrier { .. }
         | Operation::Fence
-        | Operation::ProxyFence
+        | Operation::ProxyFence { .. }
         | Operation::MbarrierInit { .. }
         | Operation::MbarrierInvalidate { .. }
         | Operation::MbarrierArrive(_)
