@@ -42,7 +42,8 @@
 //!
 //! [`Module::parse`] reads PTX and fails, with the line, at whatever it does not know. [`Machine`] holds device memory
 //! and runs kernels; a mistake ends the launch with a [`Fault`] that names kernel, line, block, thread and address.
-//! [`Counts`] are the same whatever the number of threads that the host gives.
+//! [`Counts`] are the same whatever the number of threads that the host gives. [`TensorMap`] describes a tensor to the
+//! bulk copies of sm_90.
 
 mod counts;
 mod error;

@@ -190,6 +190,6 @@ impl TensorMap {
             return (address, 0, 0);
         }
         let first = (start[0] + before) as u64;
-        (address + first * element, before as u64 * element, (end - before) as u64 * element)
+        (address.wrapping_add(first * element), before as u64 * element, (end - before) as u64 * element)
     }
 }

@@ -325,6 +325,12 @@ fn mbarriers_are_used_by_their_rules() {
     expect(&[read], kind, "expect", "which holds an mbarrier");
     expect(&[("expect", "[mbar]", "[mbar+4]")], FaultKind::Misaligned, "expect", "an mbarrier has 8 bytes");
     expect(&[("expect", "[mbar]", "[mbar+65536]")], FaultKind::OutOfBounds, "expect", "outside");
+    let end = (
+        "expect",
+        "mbarrier.arrive.expect_tx.shared::cta.b64 _, [mbar]",
+        "mov.b64 l1, -8; mbarrier.arrive.expect_tx.shared::cta.b64 _, [l1]",
+    );
+    expect(&[end], FaultKind::OutOfBounds, "expect", "outside the block's shared memory at 0xfffffffffffffff8");
     expect(&[("expect", "16384", "1048576")], kind, "expect", "too many");
     expect(&[("wait full", ", phase", ", 2")], FaultKind::Operand, "wait full", "parity of 2");
 }
@@ -388,6 +394,13 @@ fn copies_are_of_whole_pieces_at_their_places() {
     expect(&[("copy out", "[c]", "[c+8]")], kind, "copy out", "global memory, whose address is a multiple of 16");
     expect(&[("copy out", "16384", "16380")], FaultKind::Operand, "copy out", "16380 bytes: a multiple of 16");
     expect(&[("copy out", "16384", "16400")], FaultKind::OutOfBounds, "copy out", "past the end of the 16384");
+    expect(&[("copy out", "16384", "0xfffffff0")], FaultKind::OutOfBounds, "copy out", "the block has 33792 bytes");
+    let end = (
+        "copy out",
+        "cp.async.bulk.global.shared::cta.bulk_group [c]",
+        "mov.b64 l1, -16; cp.async.bulk.global.shared::cta.bulk_group [l1]",
+    );
+    expect(&[end], FaultKind::OutOfBounds, "copy out", "at 0xfffffffffffffff0");
     expect(&[("load a", "[base]", "[base+32768]")], FaultKind::Mbarrier, "load a", "which holds an mbarrier");
     expect(&[("load a", "[base]", "[base+65536]")], FaultKind::OutOfBounds, "load a", "the block has");
     let narrow = run_with_boxes(&kernel(), [32, 64]).expect_err("rows of 64 bytes, swizzled over 128");

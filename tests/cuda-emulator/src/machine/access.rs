@@ -394,7 +394,7 @@ impl<'a> Execution<'a, '_> {
         let near = match memory.before(address) {
             Some(before) => format!(
                 ": {} bytes past the end of the {} bytes allocated at {:#x}",
-                address + bytes - before.address - before.bytes,
+                address.saturating_add(bytes) - before.address - before.bytes,
                 before.bytes,
                 before.address
             ),

@@ -51,7 +51,6 @@ impl Execution<'_, '_> {
                 writes: by_phase.unwrap_or((Agent::bulk_writes(index), group)),
                 seen: &seen,
             };
-            self.count_rows_of_copy(&rows, mbarrier.is_some());
             let mut bytes = 0;
             for row in &rows {
                 if mbarrier.is_some() {
@@ -61,6 +60,8 @@ impl Execution<'_, '_> {
                 }
                 bytes += row.bytes;
             }
+            let counts = &mut self.block.counts;
+            count(if mbarrier.is_some() { &mut counts.bulk_loads } else { &mut counts.bulk_stores }, &rows);
             match mbarrier {
                 Some(mbarrier) => self.complete_bytes(lane, mbarrier, bytes as i64)?,
                 None => self.warp.bulk_open |= 1 << lane,
@@ -79,6 +80,11 @@ impl Execution<'_, '_> {
                 if bytes == 0 || !bytes.is_multiple_of(PIECE) {
                     let detail = format!("a bulk copy of {bytes} bytes: a multiple of 16 is needed");
                     return fail(FaultKind::Operand, detail, shared);
+                }
+                let room = self.block.shared.len() as u64;
+                if bytes > room {
+                    let detail = format!("a bulk copy of {bytes} bytes of shared memory: the block has {room} bytes");
+                    return fail(FaultKind::OutOfBounds, detail, shared);
                 }
                 for (address, space) in [(global, "global"), (shared, "shared")] {
                     if !address.is_multiple_of(PIECE) {
@@ -115,7 +121,7 @@ impl Execution<'_, '_> {
                 }
                 let rows = (0..map.rows()).map(|row| {
                     let (global, before, inside) = map.row(&start, row);
-                    Row { global, shared: shared + row * bytes, bytes, before, inside }
+                    Row { global, shared: shared.wrapping_add(row * bytes), bytes, before, inside }
                 });
                 Ok((rows.collect(), map.swizzle))
             }
@@ -152,7 +158,7 @@ impl Execution<'_, '_> {
         let mut data = vec![0; row.bytes as usize];
         let mut at = 0;
         while at < row.inside {
-            let (address, bytes) = piece(row.global + at, row.inside - at);
+            let (address, bytes) = piece(row.global.wrapping_add(at), row.inside - at);
             let access = self.resolve(lane, Memory::Global, address, bytes, Verb::Load, false)?;
             self.observe_copy(&access, accounts.reads.0, accounts.reads.1, accounts.seen)?;
             let start = (row.before + at) as usize;
@@ -160,7 +166,7 @@ impl Execution<'_, '_> {
             at += u64::from(bytes);
         }
         for (at, piece) in data.chunks_exact(PIECE as usize).enumerate() {
-            let address = swizzle.apply(row.shared + PIECE * at as u64, 0);
+            let address = swizzle.apply(row.shared.wrapping_add(PIECE * at as u64), 0);
             let access = self.resolve(lane, Memory::Shared, address, PIECE as u32, Verb::Store, false)?;
             self.observe_copy(&access, accounts.writes.0, accounts.writes.1, accounts.seen)?;
             self.put_bytes(&access, piece);
@@ -176,14 +182,14 @@ impl Execution<'_, '_> {
             if start + PIECE <= row.before || start >= row.before + row.inside {
                 continue;
             }
-            let address = swizzle.apply(row.shared + start, 0);
+            let address = swizzle.apply(row.shared.wrapping_add(start), 0);
             let access = self.resolve(lane, Memory::Shared, address, PIECE as u32, Verb::Load, false)?;
             self.observe_copy(&access, accounts.reads.0, accounts.reads.1, accounts.seen)?;
             self.fetch_bytes(&access, piece);
         }
         let mut at = 0;
         while at < row.inside {
-            let (address, bytes) = piece(row.global + at, row.inside - at);
+            let (address, bytes) = piece(row.global.wrapping_add(at), row.inside - at);
             let access = self.resolve(lane, Memory::Global, address, bytes, Verb::Store, false)?;
             self.observe_copy(&access, accounts.writes.0, accounts.writes.1, accounts.seen)?;
             let start = (row.before + at) as usize;
@@ -209,12 +215,6 @@ impl Execution<'_, '_> {
         }
     }
 
-    fn count_rows_of_copy(&mut self, rows: &[Row], loads: bool) {
-        let counts = &mut self.block.counts;
-        let target = if loads { &mut counts.bulk_loads } else { &mut counts.bulk_stores };
-        count(target, rows);
-    }
-
     /// Ends the groups of each lane but its last `groups`.
     pub fn bulk_wait(&mut self, groups: u32, read: bool, active: u32) {
         self.block.counts.waits.bulk_copies += 1;
@@ -237,6 +237,7 @@ fn piece(address: u64, left: u64) -> (u64, u32) {
     (address, bytes as u32)
 }
 
+/// Counts a copy, whose rows have been found to be in memory.
 fn count(target: &mut GlobalAccess, rows: &[Row]) {
     target.requests += 1;
     let mut bytes = 0;
