@@ -142,8 +142,9 @@ fn linear_of_half_types_does_not_depend_on_the_number_of_rows() {
     where
         Weight: From<Tensor<T>>,
     {
-        for device in devices() {
-            let (rows, inputs, outputs) = (1500, 33, 1500);
+        // Segments of 32 inputs, of which the last one is short; rows of whole pieces of 16 bytes, and others.
+        for (device, inputs) in devices().iter().flat_map(|device| [(device, 33), (device, 200)]) {
+            let (rows, outputs) = (1500, 1500);
             let weight = tensor::<T>(device, &[outputs, inputs], &uniform(6, outputs * inputs));
             let twin = Weight::from(moved(&weight, &Device::reference()));
             let weight = Weight::from(weight);
@@ -158,6 +159,35 @@ fn linear_of_half_types_does_not_depend_on_the_number_of_rows() {
                     assert_close(&format!("linear {} {device} of many outputs", T::DTYPE), &got, &expected, 0.0);
                 }
             }
+        }
+    }
+    holds::<f16>();
+    holds::<bf16>();
+}
+
+/// Shapes for each of Hopper's kernels: a few outputs of many rows and entries, and more, of no whole tiles.
+#[test]
+fn linear_of_half_types_agrees_where_all_multiprocessors_have_work() {
+    fn holds<T: Float>()
+    where
+        Weight: From<Tensor<T>>,
+    {
+        for device in devices() {
+            for (rows, inputs, outputs) in [(193, 72, 2504), (1530, 40, 1400), (1500, 136, 1496)] {
+                let what = format!("linear {} {device} [{rows}, {inputs}] to {outputs}", T::DTYPE);
+                let weight = tensor::<T>(device, &[outputs, inputs], &uniform(6, outputs * inputs));
+                let twin = Weight::from(moved(&weight, &Device::reference()));
+                let bias = tensor::<f32>(device, &[outputs], &uniform(7, outputs));
+                let x = tensor::<T>(device, &[rows, inputs], &uniform(5, rows * inputs));
+                let got = linear::linear(&x, &Weight::from(weight), Some(&bias)).unwrap();
+                let expected = linear::linear(&widened(&x), &twin, Some(&moved(&bias, &Device::reference()))).unwrap();
+                assert_close(&what, &got, &expected, 0.0);
+            }
+            let a = tensor::<T>(device, &[3, 130, 48], &uniform(1, 3 * 130 * 48));
+            let b = tensor::<T>(device, &[3, 48, 776], &uniform(2, 3 * 48 * 776));
+            let got = linear::matmul(&a, &b).unwrap();
+            let expected = linear::matmul(&widened(&a), &widened(&b)).unwrap();
+            assert_close(&format!("matmul {} {device} of many outputs", T::DTYPE), &got, &expected, 0.0);
         }
     }
     holds::<f16>();
