@@ -228,7 +228,7 @@ mod tests {
     fn hopper_has_few_and_even_pieces_of_work() {
         assert_eq!(hopper_columns([1, 128, 1024], 132), None);
         assert_eq!(hopper_columns([1, 256, 2304], 132), Some(64));
-        assert_eq!(hopper_columns([1, 4096, 4096], 132), Some(192));
+        assert_eq!(hopper_columns([1, 8192, 8192], 132), Some(192));
         // One piece for each multiprocessor, and not one for one of them more.
         assert_eq!(hopper_columns([1, 128 * 12, 128 * 11], 132), Some(128));
         for columns in HOPPER_COLUMNS {

@@ -31,7 +31,7 @@ fn run(body: &str, tensor: &Tensor, in_memory: bool, data: &[u8], start: [i32; 5
             .param .align 4 .b8 p_start[20])
         {{
             .reg .b64 data, map, to, state, offset;
-            .reg .b32 thread, room, mbar, c<5>, word, at, count;
+            .reg .b32 thread, room, mbar, c<5>, word, at, count, place;
             .reg .pred zero, done, more;
             mov.u32 thread, %tid.x;
             setp.eq.u32 zero, thread, 0;
@@ -48,7 +48,9 @@ fn run(body: &str, tensor: &Tensor, in_memory: bool, data: &[u8], start: [i32; 5
             mov.u32 count, 0;
         CLEAR:
             add.u32 word, at, count;
-            st.shared.u32 [word], word;
+            // Where shared memory begins is the device's affair.
+            sub.u32 place, word, room;
+            st.shared.u32 [word], place;
             add.u32 count, count, 128;
             setp.lt.u32 more, count, {ROOM};
             @more bra CLEAR;
