@@ -102,7 +102,8 @@ pub fn linear(
     stream.launch(&entry, [grid, 1, 1], [variant.threads, 1, 1], 0, &arguments)
 }
 
-/// By Hopper's own kernel, which adds in the same order as those for all tensor cores.
+/// By Hopper's own kernel, which adds in the same order as those for all tensor cores. That they give the same bits rests on
+/// `wgmma` adding 16 products at a time as `mma.sync` does there (Xie et al. 2025, arXiv:2511.10909).
 fn on_hopper(stream: &Stream<'_>, operands: [Operand<'_>; 3], bias: Option<Operand<'_>>, columns: usize) -> Result<()> {
     const OP: &str = "linear";
     let [x, weight, y] = operands;

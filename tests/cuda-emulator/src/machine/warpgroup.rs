@@ -239,32 +239,33 @@ impl Group<'_, '_> {
             self.add_integers(matrix, &a, &b, scale);
             return Ok(());
         }
-        let mut sums = vec![0f32; M * n];
+        // As `mma` does it, so that both give the same bits, as they do on Hopper (Xie et al. 2025, arXiv:2511.10909).
+        let mut sums = vec![0f64; M * n];
         if scale {
             self.each_sum(
                 matrix,
-                |bits, sum: &mut f32| {
-                    *sum = match matrix.d_element {
+                |bits, sum: &mut f64| {
+                    *sum = f64::from(match matrix.d_element {
                         MatrixElement::F16 => half(*bits as u16),
                         _ => f32::from_bits(*bits as u32),
-                    };
+                    });
                 },
                 &mut sums,
             );
         }
         for (row, sums) in sums.chunks_exact_mut(n).enumerate() {
             for at in 0..k {
-                let factor = sign * a[at * M + row];
+                let factor = f64::from(sign * a[at * M + row]);
                 for (sum, b) in sums.iter_mut().zip(&b[at * n..][..n]) {
-                    *sum += factor * b;
+                    *sum += factor * f64::from(*b);
                 }
             }
         }
         self.each_sum(
             matrix,
-            |bits, sum: &mut f32| match matrix.d_element {
-                MatrixElement::F16 => *bits = F16.narrow(f64::from(*sum), Rounding::Nearest),
-                _ => *bits = if sum.is_nan() { 0x7fff_ffff } else { u64::from(sum.to_bits()) },
+            |bits, sum: &mut f64| match matrix.d_element {
+                MatrixElement::F16 => *bits = F16.narrow(*sum, Rounding::Nearest),
+                _ => *bits = if sum.is_nan() { 0x7fff_ffff } else { u64::from((*sum as f32).to_bits()) },
             },
             &mut sums,
         );
