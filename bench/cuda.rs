@@ -217,16 +217,16 @@ impl Bench {
     /// arguments nothing is timed: each task is small and runs once. None if there is no device for that.
     ///
     /// # Errors
-    /// If figures are wanted and there is no device, or only an emulated one.
+    /// If figures are wanted and there is no device, or only an emulated one; if `SMALTI_REQUIRE` names cuda, which is not there.
     pub fn start() -> Result<Option<Self>, Failure> {
         let (flags, filters): (Vec<_>, Vec<_>) = std::env::args().skip(1).partition(|word| word.starts_with('-'));
         let measuring = flags.iter().any(|flag| flag == "--bench");
         // Opened as such it keeps freed memory, which then holds for all streams.
         match Device::cuda(0) {
             Ok(_) => {}
-            Err(error) if measuring => return Err(error.into()),
+            Err(error) if measuring || required() => return Err(error.into()),
             Err(error) => {
-                println!("left out: {error}");
+                println!("SKIPPED: {error}");
                 return Ok(None);
             }
         }
@@ -420,6 +420,11 @@ impl Bench {
             count => Err(format!("{count} tasks failed").into()),
         }
     }
+}
+
+/// Whether tests must not do without CUDA.
+fn required() -> bool {
+    std::env::var("SMALTI_REQUIRE").is_ok_and(|names| names.split(',').any(|name| name == "cuda"))
 }
 
 /// The distance from the peer's results over their size; of indices, the share that is not the same.

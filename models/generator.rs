@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 
 use smalti::{Device, Float, Tensor};
 
+use crate::weights::Config;
 use crate::zoo::captions::CaptionFeatures;
 
 /// How tokens are drawn.
@@ -19,6 +20,20 @@ pub struct Sampling {
     pub top_p: f32,
     /// The same seed draws the same pictures.
     pub seed: u64,
+}
+
+impl Sampling {
+    /// What the weights' notes say, and otherwise this. A `top_p` of 0 is none.
+    #[must_use]
+    pub fn noted(self, config: &Config) -> Self {
+        Self {
+            cfg: config.number("cfg").unwrap_or(self.cfg),
+            temperature: config.number("temperature").unwrap_or(self.temperature),
+            top_k: config.count("top_k").unwrap_or(self.top_k),
+            top_p: config.number("top_p").filter(|top_p| *top_p > 0.0).unwrap_or(self.top_p),
+            seed: self.seed,
+        }
+    }
 }
 
 /// Pictures and the tokens they were decoded from.
@@ -69,13 +84,26 @@ impl Given<'_> {
     }
 }
 
+/// What a call of a generator is to draw.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    /// One picture each, of this class or caption.
+    pub labels: &'a [u32],
+    /// Which picture of the run the first one is.
+    pub first_picture: u64,
+    /// How tokens are drawn.
+    pub sampling: &'a Sampling,
+    /// The picture of which a part is drawn anew, if so.
+    pub given: Option<Given<'a>>,
+}
+
 /// What a step of a generation shows.
 pub struct Seen<'a> {
     /// Tokens settled so far, over the whole batch.
     pub settled: usize,
     /// Tokens in all.
     pub all: usize,
-    /// Of each picture, the cells that the step settled, counted row by row, grid after grid of [`Generator::grids`];
+    /// Of each picture, the cells that the step settled, counted row by row, grid after grid of [`About::grids`];
     /// empty where tokens do not settle cell by cell.
     pub cells: &'a [Vec<usize>],
     /// The pictures as they are now, as [`Drawn::planes`]; empty where there are none before the end.
@@ -93,35 +121,42 @@ pub(crate) fn whole_only(system: &str, given: Option<Given<'_>>) -> Result<()> {
     }
 }
 
+/// What a generator draws.
+#[derive(Debug, Clone)]
+pub struct About<'a> {
+    /// The system's name, as in a dump's metadata.
+    pub system: &'static str,
+    /// Class names in label order; numbers as text where the weights name none, or of captions.
+    pub classes: &'a [String],
+    /// How the weights' authors sample.
+    pub sampling: Sampling,
+    /// How many tokens are drawn for one picture.
+    pub tokens_per_picture: usize,
+    /// Whether the checkpoint holds the tokenizer, without which tokens or latents are drawn but no pixels.
+    pub has_tokenizer: bool,
+    /// Height and width in pixels; in cells without a tokenizer.
+    pub picture_size: [usize; 2],
+    /// Rows and columns of the grids whose cells are tokens, one for each scale or frame; none where tokens are no cells.
+    pub grids: Vec<[usize; 2]>,
+}
+
 /// A picture generator with its weights on a device, given classes or captions.
 pub trait Generator {
-    /// The system's name, as in a dump's metadata.
-    fn system(&self) -> &'static str;
-    /// Class names in label order; numbers as text where the weights name none, or of captions.
-    fn classes(&self) -> &[String];
-    /// How the weights' authors sample.
-    fn sampling(&self) -> Sampling;
-    /// How many tokens are drawn for one picture.
-    fn tokens_per_picture(&self) -> usize;
-    /// Whether the checkpoint holds the tokenizer, without which tokens or latents are drawn but no pixels.
-    fn has_tokenizer(&self) -> bool {
-        true
-    }
-    /// Height and width in pixels; in cells without a tokenizer.
-    fn picture_size(&self) -> [usize; 2];
+    /// What there is to know before anything is drawn.
+    fn about(&self) -> About<'_>;
     /// Decodes another way than the system's own from now on: by `jacobi`, `sjd` or `gsd`, where a network is causal.
     ///
     /// # Errors
     /// [`Error::Request`] if the system has no such decoder; [`Error::Op`] if the device has no room.
     fn use_decoder(&mut self, name: &str) -> Result<()> {
-        Err(Error::Request(format!("{} has no decoder \"{name}\", only its own", self.system())))
+        Err(Error::Request(format!("{} has no decoder \"{name}\", only its own", self.about().system)))
     }
-    /// Draws from these captions from now on; [`Generator::classes`] are then their numbers.
+    /// Draws from these captions from now on; [`About::classes`] are then their numbers.
     ///
     /// # Errors
     /// [`Error::Request`] if the system draws from classes, or the features are not those of its text encoder.
     fn use_captions(&mut self, _captions: CaptionFeatures) -> Result<()> {
-        Err(Error::Request(format!("{} draws from classes, not from captions", self.system())))
+        Err(Error::Request(format!("{} draws from classes, not from captions", self.about().system)))
     }
     /// Height and width of the control picture that it draws under, if it does.
     fn control_size(&self) -> Option<[usize; 2]> {
@@ -132,11 +167,7 @@ pub trait Generator {
     /// # Errors
     /// [`Error::Request`] if the system takes none or it has another size than [`Generator::control_size`].
     fn use_control(&mut self, _planes: &[f32]) -> Result<()> {
-        Err(Error::Request(format!("{} takes no control picture", self.system())))
-    }
-    /// Rows and columns of the grids whose cells are tokens, one for each scale or frame; none where tokens are no cells.
-    fn grids(&self) -> Vec<[usize; 2]> {
-        Vec::new()
+        Err(Error::Request(format!("{} takes no control picture", self.about().system)))
     }
 
     /// Draws one picture per label. Picture `i` of the call is picture `first_picture + i` of the run: that number
@@ -154,7 +185,7 @@ pub trait Generator {
         sampling: &Sampling,
         progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Drawn> {
-        self.draw_watched(labels, first_picture, sampling, None, &mut |seen| {
+        self.draw_watched(Wanted { labels, first_picture, sampling, given: None }, &mut |seen| {
             if progress(seen.settled, seen.all).is_break() { Err(Error::Interrupted) } else { Ok(()) }
         })
     }
@@ -174,7 +205,7 @@ pub trait Generator {
         sampling: &Sampling,
         progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Drawn> {
-        self.draw_watched(labels, first_picture, sampling, Some(given), &mut |seen| {
+        self.draw_watched(Wanted { labels, first_picture, sampling, given: Some(given) }, &mut |seen| {
             if progress(seen.settled, seen.all).is_break() { Err(Error::Interrupted) } else { Ok(()) }
         })
     }
@@ -184,14 +215,7 @@ pub trait Generator {
     ///
     /// # Errors
     /// As [`Generator::draw`], [`Generator::fill`] and `watch`.
-    fn draw_watched(
-        &self,
-        labels: &[u32],
-        first_picture: u64,
-        sampling: &Sampling,
-        given: Option<Given<'_>>,
-        watch: Watch<'_>,
-    ) -> Result<Drawn>;
+    fn draw_watched(&self, wanted: Wanted<'_>, watch: Watch<'_>) -> Result<Drawn>;
 
     /// Whether [`Generator::fill`] works with this checkpoint.
     fn can_fill(&self) -> bool {

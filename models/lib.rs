@@ -10,4 +10,4 @@ pub mod tokenizer;
 pub mod weights;
 pub mod zoo;
 
-pub use generator::{Drawn, Error, Generator, Given, Result, Sampling, Seen, Watch};
+pub use generator::{About, Drawn, Error, Generator, Given, Result, Sampling, Seen, Wanted, Watch};

@@ -12,7 +12,7 @@ fn main() -> Result<()> {
     let device = Device::best();
     let checkpoint = weights::embedded("llamagen").ok_or_else(|| Error::Request("no such weights".to_owned()))?;
     let model = LlamaGen::<f32>::load(&checkpoint, &device)?;
-    let sampling = Sampling { seed: 7, ..model.sampling() };
+    let sampling = Sampling { seed: 7, ..model.about().sampling };
     let heart = 2;
     let tokens = model.generate(&[heart], 0, &sampling, &mut |step| {
         if step.settled % 64 == 0 {

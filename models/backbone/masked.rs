@@ -88,6 +88,12 @@ impl MaskedTransformer {
         self.head_positions.shape()[1]
     }
 
+    /// In how many steps a picture is drawn, as the weights' notes have it: `num_iter`, or else 64.
+    #[must_use]
+    pub fn steps(&self, config: &Config) -> usize {
+        config.count("num_iter").unwrap_or(64).clamp(1, self.places().max(1))
+    }
+
     /// How many classes there are.
     #[must_use]
     pub fn classes(&self) -> usize {

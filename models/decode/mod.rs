@@ -7,9 +7,10 @@ pub mod speculative;
 
 use std::ops::ControlFlow;
 
-use smalti::sample::{self, Draws, Filter, Guidance};
+use smalti::sample::{self, Draws, Filter, Guidance, Schedule};
 use smalti::{Element, Float, Tensor, copy, rng};
 
+use crate::weights::Config;
 use crate::{Error, Result, Sampling};
 
 pub use chance::{Chance, OfPlaces};
@@ -201,6 +202,11 @@ pub fn normals_of_places(sampler: &Sampler<'_>, cells: &[(usize, usize)], channe
 
 /// The last word of the counters that orders are drawn with; draws of tokens have 0 there.
 const ORDER: u32 = 1;
+
+/// How the guidance scale grows over the steps, as the weights' notes have it: `cfg_schedule` is constant, or else linear.
+pub(crate) fn guidance_over_steps(config: &Config) -> Schedule {
+    if config.text("cfg_schedule") == Some("constant") { Schedule::Constant } else { Schedule::Linear }
+}
 
 /// Guides logits whose first axis holds `batch` conditional rows, then, if guidance is on, as many unconditional ones.
 ///

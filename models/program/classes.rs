@@ -13,9 +13,9 @@ pub fn run(options: &Classes) -> Result<ExitCode, Failure> {
     let checkpoint = open_weights(&options.model)?;
     let generator = load(&checkpoint, &Device::cpu(), DtypeOption::F32)?;
     if options.json {
-        println!("{}", serde_json::json!(generator.classes()));
+        println!("{}", serde_json::json!(generator.about().classes));
     } else {
-        for (number, class) in generator.classes().iter().enumerate() {
+        for (number, class) in generator.about().classes.iter().enumerate() {
             println!("{number:>4} {class}");
         }
     }

@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use smalti::{Backend, Device, bf16, f16};
 use smalti_models::weights::Checkpoint;
 use smalti_models::zoo::captions::CaptionFeatures;
-use smalti_models::{Drawn, Error, Generator, Given, Sampling, Seen, zoo};
+use smalti_models::{Drawn, Error, Generator, Given, Sampling, Seen, Wanted, zoo};
 
 use super::args::{DtypeOption, Generate, Model, Shard};
 use super::picture::{Output, Picture, grid};
@@ -37,28 +37,28 @@ pub fn run(options: &Generate) -> Result<ExitCode, Failure> {
         generator.use_decoder(decoder).map_err(|error| Failure::Input(format!("--decoder: {error}")))?;
     }
     ask(generator.as_mut(), options)?;
-    if previews.is_some() && !generator.has_tokenizer() {
+    if previews.is_some() && !generator.about().has_tokenizer {
         let what = format!("{} holds no tokenizer, without which there are no pictures", checkpoint.name());
         return Err(Failure::Input(format!("--preview: {what}")));
     }
-    let default = PathBuf::from(if generator.has_tokenizer() { "smalti.png" } else { "smalti.safetensors" });
+    let default = PathBuf::from(if generator.about().has_tokenizer { "smalti.png" } else { "smalti.safetensors" });
     let path = options.out.as_ref().unwrap_or(&default);
     let output = named.map_or_else(|| reserve("--out", path), Ok)?;
     let sampling = sampling(generator.as_ref(), options)?;
-    let labels = labels(generator.classes(), &options.classes)?;
+    let labels = labels(generator.about().classes, &options.classes)?;
 
     let pictures = options.shard.unwrap_or(Shard { index: 1, parts: 1 }).of(options.count);
     if pictures.is_empty() {
         return Err(Failure::Input(format!("--shard: this part of {} pictures is empty", options.count)));
     }
-    let per_picture = generator.tokens_per_picture();
+    let per_picture = generator.about().tokens_per_picture;
     let bar = progress_bar(pictures.len() * per_picture, options.json);
     let started = Instant::now();
     let (mut drawn, mut each, mut trace) = (Drawn::default(), Vec::new(), Trace::default());
-    let [height, width] = generator.picture_size();
+    let [height, width] = generator.about().picture_size;
     let given = match (&options.image, &options.mask) {
         (Some(_), Some(_)) if !generator.can_fill() => {
-            let what = format!("{} draws whole pictures only, or its encoder is not there", generator.system());
+            let what = format!("{} draws whole pictures only, or its encoder is not there", generator.about().system);
             return Err(Failure::Input(format!("--image: {what}")));
         }
         (Some(image), Some(mask)) => Some(read_given(image, mask, [height, width]).map_err(Failure::Input)?),
@@ -80,7 +80,8 @@ pub fn run(options: &Generate) -> Result<ExitCode, Failure> {
             bar.set_position((settled + seen.settled) as u64);
             if interrupted() { Err(Error::Interrupted) } else { watcher.step(&seen) }
         };
-        let result = generator.draw_watched(&labels, first as u64, &sampling, part, &mut watch);
+        let wanted = Wanted { labels: &labels, first_picture: first as u64, sampling: &sampling, given: part };
+        let result = generator.draw_watched(wanted, &mut watch);
         let mut result = result.map_err(work_error)?;
         watcher.trace(&mut trace, &labels);
         if let Some((planes, anew)) = &given {
@@ -99,11 +100,11 @@ pub fn run(options: &Generate) -> Result<ExitCode, Failure> {
     if interrupted() {
         return Err(Failure::Interrupted);
     }
-    let written = if generator.has_tokenizer() {
+    let written = if generator.about().has_tokenizer {
         output.write(|file| grid(&each, columns).write_png(file))
     } else {
         let of_pictures: Vec<_> = pictures.clone().map(label_of).collect();
-        let bytes = undecoded(&drawn, &of_pictures, generator.system(), &sampling, pictures.start);
+        let bytes = undecoded(&drawn, &of_pictures, generator.about().system, &sampling, pictures.start);
         bytes.and_then(|bytes| output.write(|file| file.write_all(&bytes)))
     };
     written.map_err(|error| Failure::Work(format!("{}: {error}", path.display())))?;
@@ -112,7 +113,7 @@ pub fn run(options: &Generate) -> Result<ExitCode, Failure> {
         let written = output.write(|file| file.write_all(text.as_bytes()));
         written.map_err(|error| Failure::Work(format!("--trace: {error}")))?;
     }
-    let kind = match (generator.has_tokenizer(), drawn.latents.is_empty()) {
+    let kind = match (generator.about().has_tokenizer, drawn.latents.is_empty()) {
         (true, _) => "pictures",
         (false, true) => "tokens",
         (false, false) => "latents",
@@ -128,7 +129,7 @@ fn ask(generator: &mut dyn Generator, options: &Generate) -> Result<(), Failure>
         let taken = captions.and_then(|captions| generator.use_captions(captions));
         taken.map_err(|error| Failure::Input(format!("--captions: {error}")))?;
     }
-    let system = generator.system();
+    let system = generator.about().system;
     match (&options.control, generator.control_size()) {
         (Some(path), Some(size)) => {
             let planes = Picture::read_png(path).and_then(|picture| picture.planes(size)).map_err(Failure::Input)?;
@@ -201,11 +202,11 @@ fn report(
     pictures: usize,
     seconds: f64,
 ) {
-    let tokens = pictures * generator.tokens_per_picture();
+    let tokens = pictures * generator.about().tokens_per_picture;
     let tokens_per_second = tokens as f64 / seconds;
     if options.json {
         let report = serde_json::json!({
-            "path": path, "kind": kind, "system": generator.system(), "device": device.to_string(), "seed": options.seed,
+            "path": path, "kind": kind, "system": generator.about().system, "device": device.to_string(), "seed": options.seed,
             "pictures": pictures, "tokens": tokens, "seconds": seconds, "tokens_per_second": tokens_per_second,
             "cfg": sampling.cfg, "temperature": sampling.temperature, "top_k": sampling.top_k,
             "top_p": sampling.top_p,
@@ -219,7 +220,7 @@ fn report(
         println!(
             "{}: {what}, {} on {device}, seed {}, {seconds:.1} s, {tokens_per_second:.0} tokens/s",
             path.display(),
-            generator.system(),
+            generator.about().system,
             options.seed
         );
     }
@@ -293,7 +294,7 @@ fn work_error(error: Error) -> Failure {
 
 /// The model's own settings, changed by the options, all within their ranges.
 fn sampling(generator: &dyn Generator, options: &Generate) -> Result<Sampling, Failure> {
-    let own = generator.sampling();
+    let own = generator.about().sampling;
     let sampling = Sampling {
         cfg: options.cfg.unwrap_or(own.cfg),
         temperature: options.temperature.unwrap_or(own.temperature),

@@ -36,9 +36,9 @@ pub struct Trace {
 impl Trace {
     /// As JSON; steps are lists of cells, counted row by row, grid after grid.
     pub fn json(self, generator: &dyn Generator, seed: u64) -> serde_json::Value {
-        let grids = generator.grids();
+        let grids = generator.about().grids;
         serde_json::json!({
-            "system": generator.system(), "seed": seed, "grids": grids, "pictures": self.pictures,
+            "system": generator.about().system, "seed": seed, "grids": grids, "pictures": self.pictures,
         })
     }
 }
@@ -76,12 +76,12 @@ impl<'a> Watcher<'a> {
     pub fn step(&mut self, seen: &Seen<'_>) -> Result<(), Error> {
         self.steps.iter_mut().zip(seen.cells).for_each(|(steps, cells)| steps.push(cells.clone()));
         let Some(previews) = self.previews else { return Ok(()) };
-        let in_scales = self.generator.grids().len() > 1;
+        let in_scales = self.generator.about().grids.len() > 1;
         if !in_scales && (seen.settled - self.last) * MOST_PREVIEWS < seen.all {
             return Ok(());
         }
         self.last = seen.settled;
-        let [height, width] = self.generator.picture_size();
+        let [height, width] = self.generator.about().picture_size;
         let mut pictures = Vec::new();
         for (number, planes) in (seen.pictures)()?.iter_mut().enumerate() {
             self.veil(number, planes, [height, width]);
@@ -103,7 +103,7 @@ impl<'a> Watcher<'a> {
 
     /// Greys the cells of one grid that are still open; what stays of a given picture is shown as it is.
     fn veil(&self, number: usize, planes: &mut [f32], [height, width]: [usize; 2]) {
-        let grids = self.generator.grids();
+        let grids = self.generator.about().grids;
         let plane = height * width;
         if let (&[[rows, columns]], true) = (&grids[..], planes.len() == 3 * plane) {
             let mut open = vec![true; rows * columns];
@@ -125,7 +125,7 @@ impl<'a> Watcher<'a> {
 
     /// Adds the batch to a trace; `label_of` names a picture's class.
     pub fn trace(self, trace: &mut Trace, labels: &[u32]) {
-        let classes = self.generator.classes();
+        let classes = self.generator.about().classes;
         for (number, (steps, label)) in self.steps.iter().zip(labels).enumerate() {
             trace.pictures.push(serde_json::json!({
                 "picture": self.first + number, "class": classes.get(*label as usize), "steps": steps,

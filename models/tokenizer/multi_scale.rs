@@ -7,7 +7,7 @@ use smalti::vq::Scales;
 use smalti::{Float, Tensor};
 
 use super::autoencoder::{Conv, Decoder, Encoder, Names};
-use crate::weights::{Loader, Notes};
+use crate::weights::{Config, Loader, Notes};
 use crate::{Error, Result};
 
 /// Encoder, multi-scale quantiser, decoder.
@@ -20,18 +20,13 @@ pub struct MultiScaleTokenizer {
 }
 
 impl MultiScaleTokenizer {
-    /// Loads the official names under the loader's prefix, encoder and decoder if they are there. `phi_ratio` is the official
-    /// `quant_resi`.
+    /// Loads the official names under the loader's prefix, encoder and decoder if they are there. The weights'
+    /// notes may say `norm_groups` (32) and `quant_resi` (0.5), the share of phi's convolution.
     ///
     /// # Errors
     /// If the device has no room.
-    pub fn load(
-        loader: &Loader<'_>,
-        notes: &Notes,
-        patch_nums: &[usize],
-        groups: usize,
-        phi_ratio: f32,
-    ) -> Result<Self> {
+    pub fn load(loader: &Loader<'_>, notes: &Notes, patch_nums: &[usize], config: &Config) -> Result<Self> {
+        let groups = config.count("norm_groups").unwrap_or(32);
         let quantize = loader.at("quantize");
         let shape = quantize.lengths::<2>("embedding.weight");
         let channels = shape[1];
@@ -64,7 +59,14 @@ impl MultiScaleTokenizer {
         };
         Ok(Self {
             encoder,
-            quantiser: Scales { codebook, cosine: false, phi, phi_ratio, phi_of_scale, patch_nums },
+            quantiser: Scales {
+                codebook,
+                cosine: false,
+                phi,
+                phi_ratio: config.number("quant_resi").unwrap_or(0.5),
+                phi_of_scale,
+                patch_nums,
+            },
             decoder,
         })
     }

@@ -20,13 +20,13 @@
 use smalti::activation::{Activation, activation};
 use smalti::{Device, Float, Tensor, Weight, elementwise, embedding, linear, norm};
 
-use super::codes::{Codes, DrawsCodes};
+use super::codes::{Codes, DrawsCodes, WantedCodes};
 use crate::Result;
 use crate::backbone::adaln::{Condition, Modulation, Norm};
 use crate::backbone::condition::ClassTable;
 use crate::backbone::mamba::{Mamba2, MambaState};
 use crate::backbone::vit::Linear;
-use crate::decode::{Network, Sampler, Steps, concatenate, sequential};
+use crate::decode::{Network, Steps, concatenate, sequential};
 use crate::weights::Checkpoint;
 
 /// The model with its weights on a device.
@@ -198,7 +198,8 @@ impl DrawsCodes for Aim {
         &self.codes
     }
 
-    fn generate<T: Float>(&self, labels: &[u32], sampler: &Sampler<'_>, steps: Steps<'_, T>) -> Result<Tensor<u32>> {
+    fn generate<T: Float>(&self, wanted: WantedCodes<'_>, steps: Steps<'_, T>) -> Result<Tensor<u32>> {
+        let WantedCodes { labels, sampler, .. } = wanted;
         let cfg = sampler.sampling.cfg;
         let condition: Tensor<T> = self.classes.rows(labels, cfg != 1.0)?;
         let mut running = self.running(&condition)?;

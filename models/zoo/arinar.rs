@@ -19,7 +19,7 @@ use smalti::{Device, Float, Tensor};
 use super::latents::{DrawsLatents, Known, Latents, Partial, Progress};
 use crate::Result;
 use crate::backbone::masked::{Asked, MaskedTransformer, unpatched};
-use crate::decode::{Chance, Sampler, twice};
+use crate::decode::{Chance, Sampler, guidance_over_steps, twice};
 use crate::head::features::FeatureHead;
 use crate::tokenizer::kl::KlAutoencoder;
 use crate::weights::Checkpoint;
@@ -63,11 +63,8 @@ impl<T: Float> Arinar<T> {
             let latents = Latents::load(checkpoint, root, &config, of, config.number("cfg").unwrap_or(4.5))?;
             Ok(Self {
                 head,
-                steps: config.count("num_iter").unwrap_or(64).clamp(1, transformer.places().max(1)),
-                guidance: match config.text("cfg_schedule") {
-                    Some("constant") => Schedule::Constant,
-                    _ => Schedule::Linear,
-                },
+                steps: transformer.steps(&config),
+                guidance: guidance_over_steps(&config),
                 latents: latents.in_patches_of(config.count("patch_size").unwrap_or(1)),
                 transformer,
             })

@@ -20,9 +20,9 @@ use smalti::rope::{NullRows, Pairing, Table, rope};
 use smalti::sample::{Guidance, Schedule};
 use smalti::{Device, Float, Tensor, Weight, copy, elementwise, embedding, linear, norm};
 
-use super::codes::{Codes, DrawsCodes, go_on};
+use super::codes::{Codes, DrawsCodes, WantedCodes, go_on};
 use crate::backbone::llama::FeedForward;
-use crate::decode::{Cells, Sampler, Step, Steps, guide, to_raster, twice};
+use crate::decode::{Cells, Step, Steps, guidance_over_steps, guide, to_raster, twice};
 use crate::order;
 use crate::weights::Checkpoint;
 use crate::{Error, Result};
@@ -101,10 +101,7 @@ impl Arpg {
                 head: root.weight("head.weight", &[vocabulary, dim])?,
                 steps: config.count("num_iter").unwrap_or(64),
                 arccos: config.text("sample_schedule").is_none_or(|schedule| schedule == "arccos"),
-                guidance: match config.text("cfg_schedule") {
-                    Some("constant") => Schedule::Constant,
-                    _ => Schedule::Linear,
-                },
+                guidance: guidance_over_steps(&config),
                 codes,
                 heads,
                 norm_eps,
@@ -235,20 +232,11 @@ impl DrawsCodes for Arpg {
         &self.codes
     }
 
-    fn generate<T: Float>(&self, labels: &[u32], sampler: &Sampler<'_>, steps: Steps<'_, T>) -> Result<Tensor<u32>> {
-        self.generate_around(labels, &[], sampler, steps)
-    }
-
     const FILLS: bool = true;
 
     /// What stays is settled first, in the same steps: each draws all its cells, and those that stay take their own.
-    fn generate_around<T: Float>(
-        &self,
-        labels: &[u32],
-        known: &[Option<u32>],
-        sampler: &Sampler<'_>,
-        steps: Steps<'_, T>,
-    ) -> Result<Tensor<u32>> {
+    fn generate<T: Float>(&self, wanted: WantedCodes<'_>, steps: Steps<'_, T>) -> Result<Tensor<u32>> {
+        let WantedCodes { labels, known, sampler } = wanted;
         let (batch, places) = (labels.len(), self.codes.places());
         let mut cells = sampler.order(None);
         cells.sort_by_key(|cell| known.get(*cell).is_none_or(Option::is_none));

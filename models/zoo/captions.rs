@@ -46,6 +46,31 @@ impl CaptionFeatures {
         Ok(Self { values, rows, channels, lengths })
     }
 
+    /// Itself, if the rows of a caption are at most so many and have so many channels: that is seen when captions are given,
+    /// not in the middle of the work.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if they do not fit.
+    pub(super) fn fitting(&self, most_rows: Option<usize>, channels: usize) -> Result<&Self> {
+        if let Some(most) = most_rows.filter(|most| *most < self.rows) {
+            return Err(Error::Request(format!("captions of {} rows, expected at most {most}", self.rows)));
+        }
+        if channels != self.channels {
+            let message = format!("features of {} channels, expected {channels}", self.channels);
+            return Err(Error::Request(message));
+        }
+        Ok(self)
+    }
+
+    /// What a system was given, which cannot draw without.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if that is nothing.
+    pub(super) fn given<'a>(system: &str, captions: Option<&'a Self>) -> Result<&'a Self> {
+        let missing = || Error::Request(format!("{system} draws from features of captions, which were not given"));
+        captions.ok_or_else(missing)
+    }
+
     /// A name for each caption: its number.
     pub(super) fn names(&self) -> Vec<String> {
         (0..self.lengths.len()).map(|number| number.to_string()).collect()
@@ -77,10 +102,7 @@ impl CaptionFeatures {
         picked: &[u32],
         [rows, channels]: [usize; 2],
     ) -> Result<(Tensor<T>, Vec<f32>)> {
-        if rows < self.rows {
-            let message = format!("captions of {} rows, expected at most {rows}", self.rows);
-            return Err(Error::Request(message));
-        }
+        self.fitting(Some(rows), channels)?;
         let lengths = picked.iter().map(|caption| self.length(*caption)).collect::<Result<Vec<_>>>()?;
         let own = lengths.iter().flat_map(|length| (0..rows).map(move |row| f32::from(u8::from(row + length >= rows))));
         let own = own.collect();
@@ -101,10 +123,7 @@ impl CaptionFeatures {
         channels: usize,
         start: impl Fn(usize) -> usize,
     ) -> Result<Tensor<T>> {
-        if channels != self.channels {
-            let message = format!("features of {} channels, expected {channels}", self.channels);
-            return Err(Error::Request(message));
-        }
+        self.fitting(None, channels)?;
         let mut values = vec![T::from_f32(0.0); picked.len() * rows * channels];
         for (to, caption) in values.chunks_mut((rows * channels).max(1)).zip(picked) {
             let from = &self.values[*caption as usize * self.rows * channels..][..self.rows * channels];

@@ -9,12 +9,13 @@ use super::captions::CaptionFeatures;
 use super::class_names;
 use super::llamagen::{per_entry, to_host};
 use crate::decode::{Random, Sampler, Step, Steps, normals_of_places, watched};
+use crate::generator::whole_only;
 use crate::tokenizer::flow::FlowTokenizer;
 use crate::tokenizer::maskgit::MaskGitVqGan;
 use crate::tokenizer::video::VideoTokenizer;
 use crate::tokenizer::vq::VqTokenizer;
 use crate::weights::{Checkpoint, Config, Loader};
-use crate::{Drawn, Error, Generator, Given, Result, Sampling, Seen, Watch};
+use crate::{About, Drawn, Error, Generator, Given, Result, Sampling, Seen, Wanted, Watch};
 
 /// What turns codes into pixels.
 #[expect(clippy::large_enum_variant, reason = "a model holds one, so its size does not matter")]
@@ -48,17 +49,12 @@ impl Codes {
         let cfg = ["cfg", "guidance_scale", "w"].iter().find_map(|key| config.number(key));
         let cfg = cfg.or_else(|| config.numbers("cfg_scales")?.last().copied());
         let grid = config.counts("latent_shape").and_then(|shape| shape.try_into().ok());
+        let sampling = Sampling { cfg: 4.0, temperature: 1.0, top_k: 0, top_p: 1.0, seed: 0 };
         Ok(Self {
             device: root.device().clone(),
             grid: grid.unwrap_or([1, side, side]),
             names: class_names(checkpoint, classes),
-            sampling: Sampling {
-                cfg: cfg.unwrap_or(4.0),
-                temperature: config.number("temperature").unwrap_or(1.0),
-                top_k: config.count("top_k").unwrap_or(0),
-                top_p: config.number("top_p").unwrap_or(1.0),
-                seed: 0,
-            },
+            sampling: Sampling { cfg: cfg.unwrap_or(4.0), ..sampling.noted(config) },
             tokenizer: if root.has("vq.post_quant_conv") {
                 let l2_norm = config.flag("codebook_l2_norm").unwrap_or(true);
                 let groups = config.count("norm_groups").unwrap_or(32);
@@ -162,6 +158,17 @@ impl Codes {
     }
 }
 
+/// What a system that draws codes is to draw.
+#[derive(Clone, Copy)]
+pub struct WantedCodes<'a> {
+    /// One picture each.
+    pub labels: &'a [u32],
+    /// An entry per cell where some tokens are given; else empty, as always without [`DrawsCodes::FILLS`].
+    pub known: &'a [Option<u32>],
+    /// How tokens are drawn.
+    pub sampler: &'a Sampler<'a>,
+}
+
 /// A system that draws codes. [`InDtype`] makes a [`Generator`] of it.
 pub trait DrawsCodes {
     /// The system's name, as in a dump's metadata.
@@ -194,28 +201,11 @@ pub trait DrawsCodes {
     /// Whether it draws parts of pictures anew.
     const FILLS: bool = false;
 
-    /// [`DrawsCodes::generate`] where some tokens are given: `known` has an entry per cell, or none at all.
-    ///
-    /// # Errors
-    /// As there; [`Error::Request`] if the system draws whole pictures only.
-    fn generate_around<T: Float>(
-        &self,
-        labels: &[u32],
-        known: &[Option<u32>],
-        sampler: &Sampler<'_>,
-        steps: Steps<'_, T>,
-    ) -> Result<Tensor<u32>> {
-        if known.is_empty() {
-            return self.generate(labels, sampler, steps);
-        }
-        Err(Error::Request(format!("{} draws whole pictures only", Self::SYSTEM)))
-    }
-
     /// Draws the tokens of one picture per label, `[batch, places]` in raster order, computing in `T`.
     ///
     /// # Errors
     /// As [`Generator::draw`].
-    fn generate<T: Float>(&self, labels: &[u32], sampler: &Sampler<'_>, steps: Steps<'_, T>) -> Result<Tensor<u32>>;
+    fn generate<T: Float>(&self, wanted: WantedCodes<'_>, steps: Steps<'_, T>) -> Result<Tensor<u32>>;
 }
 
 /// A system that computes in `T`.
@@ -229,28 +219,20 @@ impl<T, M> InDtype<T, M> {
 }
 
 impl<T: Float, M: DrawsCodes> Generator for InDtype<T, M> {
-    fn system(&self) -> &'static str {
-        M::SYSTEM
-    }
-
-    fn classes(&self) -> &[String] {
-        &self.0.codes().names
-    }
-
-    fn sampling(&self) -> Sampling {
-        self.0.codes().sampling
-    }
-
-    fn tokens_per_picture(&self) -> usize {
-        self.0.codes().places()
-    }
-
-    fn has_tokenizer(&self) -> bool {
-        self.0.codes().tokenizer.is_some()
-    }
-
-    fn picture_size(&self) -> [usize; 2] {
-        self.0.codes().picture_size()
+    fn about(&self) -> About<'_> {
+        let codes = self.0.codes();
+        let [frames, height, width] = codes.grid;
+        // A reader of 1-D codes has no cells.
+        let in_rows = matches!(codes.tokenizer, Some(Tokenizer::Flow(_) | Tokenizer::Video(_)));
+        About {
+            system: M::SYSTEM,
+            classes: &codes.names,
+            sampling: codes.sampling,
+            tokens_per_picture: codes.places(),
+            has_tokenizer: codes.tokenizer.is_some(),
+            picture_size: codes.picture_size(),
+            grids: if in_rows { Vec::new() } else { vec![[height, width]; frames] },
+        }
     }
 
     fn use_captions(&mut self, captions: CaptionFeatures) -> Result<()> {
@@ -265,25 +247,13 @@ impl<T: Float, M: DrawsCodes> Generator for InDtype<T, M> {
         self.0.use_control(planes)
     }
 
-    fn grids(&self) -> Vec<[usize; 2]> {
-        let [frames, height, width] = self.0.codes().grid;
-        // A reader of 1-D codes has no cells.
-        if matches!(self.0.codes().tokenizer, Some(Tokenizer::Flow(_) | Tokenizer::Video(_))) {
-            return Vec::new();
-        }
-        vec![[height, width]; frames]
-    }
-
-    fn draw_watched(
-        &self,
-        labels: &[u32],
-        first_picture: u64,
-        sampling: &Sampling,
-        given: Option<Given<'_>>,
-        watch: Watch<'_>,
-    ) -> Result<Drawn> {
+    fn draw_watched(&self, wanted: Wanted<'_>, watch: Watch<'_>) -> Result<Drawn> {
+        let Wanted { labels, first_picture, sampling, given } = wanted;
         let (codes, batch) = (self.0.codes(), labels.len());
         let (places, all) = (codes.places(), batch * codes.places());
+        if !M::FILLS {
+            whole_only(M::SYSTEM, given)?;
+        }
         let known = given.map(|given| codes.known::<T>(given)).transpose()?.unwrap_or_default();
         let random = Random::Philox { first_picture };
         let sampler = Sampler { sampling: *sampling, random, places };
@@ -302,13 +272,19 @@ impl<T: Float, M: DrawsCodes> Generator for InDtype<T, M> {
                     });
                 }
                 let tokens = Tensor::from_vec(&codes.device, &[batch, places], raster)?;
-                if self.has_tokenizer() { per_entry(&codes.decode::<T>(&tokens, &sampler)?) } else { Ok(Vec::new()) }
+                if codes.tokenizer.is_some() {
+                    per_entry(&codes.decode::<T>(&tokens, &sampler)?)
+                } else {
+                    Ok(Vec::new())
+                }
             };
             let cells = &so_far[so_far.len() - 1].0;
             watch(Seen { settled: step.settled * batch, all, cells, pictures: &pictures })
         };
-        let tokens = watched(each, |steps| self.0.generate_around::<T>(labels, &known, &sampler, steps))?;
-        let pixels = self.has_tokenizer().then(|| codes.decode::<T>(&tokens, &sampler)).transpose()?;
+        let tokens = watched(each, |steps| {
+            self.0.generate::<T>(WantedCodes { labels, known: &known, sampler: &sampler }, steps)
+        })?;
+        let pixels = codes.tokenizer.is_some().then(|| codes.decode::<T>(&tokens, &sampler)).transpose()?;
         to_host(&tokens, pixels.as_ref())
     }
 

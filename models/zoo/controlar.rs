@@ -20,7 +20,7 @@ use smalti::rope::{NullRows, Table};
 use smalti::{Device, Float, Tensor, Weight, elementwise, embedding, linear, norm};
 
 use super::captions::CaptionFeatures;
-use super::codes::{Codes, DrawsCodes};
+use super::codes::{Codes, DrawsCodes, WantedCodes};
 use crate::backbone::condition::{Captions, ClassTable, Projection, padding_bias};
 use crate::backbone::llama::{Blocks, Sizes};
 use crate::backbone::vit::{LayerNorm, Names, PatchEmbedding, Vit};
@@ -369,9 +369,7 @@ impl DrawsCodes for ControlAr {
         let Asked::Captions(known) = &self.asked else {
             return Err(Error::Request("controlar: this model is conditioned on classes, not on captions".to_owned()));
         };
-        // Whether they fit is seen now, not in the middle of the work.
-        captions.last::<f32>(&self.codes.device, &[], [known.rows(), known.features()])?;
-        self.codes.set_captions(&captions);
+        self.codes.set_captions(captions.fitting(Some(known.rows()), known.features())?);
         self.captions = Some(captions);
         Ok(())
     }
@@ -389,7 +387,8 @@ impl DrawsCodes for ControlAr {
         Ok(())
     }
 
-    fn generate<T: Float>(&self, labels: &[u32], sampler: &Sampler<'_>, steps: Steps<'_, T>) -> Result<Tensor<u32>> {
+    fn generate<T: Float>(&self, wanted: WantedCodes<'_>, steps: Steps<'_, T>) -> Result<Tensor<u32>> {
+        let WantedCodes { labels, sampler, .. } = wanted;
         let missing = || Error::Request("controlar draws under a control picture, which was not given".to_owned());
         let planes = self.picture.as_ref().ok_or_else(missing)?;
         let [height, width] = self.encoder.picture_size([self.codes.side(); 2]);

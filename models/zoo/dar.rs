@@ -25,11 +25,11 @@ use smalti::attention::KvCache;
 use smalti::rope::{Frequencies, NullRows, Positions, Table};
 use smalti::{Device, Float, Tensor, Weight, copy, elementwise};
 
-use super::codes::{Codes, DrawsCodes};
+use super::codes::{Codes, DrawsCodes, WantedCodes};
 use crate::backbone::condition::ClassTable;
 use crate::backbone::trunk::Trunk;
 use crate::backbone::vit::Linear;
-use crate::decode::{Network, Sampler, Steps, concatenate, from_raster, sequential, to_raster};
+use crate::decode::{Network, Steps, concatenate, from_raster, sequential, to_raster};
 use crate::order;
 use crate::weights::Checkpoint;
 use crate::{Error, Result};
@@ -157,7 +157,8 @@ impl DrawsCodes for Dar {
         &self.codes
     }
 
-    fn generate<T: Float>(&self, labels: &[u32], sampler: &Sampler<'_>, steps: Steps<'_, T>) -> Result<Tensor<u32>> {
+    fn generate<T: Float>(&self, wanted: WantedCodes<'_>, steps: Steps<'_, T>) -> Result<Tensor<u32>> {
+        let WantedCodes { labels, sampler, .. } = wanted;
         let cfg = sampler.sampling.cfg;
         let condition = self.classes.rows(labels, cfg != 1.0)?;
         let mut running = self.running(condition.shape()[0])?;

@@ -17,11 +17,11 @@ use smalti::attention::KvCache;
 use smalti::rope::Table;
 use smalti::{Device, Float, Tensor};
 
-use super::codes::{Codes, DrawsCodes};
+use super::codes::{Codes, DrawsCodes, WantedCodes};
 use crate::Result;
 use crate::backbone::condition::ClassTable;
 use crate::backbone::trunk::Trunk;
-use crate::decode::{Network, Sampler, Steps, concatenate, sequential};
+use crate::decode::{Network, Steps, concatenate, sequential};
 use crate::weights::Checkpoint;
 
 /// The generator with its weights on a device.
@@ -115,7 +115,8 @@ impl DrawsCodes for DarDiffusion {
         &self.codes
     }
 
-    fn generate<T: Float>(&self, labels: &[u32], sampler: &Sampler<'_>, steps: Steps<'_, T>) -> Result<Tensor<u32>> {
+    fn generate<T: Float>(&self, wanted: WantedCodes<'_>, steps: Steps<'_, T>) -> Result<Tensor<u32>> {
+        let WantedCodes { labels, sampler, .. } = wanted;
         let scales = self.scales(sampler.sampling.cfg);
         let condition = self.classes.rows(labels, scales.iter().any(|scale| *scale != 1.0))?;
         let mut running = self.running(condition.shape()[0])?;

@@ -28,7 +28,7 @@ use crate::generator::whole_only;
 use crate::tokenizer::autoencoder::Conv;
 use crate::tokenizer::vq::{VqTokenizer, unit_rows};
 use crate::weights::Checkpoint;
-use crate::{Drawn, Error, Generator, Given, Result, Sampling, Seen, Watch};
+use crate::{About, Drawn, Error, Generator, Result, Sampling, Seen, Wanted, Watch};
 
 /// The official schedule.
 const SCHEDULE: [usize; 10] = [1, 2, 3, 4, 5, 7, 9, 11, 13, 16];
@@ -107,13 +107,7 @@ impl<T: Float> FlexVar<T> {
                 },
                 kept,
                 names: class_names(checkpoint, classes.classes()),
-                sampling: Sampling {
-                    cfg: config.number("cfg").unwrap_or(2.5),
-                    temperature: config.number("temperature").unwrap_or(1.0),
-                    top_k: config.count("top_k").unwrap_or(900),
-                    top_p: config.number("top_p").filter(|top_p| *top_p > 0.0).unwrap_or(1.0),
-                    seed: 0,
-                },
+                sampling: Sampling { cfg: 2.5, temperature: 1.0, top_k: 900, top_p: 1.0, seed: 0 }.noted(&config),
                 longest_drawn: config.count("max_pn").unwrap_or(16),
                 drawn: config.counts("scales_not_forced_greedy").unwrap_or_else(|| DRAWN.to_vec()),
                 plain_guidance: config.flag("llamagen_cfg").unwrap_or(false),
@@ -252,44 +246,21 @@ fn rows<T: Float>(grid: &Tensor<T>) -> Result<Tensor<T>> {
 }
 
 impl<T: Float> Generator for FlexVar<T> {
-    fn system(&self) -> &'static str {
-        "flexvar"
+    fn about(&self) -> About<'_> {
+        About {
+            system: "flexvar",
+            classes: &self.names,
+            sampling: self.sampling,
+            tokens_per_picture: self.places(),
+            has_tokenizer: self.tokenizer.is_some(),
+            picture_size: [self.schedule.last().unwrap_or(&1) * self.tokenizer.as_ref().map_or(1, VqTokenizer::factor);
+                2],
+            grids: self.schedule.iter().map(|side| [*side; 2]).collect(),
+        }
     }
 
-    fn classes(&self) -> &[String] {
-        &self.names
-    }
-
-    fn sampling(&self) -> Sampling {
-        self.sampling
-    }
-
-    fn tokens_per_picture(&self) -> usize {
-        self.places()
-    }
-
-    fn has_tokenizer(&self) -> bool {
-        self.tokenizer.is_some()
-    }
-
-    fn picture_size(&self) -> [usize; 2] {
-        let factor = self.tokenizer.as_ref().map_or(1, VqTokenizer::factor);
-        let side = self.schedule.last().copied().unwrap_or(1) * factor;
-        [side, side]
-    }
-
-    fn grids(&self) -> Vec<[usize; 2]> {
-        self.schedule.iter().map(|side| [*side; 2]).collect()
-    }
-
-    fn draw_watched(
-        &self,
-        labels: &[u32],
-        first_picture: u64,
-        sampling: &Sampling,
-        given: Option<Given<'_>>,
-        watch: Watch<'_>,
-    ) -> Result<Drawn> {
+    fn draw_watched(&self, wanted: Wanted<'_>, watch: Watch<'_>) -> Result<Drawn> {
+        let Wanted { labels, first_picture, sampling, given } = wanted;
         whole_only("flexvar", given)?;
         let (batch, all) = (labels.len(), labels.len() * self.places());
         let sampler = Sampler { sampling: *sampling, random: Random::Philox { first_picture }, places: self.places() };

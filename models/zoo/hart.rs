@@ -38,7 +38,10 @@ use crate::generator::whole_only;
 use crate::head::diffusion::DiffusionHead;
 use crate::tokenizer::multi_scale::MultiScaleTokenizer;
 use crate::weights::Checkpoint;
-use crate::{Drawn, Error, Generator, Given, Result, Sampling, Seen, Watch};
+use crate::{About, Drawn, Error, Generator, Result, Sampling, Seen, Wanted, Watch};
+
+/// How the authors sample.
+const SAMPLING: Sampling = Sampling { cfg: 4.5, temperature: 1.0, top_k: 600, top_p: 1.0, seed: 0 };
 
 /// The official scales, for 1024 pixels.
 const PATCH_NUMS: [usize; 14] = [1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64];
@@ -194,24 +197,12 @@ impl<T: Float> Hart<T> {
                 head: ModulatedHead::load(&hart, "head_nm", "head", dim, eps)?,
                 rest_norm: Norm::layer_or_rms(&hart, "decoder_norm", dim, eps)?,
                 rest_head: DiffusionHead::load(&rest, config.count("num_sampling_steps").unwrap_or(8))?.within(1.0),
-                tokenizer: MultiScaleTokenizer::load(
-                    &root.at("vae"),
-                    notes,
-                    &patch_nums,
-                    config.count("norm_groups").unwrap_or(32),
-                    config.number("quant_resi").unwrap_or(0.5),
-                )?,
+                tokenizer: MultiScaleTokenizer::load(&root.at("vae"), notes, &patch_nums, &config)?,
                 patch_nums,
                 text,
                 captions: None,
                 names: Vec::new(),
-                sampling: Sampling {
-                    cfg: config.number("cfg").unwrap_or(4.5),
-                    temperature: 1.0,
-                    top_k: config.count("top_k").unwrap_or(600),
-                    top_p: config.number("top_p").filter(|top_p| *top_p > 0.0).unwrap_or(1.0),
-                    seed: 0,
-                },
+                sampling: Sampling { temperature: 1.0, ..SAMPLING.noted(&config) },
             };
             let quantiser = model.tokenizer.quantiser();
             if [channels, model.rest_head.channels()].iter().any(|read| *read != 0 && *read != quantiser.channels()) {
@@ -496,53 +487,28 @@ impl<T: Float> Hart<T> {
 }
 
 impl<T: Float> Generator for Hart<T> {
-    fn system(&self) -> &'static str {
-        "hart"
-    }
-
-    fn classes(&self) -> &[String] {
-        &self.names
-    }
-
-    fn sampling(&self) -> Sampling {
-        self.sampling
-    }
-
-    fn tokens_per_picture(&self) -> usize {
-        self.places()
-    }
-
-    fn has_tokenizer(&self) -> bool {
-        self.tokenizer.has_decoder()
-    }
-
-    fn picture_size(&self) -> [usize; 2] {
-        [self.cells().isqrt() * self.tokenizer.factor(); 2]
+    fn about(&self) -> About<'_> {
+        About {
+            system: "hart",
+            classes: &self.names,
+            sampling: self.sampling,
+            tokens_per_picture: self.places(),
+            has_tokenizer: self.tokenizer.has_decoder(),
+            picture_size: [self.cells().isqrt() * self.tokenizer.factor(); 2],
+            grids: self.patch_nums.iter().map(|side| [*side; 2]).collect(),
+        }
     }
 
     fn use_captions(&mut self, captions: CaptionFeatures) -> Result<()> {
-        // Whether they fit is seen now, not in the middle of the work.
-        captions.first::<f32>(&self.device, &[], self.text)?;
-        self.names = captions.names();
+        self.names = captions.fitting(None, self.text)?.names();
         self.captions = Some(captions);
         Ok(())
     }
 
-    fn grids(&self) -> Vec<[usize; 2]> {
-        self.patch_nums.iter().map(|side| [*side; 2]).collect()
-    }
-
-    fn draw_watched(
-        &self,
-        labels: &[u32],
-        first_picture: u64,
-        sampling: &Sampling,
-        given: Option<Given<'_>>,
-        watch: Watch<'_>,
-    ) -> Result<Drawn> {
+    fn draw_watched(&self, wanted: Wanted<'_>, watch: Watch<'_>) -> Result<Drawn> {
+        let Wanted { labels, first_picture, sampling, given } = wanted;
         whole_only("hart", given)?;
-        let missing = || Error::Request("hart draws from features of captions, which were not given".to_owned());
-        let captions = self.captions.as_ref().ok_or_else(missing)?;
+        let captions = CaptionFeatures::given("hart", self.captions.as_ref())?;
         let (features, lengths) = captions.first::<T>(&self.device, labels, self.text)?;
         // Padding stands where the text ends.
         let of_text = |length: usize| (0..captions.rows()).map(move |row| row.min(length - 1) as i32);
@@ -557,13 +523,13 @@ impl<T: Float> Generator for Hart<T> {
         let each = |step: Step<'_, T>| {
             let cells = vec![step.cells.of(0, step.tokens.shape()[1]); batch];
             let pictures = || match step.latents {
-                Some(latents) if self.has_tokenizer() => per_entry(&self.tokenizer.decode(latents)?),
+                Some(latents) if self.tokenizer.has_decoder() => per_entry(&self.tokenizer.decode(latents)?),
                 _ => Ok(Vec::new()),
             };
             watch(Seen { settled: step.settled * batch, all: batch * places, cells: &cells, pictures: &pictures })
         };
         let hybrid = watched(each, |steps| self.generate(&text, &sampler, &mut normals, None, steps))?;
-        let pixels = self.has_tokenizer().then(|| self.tokenizer.decode(&hybrid.latents)).transpose()?;
+        let pixels = self.tokenizer.has_decoder().then(|| self.tokenizer.decode(&hybrid.latents)).transpose()?;
         let tokens = to_host::<T>(&hybrid.tokens, None)?.tokens;
         Ok(Drawn { tokens, ..to_planes(&hybrid.latents, pixels.as_ref())? })
     }

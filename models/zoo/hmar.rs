@@ -27,7 +27,7 @@ use crate::decode::{Random, Sampler, concatenate, guide, twice};
 use crate::generator::whole_only;
 use crate::tokenizer::multi_scale::MultiScaleTokenizer;
 use crate::weights::Checkpoint;
-use crate::{Drawn, Generator, Given, Result, Sampling, Seen, Watch};
+use crate::{About, Drawn, Generator, Result, Sampling, Seen, Wanted, Watch};
 
 /// The official scales, and how many cells each step of a scale settles.
 pub(super) const PATCH_NUMS: [usize; 10] = [1, 2, 3, 4, 5, 6, 8, 10, 13, 16];
@@ -125,21 +125,9 @@ impl<T: Float> Hmar<T> {
                 next_scale_head: ModulatedHead::load(&hmar, "ns_head_nm", "ns_head", dim, norm_eps)?,
                 mask_head: ModulatedHead::load(&hmar, "mask_head_nm", "mask_head", dim, norm_eps)?,
                 names: class_names(checkpoint, classes.classes()),
-                sampling: Sampling {
-                    cfg: config.number("cfg").unwrap_or(1.7),
-                    temperature: config.number("temperature").unwrap_or(1.0),
-                    top_k: config.count("top_k").unwrap_or(1000),
-                    top_p: config.number("top_p").filter(|top_p| *top_p > 0.0).unwrap_or(1.0),
-                    seed: 0,
-                },
+                sampling: Sampling { cfg: 1.7, temperature: 1.0, top_k: 1000, top_p: 1.0, seed: 0 }.noted(&config),
                 masked_cfg: config.number("mask_ratio_step").unwrap_or(1e-6),
-                tokenizer: MultiScaleTokenizer::load(
-                    &root.at("vae"),
-                    notes,
-                    &patch_nums,
-                    config.count("norm_groups").unwrap_or(32),
-                    config.number("quant_resi").unwrap_or(0.5),
-                )?,
+                tokenizer: MultiScaleTokenizer::load(&root.at("vae"), notes, &patch_nums, &config)?,
                 classes,
                 patch_nums,
                 schedule,
@@ -345,45 +333,22 @@ impl<T: Float> Hmar<T> {
 }
 
 impl<T: Float> Generator for Hmar<T> {
-    fn system(&self) -> &'static str {
-        "hmar"
+    fn about(&self) -> About<'_> {
+        About {
+            system: "hmar",
+            classes: &self.names,
+            sampling: self.sampling,
+            tokens_per_picture: self.positions.shape()[1],
+            has_tokenizer: self.tokenizer.has_decoder(),
+            picture_size: [self.patch_nums.last().unwrap_or(&1) * self.tokenizer.factor(); 2],
+            grids: self.patch_nums.iter().map(|side| [*side; 2]).collect(),
+        }
     }
 
-    fn classes(&self) -> &[String] {
-        &self.names
-    }
-
-    fn sampling(&self) -> Sampling {
-        self.sampling
-    }
-
-    fn tokens_per_picture(&self) -> usize {
-        self.positions.shape()[1]
-    }
-
-    fn has_tokenizer(&self) -> bool {
-        self.tokenizer.has_decoder()
-    }
-
-    fn picture_size(&self) -> [usize; 2] {
-        let side = self.patch_nums.last().copied().unwrap_or(1) * self.tokenizer.factor();
-        [side, side]
-    }
-
-    fn grids(&self) -> Vec<[usize; 2]> {
-        self.patch_nums.iter().map(|side| [*side; 2]).collect()
-    }
-
-    fn draw_watched(
-        &self,
-        labels: &[u32],
-        first_picture: u64,
-        sampling: &Sampling,
-        given: Option<Given<'_>>,
-        watch: Watch<'_>,
-    ) -> Result<Drawn> {
+    fn draw_watched(&self, wanted: Wanted<'_>, watch: Watch<'_>) -> Result<Drawn> {
+        let Wanted { labels, first_picture, sampling, given } = wanted;
         whole_only("hmar", given)?;
-        let places = self.tokens_per_picture();
+        let places = self.positions.shape()[1];
         let random = Random::Philox { first_picture };
         let sampler = Sampler { sampling: *sampling, random, places: self.asked() };
         let batch = labels.len();
@@ -400,7 +365,7 @@ impl<T: Float> Generator for Hmar<T> {
             };
             let cells: Vec<_> = (0..batch).map(of_picture).collect();
             let pictures = || {
-                if !self.has_tokenizer() {
+                if !self.tokenizer.has_decoder() {
                     return Ok(Vec::new());
                 }
                 let map = Tensor::from_slice(&self.device, &[batch, count], call.tokens)?;
@@ -419,7 +384,7 @@ impl<T: Float> Generator for Hmar<T> {
         };
         let tokens = (0..labels.len()).flat_map(of_picture).collect();
         let tokens = Tensor::from_vec(&self.device, &[labels.len(), places], tokens)?;
-        let pixels = self.has_tokenizer().then(|| self.tokenizer.decode(&latents)).transpose()?;
+        let pixels = self.tokenizer.has_decoder().then(|| self.tokenizer.decode(&latents)).transpose()?;
         to_host(&tokens, pixels.as_ref())
     }
 }

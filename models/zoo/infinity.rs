@@ -34,7 +34,7 @@ use crate::decode::{Cells, Random, Sampler, Step, Steps, concatenate, guide, twi
 use crate::generator::whole_only;
 use crate::tokenizer::bits::BitScales;
 use crate::weights::{Checkpoint, Config, Loader, Notes};
-use crate::{Drawn, Error, Generator, Given, Result, Sampling, Seen, Watch};
+use crate::{About, Drawn, Error, Generator, Result, Sampling, Seen, Wanted, Watch};
 
 /// The official scales of a square picture of 1024 pixels.
 const SIDES: [usize; 13] = [1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64];
@@ -545,59 +545,39 @@ impl<T: Float> Infinity<T> {
     }
 }
 
+impl<T: Float> Infinity<T> {
+    fn last_cfg(&self) -> f32 {
+        self.schedule.cfg.last().copied().unwrap_or(1.0)
+    }
+}
+
 /// Its guidance is that of the last scale; another one holds for all scales. Temperature multiplies those of the scales.
 impl<T: Float> Generator for Infinity<T> {
-    fn system(&self) -> &'static str {
-        "infinity"
-    }
-
-    fn classes(&self) -> &[String] {
-        &self.names
-    }
-
-    fn sampling(&self) -> Sampling {
-        let cfg = self.schedule.cfg.last().copied().unwrap_or(1.0);
-        Sampling { cfg, temperature: 1.0, top_k: 0, top_p: 1.0, seed: 0 }
-    }
-
-    fn tokens_per_picture(&self) -> usize {
-        self.places()
-    }
-
-    fn has_tokenizer(&self) -> bool {
-        false
-    }
-
-    fn picture_size(&self) -> [usize; 2] {
-        self.quantiser.cells(self.quantiser.scales().len() - 1)
+    fn about(&self) -> About<'_> {
+        About {
+            system: "infinity",
+            classes: &self.names,
+            sampling: Sampling { cfg: self.last_cfg(), temperature: 1.0, top_k: 0, top_p: 1.0, seed: 0 },
+            tokens_per_picture: self.places(),
+            has_tokenizer: false,
+            picture_size: self.quantiser.cells(self.quantiser.scales().len() - 1),
+            grids: self.quantiser.scales().to_vec(),
+        }
     }
 
     fn use_captions(&mut self, captions: CaptionFeatures) -> Result<()> {
-        // Whether they fit is seen now, not in the middle of the work.
-        captions.first::<f32>(&self.device, &[], self.no_text.shape()[1])?;
-        self.names = captions.names();
+        self.names = captions.fitting(None, self.no_text.shape()[1])?.names();
         self.captions = Some(captions);
         Ok(())
     }
 
-    fn grids(&self) -> Vec<[usize; 2]> {
-        self.quantiser.scales().to_vec()
-    }
-
-    fn draw_watched(
-        &self,
-        labels: &[u32],
-        first_picture: u64,
-        sampling: &Sampling,
-        given: Option<Given<'_>>,
-        watch: Watch<'_>,
-    ) -> Result<Drawn> {
+    fn draw_watched(&self, wanted: Wanted<'_>, watch: Watch<'_>) -> Result<Drawn> {
+        let Wanted { labels, first_picture, sampling, given } = wanted;
         whole_only("infinity", given)?;
-        let missing = || Error::Request("infinity draws from features of captions, which were not given".to_owned());
-        let captions = self.captions.as_ref().ok_or_else(missing)?;
+        let captions = CaptionFeatures::given("infinity", self.captions.as_ref())?;
         let (features, lengths) = captions.first(&self.device, labels, self.no_text.shape()[1])?;
         let mut schedule = self.schedule.clone();
-        if sampling.cfg != self.sampling().cfg {
+        if sampling.cfg != self.last_cfg() {
             schedule.cfg = vec![sampling.cfg];
         }
         let bits = self.places() * self.bits();

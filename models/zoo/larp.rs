@@ -16,7 +16,7 @@
 use smalti::attention::{Align, KvCache, Mask, Options};
 use smalti::{Device, Float, Tensor, Weight, elementwise, embedding, linear, norm};
 
-use super::codes::{Codes, DrawsCodes};
+use super::codes::{Codes, DrawsCodes, WantedCodes};
 use crate::backbone::condition::ClassTable;
 use crate::backbone::llama::{Blocks, Sizes};
 use crate::decode::{Network, Sampler, Steps, concatenate, sequential};
@@ -167,7 +167,8 @@ impl DrawsCodes for Larp {
         &self.codes
     }
 
-    fn generate<T: Float>(&self, labels: &[u32], sampler: &Sampler<'_>, steps: Steps<'_, T>) -> Result<Tensor<u32>> {
+    fn generate<T: Float>(&self, wanted: WantedCodes<'_>, steps: Steps<'_, T>) -> Result<Tensor<u32>> {
+        let WantedCodes { labels, sampler, .. } = wanted;
         self.continued(&Condition::Classes(labels), sampler, steps)
     }
 }

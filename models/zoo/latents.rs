@@ -11,7 +11,7 @@ use crate::decode::{Chance, OfPlaces, Random, Sampler};
 use crate::tokenizer::kl::KlAutoencoder;
 use crate::tokenizer::spherical::SphericalAutoencoder;
 use crate::weights::{Checkpoint, Config, Loader};
-use crate::{Drawn, Error, Generator, Given, Result, Sampling, Seen, Watch};
+use crate::{About, Drawn, Error, Generator, Given, Result, Sampling, Seen, Wanted, Watch};
 
 /// An autoencoder whose latents are drawn.
 pub trait DecodesLatents {
@@ -195,44 +195,23 @@ impl<T, M> LatentsInDtype<T, M> {
 }
 
 impl<T: Float, M: DrawsLatents<T>> Generator for LatentsInDtype<T, M> {
-    fn system(&self) -> &'static str {
-        M::SYSTEM
-    }
-
-    fn classes(&self) -> &[String] {
-        &self.0.latents().names
-    }
-
-    fn sampling(&self) -> Sampling {
-        self.0.latents().sampling
-    }
-
-    fn tokens_per_picture(&self) -> usize {
-        self.0.latents().side.pow(2)
-    }
-
-    fn has_tokenizer(&self) -> bool {
-        self.0.latents().tokenizer.is_some()
-    }
-
-    fn picture_size(&self) -> [usize; 2] {
+    fn about(&self) -> About<'_> {
         let latents = self.0.latents();
-        [latents.side * latents.patch * latents.tokenizer.as_ref().map_or(1, DecodesLatents::factor); 2]
+        let factor = latents.tokenizer.as_ref().map_or(1, DecodesLatents::factor);
+        About {
+            system: M::SYSTEM,
+            classes: &latents.names,
+            sampling: latents.sampling,
+            tokens_per_picture: latents.side.pow(2),
+            has_tokenizer: latents.tokenizer.is_some(),
+            picture_size: [latents.side * latents.patch * factor; 2],
+            grids: vec![[latents.side; 2]],
+        }
     }
 
-    fn grids(&self) -> Vec<[usize; 2]> {
-        vec![[self.0.latents().side; 2]]
-    }
-
-    fn draw_watched(
-        &self,
-        labels: &[u32],
-        first_picture: u64,
-        sampling: &Sampling,
-        given: Option<Given<'_>>,
-        watch: Watch<'_>,
-    ) -> Result<Drawn> {
-        let (batch, places) = (labels.len(), self.tokens_per_picture());
+    fn draw_watched(&self, wanted: Wanted<'_>, watch: Watch<'_>) -> Result<Drawn> {
+        let Wanted { labels, first_picture, sampling, given } = wanted;
+        let (batch, places) = (labels.len(), self.0.latents().side.pow(2));
         let sampler = Sampler { sampling: *sampling, random: Random::Philox { first_picture }, places };
         let tokenizer = self.0.latents().tokenizer.as_ref();
         let known = given.map(|given| self.known(given)).transpose()?;
@@ -252,7 +231,7 @@ impl<T: Float, M: DrawsLatents<T>> Generator for LatentsInDtype<T, M> {
     }
 
     fn can_fill(&self) -> bool {
-        M::FILLS && self.has_tokenizer()
+        M::FILLS && self.0.latents().tokenizer.is_some()
     }
 }
 
@@ -260,13 +239,13 @@ impl<T: Float, M: DrawsLatents<T>> LatentsInDtype<T, M> {
     /// What stays of a given picture: tokens without a pixel that is drawn anew.
     fn known(&self, given: Given<'_>) -> Result<Known<T>> {
         let latents = self.0.latents();
-        let (size, grid) = (self.picture_size(), [latents.side; 2]);
+        let (size, grid) = (self.about().picture_size, [latents.side; 2]);
         let encoded = match &latents.tokenizer {
             Some(tokenizer) if M::FILLS => tokenizer.encode(&given.pixels::<T>(&latents.device, size)?)?,
             _ => None,
         };
         let missing = || Error::Request(format!("{} draws whole pictures only, or has no encoder here", M::SYSTEM));
-        let stays = (0..self.tokens_per_picture()).map(|cell| given.anew_share(size, grid, cell) == 0.0).collect();
+        let stays = (0..latents.side.pow(2)).map(|cell| given.anew_share(size, grid, cell) == 0.0).collect();
         Ok(Known { latents: encoded.ok_or_else(missing)?, stays })
     }
 }

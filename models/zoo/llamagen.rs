@@ -30,7 +30,7 @@ use crate::decode::{Cells, Network, Step, Steps, at_tokens, watched};
 use crate::generator::whole_only;
 use crate::tokenizer::vq::VqTokenizer;
 use crate::weights::Checkpoint;
-use crate::{Drawn, Error, Generator, Given, Result, Sampling, Seen, Watch};
+use crate::{About, Drawn, Error, Generator, Result, Sampling, Seen, Wanted, Watch};
 
 /// What the pictures are conditioned on.
 #[expect(clippy::large_enum_variant, reason = "a model holds one, so its size does not matter")]
@@ -142,13 +142,7 @@ impl<T: Float> LlamaGen<T> {
                 condition_len,
                 grid,
                 classes,
-                sampling: Sampling {
-                    cfg: config.number("cfg").unwrap_or(4.0),
-                    temperature: config.number("temperature").unwrap_or(1.0),
-                    top_k: config.count("top_k").unwrap_or(2000),
-                    top_p: config.number("top_p").unwrap_or(1.0),
-                    seed: 0,
-                },
+                sampling: Sampling { cfg: 4.0, temperature: 1.0, top_k: 2000, top_p: 1.0, seed: 0 }.noted(&config),
                 tokenizer: if root.has("vq") {
                     let l2_norm = config.flag("codebook_l2_norm").unwrap_or(true);
                     Some(VqTokenizer::load(&root.at("vq"), config.count("norm_groups").unwrap_or(32), l2_norm)?)
@@ -402,29 +396,16 @@ pub(crate) fn per_entry<T: Float>(x: &Tensor<T>) -> Result<Vec<Vec<f32>>> {
 }
 
 impl<T: Float> Generator for LlamaGen<T> {
-    fn system(&self) -> &'static str {
-        "llamagen"
-    }
-
-    fn classes(&self) -> &[String] {
-        &self.classes
-    }
-
-    fn sampling(&self) -> Sampling {
-        self.sampling
-    }
-
-    fn tokens_per_picture(&self) -> usize {
-        self.grid * self.grid
-    }
-
-    fn has_tokenizer(&self) -> bool {
-        self.tokenizer.is_some()
-    }
-
-    fn picture_size(&self) -> [usize; 2] {
-        let side = self.grid * self.tokenizer.as_ref().map_or(1, VqTokenizer::factor);
-        [side, side]
+    fn about(&self) -> About<'_> {
+        About {
+            system: "llamagen",
+            classes: &self.classes,
+            sampling: self.sampling,
+            tokens_per_picture: self.grid * self.grid,
+            has_tokenizer: self.tokenizer.is_some(),
+            picture_size: [self.grid * self.tokenizer.as_ref().map_or(1, VqTokenizer::factor); 2],
+            grids: vec![[self.grid; 2]],
+        }
     }
 
     fn use_decoder(&mut self, name: &str) -> Result<()> {
@@ -447,27 +428,15 @@ impl<T: Float> Generator for LlamaGen<T> {
         let Condition::Captions(known) = &self.condition else {
             return Err(Error::Request("llamagen: this model is conditioned on classes, not on captions".to_owned()));
         };
-        // Whether they fit is seen now, not in the middle of the work.
-        captions.last::<f32>(&self.device, &[], [known.rows(), known.features()])?;
-        self.classes = captions.names();
+        self.classes = captions.fitting(Some(known.rows()), known.features())?.names();
         self.captions = Some(captions);
         Ok(())
     }
 
-    fn grids(&self) -> Vec<[usize; 2]> {
-        vec![[self.grid; 2]]
-    }
-
-    fn draw_watched(
-        &self,
-        labels: &[u32],
-        first_picture: u64,
-        sampling: &Sampling,
-        given: Option<Given<'_>>,
-        watch: Watch<'_>,
-    ) -> Result<Drawn> {
+    fn draw_watched(&self, wanted: Wanted<'_>, watch: Watch<'_>) -> Result<Drawn> {
+        let Wanted { labels, first_picture, sampling, given } = wanted;
         whole_only("llamagen", given)?;
-        let (batch, places) = (labels.len(), self.tokens_per_picture());
+        let (batch, places) = (labels.len(), self.grid * self.grid);
         let all = batch * places;
         // Cells settle in raster order: open ones have code 0.
         let pictures_of = |mut tokens: Vec<Vec<u32>>| {

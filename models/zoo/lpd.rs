@@ -20,9 +20,9 @@ use smalti::attention::{KvCache, Mask};
 use smalti::sample::Schedule;
 use smalti::{Device, Float, Tensor, Weight, copy, elementwise, embedding, linear};
 
-use super::codes::{Codes, DrawsCodes, go_on};
+use super::codes::{Codes, DrawsCodes, WantedCodes, go_on};
 use crate::backbone::vit::{LayerNorm, Vit};
-use crate::decode::{Cells, Sampler, Step, Steps, concatenate, to_raster, twice};
+use crate::decode::{Cells, Sampler, Step, Steps, concatenate, guidance_over_steps, to_raster, twice};
 use crate::order::locality::{self, Chance, Thresholds};
 use crate::weights::Checkpoint;
 use crate::{Error, Result};
@@ -79,10 +79,7 @@ impl Lpd {
                 blocks: Vit::load(root, "blocks", dim, heads, norm_eps)?,
                 norm: LayerNorm::load(root, "norm", dim, norm_eps)?,
                 head: root.weight("head.weight", &[vocabulary, dim])?,
-                guidance: match config.text("cfg_schedule") {
-                    Some("constant") => Schedule::Constant,
-                    _ => Schedule::Linear,
-                },
+                guidance: guidance_over_steps(&config),
                 codes,
                 group_sizes,
             })
@@ -225,7 +222,8 @@ impl DrawsCodes for Lpd {
         &self.codes
     }
 
-    fn generate<T: Float>(&self, labels: &[u32], sampler: &Sampler<'_>, steps: Steps<'_, T>) -> Result<Tensor<u32>> {
+    fn generate<T: Float>(&self, wanted: WantedCodes<'_>, steps: Steps<'_, T>) -> Result<Tensor<u32>> {
+        let WantedCodes { labels, sampler, .. } = wanted;
         let (batch, places) = (labels.len(), self.codes.places());
         let cells = self.order(sampler);
         let cfg = sampler.sampling.cfg;

@@ -19,7 +19,7 @@ use smalti::{Device, Float, Tensor, elementwise};
 use super::latents::{DrawsLatents, Known, Latents, Partial, Progress};
 use crate::Result;
 use crate::backbone::masked::{Asked, MaskedTransformer, patched, unpatched};
-use crate::decode::{Chance, Sampler};
+use crate::decode::{Chance, Sampler, guidance_over_steps};
 use crate::head::diffusion::DiffusionHead;
 use crate::tokenizer::kl::KlAutoencoder;
 use crate::weights::Checkpoint;
@@ -47,11 +47,8 @@ impl Mar {
             let latents = Latents::load(checkpoint, root, &config, of, config.number("cfg").unwrap_or(3.0))?;
             Ok(Self {
                 head: DiffusionHead::load(&mar.at("diffloss.net"), config.count("num_sampling_steps").unwrap_or(100))?,
-                steps: config.count("num_iter").unwrap_or(64).clamp(1, transformer.places().max(1)),
-                guidance: match config.text("cfg_schedule") {
-                    Some("constant") => Schedule::Constant,
-                    _ => Schedule::Linear,
-                },
+                steps: transformer.steps(&config),
+                guidance: guidance_over_steps(&config),
                 latents: latents.in_patches_of(config.count("patch_size").unwrap_or(1)),
                 transformer,
             })

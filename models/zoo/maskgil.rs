@@ -21,7 +21,7 @@ use smalti::rope::{NullRows, Table};
 use smalti::sample::{self, Draws, Filter, Guidance};
 use smalti::{Device, Float, Tensor, Weight, embedding};
 
-use super::codes::{Codes, DrawsCodes, go_on};
+use super::codes::{Codes, DrawsCodes, WantedCodes, go_on};
 use crate::backbone::trunk::Trunk;
 use crate::decode::{Cells, Random, Sampler, Step, Steps, concatenate, guide, twice};
 use crate::weights::Checkpoint;
@@ -260,19 +260,10 @@ impl DrawsCodes for MaskGil {
         &self.codes
     }
 
-    fn generate<T: Float>(&self, labels: &[u32], sampler: &Sampler<'_>, steps: Steps<'_, T>) -> Result<Tensor<u32>> {
-        self.generate_around(labels, &[], sampler, steps)
-    }
-
     const FILLS: bool = true;
 
-    fn generate_around<T: Float>(
-        &self,
-        labels: &[u32],
-        known: &[Option<u32>],
-        sampler: &Sampler<'_>,
-        steps: Steps<'_, T>,
-    ) -> Result<Tensor<u32>> {
+    fn generate<T: Float>(&self, wanted: WantedCodes<'_>, steps: Steps<'_, T>) -> Result<Tensor<u32>> {
+        let WantedCodes { labels, known, sampler } = wanted;
         let places = self.codes.places();
         let Random::Philox { first_picture } = sampler.random else {
             return Err(Error::Request("maskgil: recorded numbers are for each step, not for each place".to_owned()));

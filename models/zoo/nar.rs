@@ -21,10 +21,10 @@ use smalti::rope::{NullRows, Table};
 use smalti::sample::Guidance;
 use smalti::{Device, Float, Tensor, Weight, copy, elementwise, embedding, linear, norm};
 
-use super::codes::{Codes, DrawsCodes, go_on};
+use super::codes::{Codes, DrawsCodes, WantedCodes, go_on};
 use crate::backbone::condition::ClassTable;
 use crate::backbone::llama::{Blocks, Sizes};
-use crate::decode::{Cells, Sampler, Step, Steps, concatenate, from_raster, guide, to_raster, twice};
+use crate::decode::{Cells, Step, Steps, concatenate, from_raster, guide, to_raster, twice};
 use crate::order;
 use crate::weights::Checkpoint;
 use crate::{Error, Result};
@@ -212,7 +212,8 @@ impl DrawsCodes for Nar {
         &self.codes
     }
 
-    fn generate<T: Float>(&self, labels: &[u32], sampler: &Sampler<'_>, steps: Steps<'_, T>) -> Result<Tensor<u32>> {
+    fn generate<T: Float>(&self, wanted: WantedCodes<'_>, steps: Steps<'_, T>) -> Result<Tensor<u32>> {
+        let WantedCodes { labels, sampler, .. } = wanted;
         let (batch, places) = (labels.len(), self.cells.len());
         let cfg = sampler.sampling.cfg;
         let mut x: Tensor<T> = self.classes.rows(labels, cfg != 1.0)?;

@@ -23,7 +23,7 @@ use smalti::rope::{NullRows, Pairing, Table, rope};
 use smalti::sample::Guidance;
 use smalti::{Device, Float, Tensor, copy, elementwise};
 
-use super::codes::{Codes, DrawsCodes, go_on};
+use super::codes::{Codes, DrawsCodes, WantedCodes, go_on};
 use crate::backbone::condition::ClassTable;
 use crate::backbone::trunk::Trunk;
 use crate::decode::{Cells, Sampler, Step, Steps, concatenate, guide, twice};
@@ -324,25 +324,15 @@ impl DrawsCodes for RandAr {
         &self.codes
     }
 
-    fn generate<T: Float>(&self, labels: &[u32], sampler: &Sampler<'_>, steps: Steps<'_, T>) -> Result<Tensor<u32>> {
-        let orders: Vec<_> = (0..labels.len()).map(|picture| sampler.order(Some(picture))).collect();
-        self.in_raster(&self.draw_in(labels, &orders, None, sampler, steps)?, &orders)
-    }
-
     const FILLS: bool = true;
 
-    fn generate_around<T: Float>(
-        &self,
-        labels: &[u32],
-        known: &[Option<u32>],
-        sampler: &Sampler<'_>,
-        steps: Steps<'_, T>,
-    ) -> Result<Tensor<u32>> {
+    fn generate<T: Float>(&self, wanted: WantedCodes<'_>, steps: Steps<'_, T>) -> Result<Tensor<u32>> {
+        let WantedCodes { labels, known, sampler } = wanted;
+        let mut orders: Vec<_> = (0..labels.len()).map(|picture| sampler.order(Some(picture))).collect();
         if known.iter().all(Option::is_none) {
-            return self.generate(labels, sampler, steps);
+            return self.in_raster(&self.draw_in(labels, &orders, None, sampler, steps)?, &orders);
         }
         // What stays is settled first, in any order.
-        let mut orders: Vec<_> = (0..labels.len()).map(|picture| sampler.order(Some(picture))).collect();
         orders.iter_mut().for_each(|order| order.sort_by_key(|cell| known[*cell].is_none()));
         let tokens: Vec<_> = orders.iter().flat_map(|order| order.iter().filter_map(|cell| known[*cell])).collect();
         let shape = [labels.len(), tokens.len() / labels.len().max(1)];

@@ -17,9 +17,9 @@ use smalti::attention::{Align, KvCache, Mask};
 use smalti::sample::{Guidance, Schedule};
 use smalti::{Device, Float, Tensor, Weight, activation, copy, elementwise, embedding, norm};
 
-use super::codes::{Codes, DrawsCodes, go_on};
+use super::codes::{Codes, DrawsCodes, WantedCodes, go_on};
 use crate::backbone::vit::{Linear, Vit};
-use crate::decode::{Cells, Sampler, Step, Steps, concatenate, guide, twice};
+use crate::decode::{Cells, Step, Steps, concatenate, guide, twice};
 use crate::order;
 use crate::weights::Checkpoint;
 use crate::{Error, Result};
@@ -186,7 +186,8 @@ impl DrawsCodes for Rar {
         &self.codes
     }
 
-    fn generate<T: Float>(&self, labels: &[u32], sampler: &Sampler<'_>, steps: Steps<'_, T>) -> Result<Tensor<u32>> {
+    fn generate<T: Float>(&self, wanted: WantedCodes<'_>, steps: Steps<'_, T>) -> Result<Tensor<u32>> {
+        let WantedCodes { labels, sampler, .. } = wanted;
         let (batch, places) = (labels.len(), self.codes.places());
         let cfg = sampler.sampling.cfg;
         let guided = cfg != 0.0;

@@ -25,7 +25,7 @@ use super::latents::{DrawsLatents, Known, Latents, Partial, Progress};
 use crate::backbone::condition::TimeEmbedding;
 use crate::backbone::llama::{Llama, Sizes, gated_by_half};
 use crate::backbone::vit::{LayerNorm, Linear};
-use crate::decode::{Chance, Sampler, concatenate, twice};
+use crate::decode::{Chance, Sampler, concatenate, guidance_over_steps, twice};
 use crate::head::flow::Stochastic;
 use crate::tokenizer::spherical::{SphericalAutoencoder, centred_table, on_sphere};
 use crate::weights::{Checkpoint, Loader};
@@ -195,10 +195,7 @@ impl SphereAr {
                 llama: Llama::load(root, Sizes { dim, heads, kv_heads: heads, norm_eps: EPS })?,
                 head_positions: root.vector("pos_for_diff.weight", &[places, dim])?,
                 head: FlowHead::load(&root.at("head.net"), dim, steps)?,
-                guidance: match config.text("cfg_schedule") {
-                    Some("constant") => Schedule::Constant,
-                    _ => Schedule::Linear,
-                },
+                guidance: guidance_over_steps(&config),
                 latents: Latents::new(checkpoint, device, &config, of, cfg, tokenizer),
             };
             let of_tokenizer = model.latents.tokenizer.as_ref().map_or(channels, SphericalAutoencoder::channels);

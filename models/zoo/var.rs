@@ -24,7 +24,7 @@ use crate::backbone::adaln::{AdaLn, ModulatedHead, layer, scale_positions};
 use crate::decode::{Cells, Random, Sampler, Step, Steps, concatenate, guide, twice, watched};
 use crate::tokenizer::multi_scale::MultiScaleTokenizer;
 use crate::weights::{Checkpoint, Loader};
-use crate::{Drawn, Error, Generator, Given, Result, Sampling, Seen, Watch};
+use crate::{About, Drawn, Error, Generator, Given, Result, Sampling, Seen, Wanted, Watch};
 
 /// The official models' scales, for 256, 512 and 1024 pixels: checkpoints do not name theirs, and are told apart by
 /// the number of places.
@@ -150,20 +150,8 @@ impl<T: Float, B: Backbone<T>> Var<T, B> {
                 backbone: B::load(&var, dim, heads, norm_eps)?,
                 head: ModulatedHead::load(&var, "head_nm", "head", dim, norm_eps)?,
                 classes: class_names(checkpoint, classes),
-                sampling: Sampling {
-                    cfg: config.number("cfg").unwrap_or(1.5),
-                    temperature: config.number("temperature").unwrap_or(1.0),
-                    top_k: config.count("top_k").unwrap_or(900),
-                    top_p: config.number("top_p").filter(|top_p| *top_p > 0.0).unwrap_or(0.96),
-                    seed: 0,
-                },
-                tokenizer: MultiScaleTokenizer::load(
-                    &root.at("vae"),
-                    notes,
-                    &patch_nums,
-                    config.count("norm_groups").unwrap_or(32),
-                    config.number("quant_resi").unwrap_or(0.5),
-                )?,
+                sampling: Sampling { cfg: 1.5, temperature: 1.0, top_k: 900, top_p: 0.96, seed: 0 }.noted(&config),
+                tokenizer: MultiScaleTokenizer::load(&root.at("vae"), notes, &patch_nums, &config)?,
                 patch_nums,
             };
             let quantiser = model.tokenizer.quantiser();
@@ -243,27 +231,15 @@ impl<T: Float, B: Backbone<T>> Var<T, B> {
         self.head.run(&x, &condition)
     }
 
-    /// Draws the tokens of all scales, `[batch, places]`, and the latents they add up to.
+    /// Draws the tokens of all scales, `[batch, places]`, and the latents they add up to. Where some tokens are given `kept`
+    /// has an entry per place; else it is empty.
     ///
     /// # Errors
     /// As [`Generator::draw`].
     pub fn generate(
         &self,
         labels: &[u32],
-        sampler: &Sampler<'_>,
-        steps: Steps<'_, T>,
-    ) -> Result<(Tensor<u32>, Tensor<T>)> {
-        self.generate_around(&[], labels, sampler, steps)
-    }
-
-    /// The same where some tokens are given: `kept` has an entry per place, or none at all.
-    ///
-    /// # Errors
-    /// As [`Generator::draw`].
-    pub fn generate_around(
-        &self,
         kept: &[Option<u32>],
-        labels: &[u32],
         sampler: &Sampler<'_>,
         steps: Steps<'_, T>,
     ) -> Result<(Tensor<u32>, Tensor<T>)> {
@@ -306,7 +282,7 @@ impl<T: Float, B: Backbone<T>> Var<T, B> {
 impl<T: Float, B: Backbone<T>> Var<T, B> {
     /// What was drawn, in host memory, as pixels if there is a decoder.
     fn pictures(&self, tokens: &Tensor<u32>, latents: &Tensor<T>) -> Result<Drawn> {
-        let pixels = self.has_tokenizer().then(|| self.tokenizer.decode(latents)).transpose()?;
+        let pixels = self.tokenizer.has_decoder().then(|| self.tokenizer.decode(latents)).transpose()?;
         to_host(tokens, pixels.as_ref())
     }
 
@@ -317,7 +293,7 @@ impl<T: Float, B: Backbone<T>> Var<T, B> {
     /// # Source
     /// Tian et al. 2024, arXiv:2404.02905, section 5.3; which share of a cell decides is ours.
     fn kept(&self, given: Given<'_>) -> Result<Vec<Option<u32>>> {
-        let size = self.picture_size();
+        let size = self.about().picture_size;
         let pixels = given.pixels::<T>(&self.device, size)?;
         let tokens = self.tokenizer.quantiser().quantise(&self.tokenizer.latents(&pixels)?)?;
         let mut kept = Vec::new();
@@ -334,55 +310,32 @@ impl<T: Float, B: Backbone<T>> Var<T, B> {
 }
 
 impl<T: Float, B: Backbone<T>> Generator for Var<T, B> {
-    fn system(&self) -> &'static str {
-        B::SYSTEM
+    fn about(&self) -> About<'_> {
+        About {
+            system: B::SYSTEM,
+            classes: &self.classes,
+            sampling: self.sampling,
+            tokens_per_picture: self.places(),
+            has_tokenizer: self.tokenizer.has_decoder(),
+            picture_size: [self.patch_nums.last().unwrap_or(&1) * self.tokenizer.factor(); 2],
+            grids: self.patch_nums.iter().map(|side| [*side; 2]).collect(),
+        }
     }
 
-    fn classes(&self) -> &[String] {
-        &self.classes
-    }
-
-    fn sampling(&self) -> Sampling {
-        self.sampling
-    }
-
-    fn tokens_per_picture(&self) -> usize {
-        self.places()
-    }
-
-    fn has_tokenizer(&self) -> bool {
-        self.tokenizer.has_decoder()
-    }
-
-    fn picture_size(&self) -> [usize; 2] {
-        let side = self.patch_nums.last().copied().unwrap_or(1) * self.tokenizer.factor();
-        [side, side]
-    }
-
-    fn grids(&self) -> Vec<[usize; 2]> {
-        self.patch_nums.iter().map(|side| [*side; 2]).collect()
-    }
-
-    fn draw_watched(
-        &self,
-        labels: &[u32],
-        first_picture: u64,
-        sampling: &Sampling,
-        given: Option<Given<'_>>,
-        watch: Watch<'_>,
-    ) -> Result<Drawn> {
+    fn draw_watched(&self, wanted: Wanted<'_>, watch: Watch<'_>) -> Result<Drawn> {
+        let Wanted { labels, first_picture, sampling, given } = wanted;
         let kept = given.map(|given| self.kept(given)).transpose()?.unwrap_or_default();
         let (batch, all) = (labels.len(), labels.len() * self.places());
         let sampler = Sampler { sampling: *sampling, random: Random::Philox { first_picture }, places: self.places() };
         let each = |step: Step<'_, T>| {
             let cells = vec![step.cells.of(0, step.tokens.shape()[1]); batch];
             let pictures = || match step.latents {
-                Some(latents) if self.has_tokenizer() => per_entry(&self.tokenizer.decode(latents)?),
+                Some(latents) if self.tokenizer.has_decoder() => per_entry(&self.tokenizer.decode(latents)?),
                 _ => Ok(Vec::new()),
             };
             watch(Seen { settled: step.settled * batch, all, cells: &cells, pictures: &pictures })
         };
-        let (tokens, latents) = watched(each, |steps| self.generate_around(&kept, labels, &sampler, steps))?;
+        let (tokens, latents) = watched(each, |steps| self.generate(labels, &kept, &sampler, steps))?;
         self.pictures(&tokens, &latents)
     }
 

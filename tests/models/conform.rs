@@ -9,7 +9,7 @@ use smalti_models::decode::{Random, Sampler, Step, watched};
 use smalti_models::weights::Checkpoint;
 use smalti_models::zoo::arpg::Arpg;
 use smalti_models::zoo::captions::CaptionFeatures;
-use smalti_models::zoo::codes::DrawsCodes;
+use smalti_models::zoo::codes::{DrawsCodes, WantedCodes};
 use smalti_models::zoo::maskgil::MaskGil;
 use smalti_models::zoo::randar::RandAr;
 use smalti_models::{Error, Sampling, conform, zoo};
@@ -142,7 +142,7 @@ fn draws_the_tokens_of_the_cpu(gpu: &Device) {
         let checkpoint = smalti_models::weights::embedded(model).expect("weights in the program");
         let draw = |device: &Device, seed: u64| {
             let generator = zoo::load::<f32>(&checkpoint, device).unwrap();
-            let sampling = Sampling { seed, ..generator.sampling() };
+            let sampling = Sampling { seed, ..generator.about().sampling };
             let go_on = &mut |_, _| ControlFlow::Continue(());
             generator.draw(&[(seed % 10) as u32], 0, &sampling, go_on).unwrap().tokens
         };
@@ -178,7 +178,7 @@ fn generators_that_are_given_captions_draw_the_greedy_tokens_of_dumps() {
         let dump = Checkpoint::open(&path).expect("a dump");
         let (config, features) = (dump.config().unwrap(), dump.floats(input).unwrap());
         let mut generator = zoo::load::<f32>(&dump.under("w.").unwrap(), &on("cpu")).expect("its weights");
-        let before = generator.sampling();
+        let before = generator.about().sampling;
         assert!(
             generator.draw(&[0], 0, &before, &mut |_, _| ControlFlow::Continue(())).is_err(),
             "{name}: no captions"
@@ -214,7 +214,7 @@ fn generators_that_are_given_captions_draw_the_greedy_tokens_of_dumps() {
         let cfg = config.number("cfg").unwrap_or(before.cfg);
         let sampling = Sampling { cfg, temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0 };
         let expected = dump.elements::<i32>(greedy).unwrap();
-        let expected: Vec<_> = expected.chunks(expected.len() / generator.classes().len()).collect();
+        let expected: Vec<_> = expected.chunks(expected.len() / generator.about().classes.len()).collect();
         for (caption, expected) in (0..).zip(expected) {
             if let Some([height, width]) = generator.control_size() {
                 let controls = dump.floats("in.control_image").unwrap();
@@ -241,7 +241,8 @@ fn given_tokens_stay(model: &impl DrawsCodes, labels: &[u32], redrawn: bool) {
             cells.iter_mut().enumerate().for_each(|(picture, cells)| cells.extend(step.cells.of(picture, count)));
             Ok(())
         };
-        let drawn = watched(each, |steps| model.generate_around(labels, known, &sampler, steps)).unwrap();
+        let drawn =
+            watched(each, |steps| model.generate(WantedCodes { labels, known, sampler: &sampler }, steps)).unwrap();
         (drawn.to_vec().unwrap(), cells)
     };
     let (drawn, cells) = draw(labels, &known, 0);

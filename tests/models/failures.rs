@@ -25,7 +25,7 @@ fn handles(limits: Option<wgpu::Limits>) -> Option<(wgpu::Device, wgpu::Queue)> 
 }
 
 fn draw(generator: &dyn Generator, progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>) -> Result<Drawn, Error> {
-    generator.draw(&[2], 0, &Sampling { seed: 1, ..generator.sampling() }, progress)
+    generator.draw(&[2], 0, &Sampling { seed: 1, ..generator.about().sampling }, progress)
 }
 
 fn go_on(_: usize, _: usize) -> ControlFlow<()> {

@@ -109,7 +109,7 @@ fn names_as_they_are_published_get_the_prefixes_of_here() {
 }
 
 fn draw(generator: &dyn Generator) -> Result<Drawn, Error> {
-    let sampling = smalti_models::Sampling { seed: 3, ..generator.sampling() };
+    let sampling = smalti_models::Sampling { seed: 3, ..generator.about().sampling };
     generator.draw(&[7, 2], 0, &sampling, &mut |_, _| ControlFlow::Continue(()))
 }
 
@@ -133,7 +133,7 @@ fn official_files_of_pytorch_draw_what_the_same_weights_draw_as_safetensors() {
             let [of_pytorch, of_safetensors] =
                 [load(&files, &Device::cpu()), load(&[&plain], &Device::cpu())].map(|generator| {
                     let generator = generator.expect("official names");
-                    assert_eq!(generator.system(), family);
+                    assert_eq!(generator.about().system, family);
                     draw(generator.as_ref()).expect("finite weights")
                 });
             assert_eq!(of_pytorch, of_safetensors, "{family}, {form}");
@@ -147,14 +147,14 @@ fn official_files_of_pytorch_draw_what_the_same_weights_draw_as_safetensors() {
 fn sizes_come_from_the_file() {
     let [gpt, vq] = pair("llamagen", "zip");
     let generator = load(&[&vq, &gpt], &Device::cpu()).expect("either order");
-    assert_eq!((generator.classes().len(), generator.tokens_per_picture()), (10, 256));
-    assert_eq!(generator.picture_size(), [32, 32]);
+    assert_eq!((generator.about().classes.len(), generator.about().tokens_per_picture), (10, 256));
+    assert_eq!(generator.about().picture_size, [32, 32]);
     let generator = load(&pair("var", "legacy"), &Device::cpu()).expect("official names");
-    assert_eq!((generator.classes().len(), generator.tokens_per_picture()), (10, 680));
+    assert_eq!((generator.about().classes.len(), generator.about().tokens_per_picture), (10, 680));
 
     let mut checkpoint = Checkpoint::open_all(&[gpt, vq]).expect("official names");
     checkpoint.assume("block_size", 24 * 24).expect("the files do not say");
-    assert_eq!(zoo::load::<f32>(&checkpoint, &Device::cpu()).expect("a larger grid").picture_size(), [48, 48]);
+    assert_eq!(zoo::load::<f32>(&checkpoint, &Device::cpu()).expect("a larger grid").about().picture_size, [48, 48]);
     checkpoint.assume("block_size", 25).expect_err("said already");
 }
 
@@ -166,7 +166,7 @@ fn half_a_model_says_what_is_missing() {
             assert!(refused(&[&transformer]).contains("without its tokenizer"));
         } else {
             let generator = load(&[&transformer], &Device::cpu()).expect("a model that draws tokens");
-            assert!(!generator.has_tokenizer());
+            assert!(!generator.about().has_tokenizer);
         }
         assert!(refused(&[&tokenizer]).contains("without its transformer"));
         assert!(refused(&[&tokenizer, &tokenizer]).contains("is in"), "the same file twice");
@@ -205,7 +205,7 @@ fn a_damaged_pytorch_file_is_an_error_and_no_panic() {
             bytes[at] ^= 0xff;
             std::fs::write(&path, &bytes).unwrap();
             if let Ok(generator) = load(&[&path, &vq], &Device::cpu()) {
-                assert_eq!(generator.system(), "llamagen");
+                assert_eq!(generator.about().system, "llamagen");
             }
         }
     }

@@ -39,7 +39,7 @@ use super::{Computed, Dump, Values};
 use crate::backbone::mamba::Mamba2;
 use crate::decode::{Chance, Random, Sampler, Step, Steps, watched};
 use crate::weights::Checkpoint;
-use crate::zoo::codes::DrawsCodes;
+use crate::zoo::codes::{DrawsCodes, WantedCodes};
 use crate::{Error, Result, Sampling};
 
 /// Repeats a model dump.
@@ -199,7 +199,8 @@ fn repeat<T: Float>(dump: &Dump<'_>, model: &impl DrawsCodes, sampling: Sampling
     let orders = dump.counts("order").or_else(|_| dump.counts("cells")).unwrap_or_default();
     let random = Random::Recorded { uniforms: &uniforms, orders: &orders };
     let sampler = Sampler { sampling, random, places: model.codes().places() };
-    let mut run = generated::<T>(|steps| model.generate(&labels, &sampler, steps))?;
+    let mut run =
+        generated::<T>(|steps| model.generate(WantedCodes { labels: &labels, known: &[], sampler: &sampler }, steps))?;
     if logits == "scaled_logits" {
         let temperature = f64::from(sampled(dump)?.temperature);
         run.logits.0.iter_mut().flat_map(|(_, step)| step).for_each(|logit| *logit /= temperature);

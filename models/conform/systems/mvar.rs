@@ -25,7 +25,7 @@ pub(super) fn run<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
         let sampler = Sampler { sampling, random, places: model.places() };
         let mut latents = None;
         let run = generated::<T>(|steps| {
-            let (tokens, sum) = model.generate(&labels, &sampler, steps)?;
+            let (tokens, sum) = model.generate(&labels, &[], &sampler, steps)?;
             latents = Some(sum);
             Ok(tokens)
         })?;

@@ -35,7 +35,7 @@ pub(super) fn run<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
     let sampler = Sampler { sampling, random: Random::Philox { first_picture: 0 }, places: model.places() };
     let mut latents = None;
     let run = generated::<T>(|steps| {
-        let (tokens, sum) = model.generate(&labels, &sampler, steps)?;
+        let (tokens, sum) = model.generate(&labels, &[], &sampler, steps)?;
         latents = Some(sum);
         Ok(tokens)
     })?;
