@@ -1,11 +1,11 @@
 //! Launchers of the PTX kernels.
 
 use super::compiled::words_at;
-use super::{MAX_HEAD_DIM, Scoring, Visible, compiled};
-use crate::backend::cuda::{
-    Argument, Operand, Stream, aligned, blocks, dense, dense_or_absent, has_tensor_map, rows_launch, to_u32,
-};
+use super::{MAX_HEAD_DIM, Scoring, Visible, compiled, hopper};
+use crate::backend::cuda::{Argument, Operand, Stream, aligned, blocks, dense, dense_or_absent, rows_launch, to_u32};
 use crate::{Dtype, Error, Result};
+
+pub use super::hopper::notes;
 
 /// Queries that one block has in every variant, and few enough to split the keys for.
 const FEW_QUERIES: usize = 8;
@@ -29,7 +29,7 @@ pub fn segments([batch, heads, q_len, k_len]: [usize; 4], multiprocessors: usize
 /// [`super::attention`] over operands whose last axis is dense. `bias` is broadcast to `[batch, heads, q_len,
 /// k_len]`, `given` to `[batch, q_len, k_len]`. `y` and `lse` are contiguous. With `parts`, f32 `[batch, heads, q_len,
 /// segments, head_dim + 2]`, contiguous, the keys are split into [`segments`]. With `notes`, u32 zeros, as
-/// many as [`notes`] says, Hopper's own kernel does the work.
+/// many as [`notes`] says, Hopper's own kernel does the work; it does so without where all queries see all keys.
 ///
 /// # Errors
 /// [`Error::Shape`] if a layout is none of these; [`Error::Value`] if a stride does not fit 32 bits.
@@ -49,87 +49,35 @@ pub fn attention(
     notes: Option<Operand<'_>>,
 ) -> Result<()> {
     const OP: &str = "attention";
-    let (&[batch, heads, q_len, head_dim], &[_, kv_heads, k_len, _]) = (q.shape(), k.shape()) else {
+    let (&[batch, heads, q_len, head_dim], &[_, kv_heads, ..]) = (q.shape(), k.shape()) else {
         return Err(Error::shape(OP, "q", q.shape(), "[batch, heads, q_len, head_dim], as k"));
     };
     if !(1..=MAX_HEAD_DIM).contains(&head_dim) {
         return Err(Error::shape(OP, "q", q.shape(), format!("a head_dim of 1 to {MAX_HEAD_DIM}")));
     }
-    let absent = Argument::Address(0);
-    let ([ranges, starts, entries, bits], batches, [first_key, end_key]) = match visible {
-        Visible::Same(range) => ([absent; 4], 1, range),
-        Visible::Words { words, batches, entries } => {
-            dense(OP, "mask", words)?;
-            let at = |word: usize| Argument::Address(words.address() + 4 * word as u64);
-            let listed = entries.map(|entries| words_at(q_len, batches, entries).map(at));
-            let [starts, entries, bits] = listed.unwrap_or([absent; 3]);
-            ([at(0), starts, entries, bits], batches, [0, 0])
-        }
-    };
-    let of_each = |count: usize| if batches == 1 { Ok(0) } else { to_u32(OP, "mask", count) };
+    let sees = Sees::new(visible, q_len)?;
     let address = |operand: Option<Operand<'_>>| Argument::Address(operand.map_or(0, |operand| operand.address()));
     let [q_strides, k_strides, v_strides] = [rows("q", q)?, rows("k", k)?, rows("v", v)?];
     let bias_strides = bias.map_or(Ok([0; 4]), |bias| strides("bias", bias))?;
     let given_strides = given.map_or(Ok([0; 3]), |given| strides("mask", given))?;
     let segments = parts.and_then(|parts| parts.shape().get(3).copied()).unwrap_or(1);
-    let plain = matches!(visible, Visible::Same([0, _])) && bias.is_none() && given.is_none();
     let multiprocessors = stream.cuda().multiprocessors() as usize;
-    // A counter, and a word for each 64 queries.
-    let counter = dense_or_absent(OP, "notes", notes)?;
-    let again = notes.map_or(absent, |notes| Argument::Address(notes.address() + 4));
-    let hopper = parts.is_none() && (plain || notes.is_some()) && on_hopper(stream, [q, k, v, y], scoring);
+    let mut again = Argument::Address(0);
+    let beside = bias.is_some() || given.is_some() || parts.is_some();
+    let hopper = !beside && hopper::attention(stream, [q, k, v, y], scoring, &sees, lse, notes)?;
     if hopper {
-        let works = batch * heads * q_len.div_ceil(HOPPER_QUERIES);
-        let width = hopper_width(head_dim);
-        let keys = if width <= 128 { 128 } else { 64 };
-        // Without keys beyond them nothing of what the last tile hides is there.
-        let seen = if plain { k_len.min(end_key as usize) } else { k_len };
-        let maps = [
-            stream.tensor_map(q, [batch, heads, q_len, head_dim], 64)?,
-            stream.tensor_map(k, [batch, kv_heads, seen.max(1), head_dim], keys)?,
-            stream.tensor_map(v, [batch, kv_heads, seen.max(1), head_dim], keys)?,
-            stream.tensor_map(y, [batch, heads, q_len, head_dim], 64)?,
-        ];
-        let arguments = [
-            maps[0].argument(),
-            maps[1].argument(),
-            maps[2].argument(),
-            maps[3].argument(),
-            ranges,
-            starts,
-            entries,
-            bits,
-            dense_or_absent(OP, "lse", lse)?,
-            again,
-            counter,
-            Argument::U32(of_each(q_len)?),
-            Argument::U32(of_each(q_len.div_ceil(compiled::BLOCK))?),
-            Argument::U32(to_u32(OP, "q", heads)?),
-            Argument::U32(to_u32(OP, "q", (heads / kv_heads.max(1)).max(1))?),
-            Argument::U32(to_u32(OP, "q", q_len)?),
-            Argument::U32(to_u32(OP, "q", batch * heads)?),
-            Argument::U32(to_u32(OP, "k", together([k_len, head_dim], batch * heads, heads / kv_heads))?),
-            Argument::U32(blocks(OP, works, 1)?),
-            Argument::U32(first_key),
-            Argument::U32(end_key),
-            Argument::F32(scoring.scale),
-        ];
-        let grid = blocks(OP, works.min(multiprocessors), 1)?;
-        let entry = format!("attention_wgmma_{}_d{width}", q.dtype);
-        stream.launch(&entry, [grid, 1, 1], [384, 1, 1], hopper_shared_bytes(width), &arguments)?;
-        if notes.is_none() {
-            return Ok(());
-        }
+        let Some(notes) = notes else { return Ok(()) };
+        again = hopper::again(notes);
     }
     let mut arguments = vec![
         address(Some(q)),
         address(Some(k)),
         address(Some(v)),
         address(bias),
-        ranges,
-        starts,
-        entries,
-        bits,
+        sees.lists[0],
+        sees.lists[1],
+        sees.lists[2],
+        sees.lists[3],
         address(given),
         dense(OP, "y", y)?,
         dense_or_absent(OP, "lse", lse)?,
@@ -139,21 +87,21 @@ pub fn attention(
         Argument::Words(&v_strides),
         Argument::Words(&bias_strides),
         Argument::Words(&given_strides),
-        Argument::U32(of_each(q_len)?),
-        Argument::U32(of_each(q_len.div_ceil(compiled::BLOCK))?),
+        sees.strides[0],
+        sees.strides[1],
         Argument::U32(to_u32(OP, "q", heads)?),
         Argument::U32(to_u32(OP, "q", (heads / kv_heads.max(1)).max(1))?),
         Argument::U32(to_u32(OP, "q", q_len)?),
         Argument::U32(to_u32(OP, "q", head_dim)?),
-        Argument::U32(first_key),
-        Argument::U32(end_key),
+        Argument::U32(sees.keys[0]),
+        Argument::U32(sees.keys[1]),
         Argument::U32(to_u32(OP, "parts", segments)?),
         Argument::F32(scoring.scale),
         Argument::F32(scoring.softcap.unwrap_or(0.0)),
     ];
     let mut variant = variant(q.dtype, [batch * heads, q_len, head_dim], multiprocessors);
     if variant.width.is_some() {
-        arguments.push(if hopper { again } else { absent });
+        arguments.push(again);
     }
     if hopper {
         variant.rows = 64;
@@ -178,54 +126,37 @@ pub fn attention(
     stream.launch(&format!("attention_fold_{}", y.dtype), [grid, 1, 1], [BLOCK, 1, 1], 0, &arguments)
 }
 
-/// Queries that a block of Hopper's kernel has at a time.
-const HOPPER_QUERIES: usize = 128;
-
-/// Whether Hopper's own kernel can take these operands (q, k, v, y) at all: half types that its copy engine reads in place,
-/// more queries than one of its warpgroups has, nothing but a positive scale on the scores.
-#[must_use]
-fn on_hopper(stream: &Stream<'_>, operands: [Operand<'_>; 4], scoring: Scoring) -> bool {
-    let [q, ..] = operands;
-    stream.cuda().has("sm_90a")
-        && q.shape().get(2).is_some_and(|q_len| *q_len > HOPPER_QUERIES / 2)
-        && scoring.scale > 0.0
-        && scoring.softcap.is_none()
-        && operands.into_iter().all(has_tensor_map)
+/// Which keys queries see, as the kernels take it.
+pub(super) struct Sees {
+    /// Ranges; of tiles the starts of lists, their entries, and bits.
+    pub lists: [Argument<'static>; 4],
+    /// From one batch entry to the next, in ranges and in starts.
+    pub strides: [Argument<'static>; 2],
+    /// The first key and the one past the last, where there are no ranges.
+    pub keys: [u32; 2],
 }
 
-/// How many words of zeros [`attention`] should be given as `notes`: where Hopper's own kernel takes the operands and a
-/// mask hides keys. Blocks then share out work of different lengths, and what is not finite must be kept from the queries
-/// that do not see it, for which those that it reached are done again.
-#[must_use]
-pub fn notes(stream: &Stream<'_>, operands: [Operand<'_>; 4], scoring: Scoring) -> Option<usize> {
-    let &[batch, heads, q_len, _] = operands[0].shape() else { return None };
-    on_hopper(stream, operands, scoring).then(|| 1 + batch * heads * q_len.div_ceil(64))
-}
+impl Sees {
+    fn new(visible: Visible<Operand<'_>>, q_len: usize) -> Result<Self> {
+        const OP: &str = "attention";
+        let absent = Argument::Address(0);
+        let (words, batches, entries) = match visible {
+            Visible::Same(keys) => return Ok(Self { lists: [absent; 4], strides: [Argument::U32(0); 2], keys }),
+            Visible::Words { words, batches, entries } => (words, batches, entries),
+        };
+        dense(OP, "mask", words)?;
+        let at = |word: usize| Argument::Address(words.address() + 4 * word as u64);
+        let listed = entries.map(|entries| words_at(q_len, batches, entries).map(at));
+        let [starts, entries, bits] = listed.unwrap_or([absent; 3]);
+        let of_each = |count: usize| if batches == 1 { Ok(0) } else { to_u32(OP, "mask", count) };
+        let strides = [of_each(q_len)?, of_each(q_len.div_ceil(compiled::BLOCK))?].map(Argument::U32);
+        Ok(Self { lists: [at(0), starts, entries, bits], strides, keys: [0, 0] })
+    }
 
-/// How many query heads Hopper's kernel takes at a time: so many as have their keys and values in a third of its cache
-/// together, since blocks of a head that run at the same time read them from there.
-fn together([k_len, head_dim]: [usize; 2], heads: usize, group: usize) -> usize {
-    const CACHE_BYTES: usize = 16 << 20;
-    (CACHE_BYTES / (4 * k_len * head_dim).max(1) * group.max(1)).clamp(1, heads.max(1))
-}
-
-/// The head's width in Hopper's kernel.
-fn hopper_width(head_dim: usize) -> usize {
-    [64, 128].into_iter().find(|width| *width >= head_dim).unwrap_or(MAX_HEAD_DIM)
-}
-
-/// The shared memory of Hopper's kernel: queries, stages of keys and values, barriers.
-fn hopper_shared_bytes(width: usize) -> u32 {
-    let (keys, stages) = if width == 64 {
-        (128, 4)
-    } else if width == 128 {
-        (128, 2)
-    } else {
-        (64, 2)
-    };
-    let places = if width <= 128 { 2 } else { 1 };
-    let bytes = 2 * width * (places * HOPPER_QUERIES + 2 * stages * keys) + 20 * places + 32 * stages;
-    u32::try_from(bytes).expect("at most 196712")
+    /// Whether all queries see the same keys, from the first one on.
+    pub fn plain(&self) -> bool {
+        matches!(self.lists[0], Argument::Address(0)) && self.keys[0] == 0
+    }
 }
 
 /// Which kernel, by what its blocks take.

@@ -7,6 +7,8 @@ mod compiled;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+#[cfg(feature = "cuda")]
+mod hopper;
 mod mask;
 mod merge;
 mod paged;

@@ -1,6 +1,7 @@
 //! Launchers of the PTX kernels.
 
-use crate::backend::cuda::{Argument, Operand, Stream, blocks, dense, dense_or_absent, has_tensor_map, to_u32};
+use super::hopper;
+use crate::backend::cuda::{Argument, Operand, Stream, blocks, dense, dense_or_absent, to_u32};
 use crate::{Dtype, Error, Result, Weight};
 
 /// Rows from which a tile of them is worth its empty places, without tensor cores.
@@ -74,22 +75,8 @@ pub fn linear(
     ];
     let tensor_cores = on_tensor_cores(x.dtype, weight.dtype);
     let multiprocessors = stream.cuda().multiprocessors() as usize;
-    if tensor_cores && scale.is_none() && stream.cuda().has("sm_90a") {
-        let shapes = [[1, batch, rows, inputs], [1, entries, outputs, inputs], [1, batch, rows, outputs]];
-        let layouts = [x, weight, y].map(|operand| operand.layout);
-        let layouts: Option<Vec<_>> =
-            layouts.iter().zip(&shapes).map(|(layout, shape)| layout.reshape(shape)).collect();
-        let layouts = layouts.expect("they are contiguous");
-        let operands = [
-            Operand { layout: &layouts[0], ..x },
-            Operand { layout: &layouts[1], ..weight },
-            Operand { layout: &layouts[2], ..y },
-        ];
-        if let Some(columns) = hopper_columns([batch, rows, outputs], multiprocessors)
-            && operands.into_iter().all(has_tensor_map)
-        {
-            return on_hopper(stream, operands, bias, columns);
-        }
+    if tensor_cores && scale.is_none() && hopper::linear(stream, x, weight, bias, y)? {
+        return Ok(());
     }
     let variant = variant(tensor_cores, [batch, rows, outputs], multiprocessors);
     let entry = if tensor_cores {
@@ -102,69 +89,12 @@ pub fn linear(
     stream.launch(&entry, [grid, 1, 1], [variant.threads, 1, 1], 0, &arguments)
 }
 
-/// By Hopper's own kernel, which adds in the same order as those for all tensor cores. That they give the same bits rests on
-/// `wgmma` adding 16 products at a time as `mma.sync` does there (Xie et al. 2025, arXiv:2511.10909).
-fn on_hopper(stream: &Stream<'_>, operands: [Operand<'_>; 3], bias: Option<Operand<'_>>, columns: usize) -> Result<()> {
-    const OP: &str = "linear";
-    let [x, weight, y] = operands;
-    let (&[_, batch, rows, inputs], &[_, entries, outputs, _]) = (x.shape(), weight.shape()) else {
-        unreachable!("the caller gave them four axes")
-    };
-    let maps = [
-        stream.tensor_map(x, [1, batch, rows, inputs], 64)?,
-        stream.tensor_map(weight, [1, entries, outputs, inputs], to_u32(OP, "weight", columns)?)?,
-        stream.tensor_map(y, [1, batch, rows, outputs], 64)?,
-    ];
-    let works = hopper_works([batch, rows, outputs], columns);
-    let arguments = [
-        maps[0].argument(),
-        maps[1].argument(),
-        maps[2].argument(),
-        dense_or_absent(OP, "bias", bias)?,
-        Argument::U32(to_u32(OP, "weight", entries)?),
-        Argument::U32(to_u32(OP, "x", rows)?),
-        Argument::U32(to_u32(OP, "x", inputs)?),
-        Argument::U32(to_u32(OP, "y", outputs)?),
-        Argument::U32(to_u32(OP, "x", segment(inputs))?),
-        Argument::U32(blocks(OP, works, 1)?),
-    ];
-    let grid = blocks(OP, works.min(stream.cuda().multiprocessors() as usize), 1)?;
-    let entry = format!("linear_wgmma_{}_o{columns}", x.dtype);
-    stream.launch(&entry, [grid, 1, 1], [384, 1, 1], hopper_shared_bytes(columns), &arguments)
-}
-
-/// Rows that a block of Hopper's kernel makes at a time.
-const HOPPER_ROWS: usize = 128;
-/// The outputs that it makes of them, by variant.
-const HOPPER_COLUMNS: [usize; 3] = [192, 128, 64];
-
-/// Pieces of work of Hopper's kernel.
-fn hopper_works([batch, rows, outputs]: [usize; 3], columns: usize) -> usize {
-    batch * rows.div_ceil(HOPPER_ROWS) * outputs.div_ceil(columns)
-}
-
-/// Its shared memory: four stages of 64 inputs, results, barriers.
-fn hopper_shared_bytes(columns: usize) -> u32 {
-    let bytes = 128 * (4 * (HOPPER_ROWS + columns) + HOPPER_ROWS * columns / 64) + 64;
-    u32::try_from(bytes).expect("at most 213056")
-}
-
-/// The outputs of a piece of work of Hopper's kernel: those with which the blocks are done first. None for so little
-/// work that most multiprocessors would have none.
-fn hopper_columns(shape: [usize; 3], multiprocessors: usize) -> Option<usize> {
-    if 2 * hopper_works(shape, 64) < multiprocessors {
-        return None;
-    }
-    let time = |columns: &usize| hopper_works(shape, *columns).div_ceil(multiprocessors) * (columns + 32);
-    HOPPER_COLUMNS.into_iter().min_by_key(time)
-}
-
 fn on_tensor_cores(dtype: Dtype, weight_dtype: Dtype) -> bool {
     dtype == weight_dtype && matches!(dtype, Dtype::F16 | Dtype::Bf16)
 }
 
 /// Inputs that tensor cores sum in one go.
-fn segment(inputs: usize) -> usize {
+pub(super) fn segment(inputs: usize) -> usize {
     inputs.div_ceil(SEGMENTS).next_multiple_of(STEP).max(STEP)
 }
 
@@ -223,18 +153,6 @@ mod tests {
     fn tensor_cores_take_one_half_type() {
         assert!(on_tensor_cores(Dtype::F16, Dtype::F16) && on_tensor_cores(Dtype::Bf16, Dtype::Bf16));
         assert!(!on_tensor_cores(Dtype::F32, Dtype::F32) && !on_tensor_cores(Dtype::F16, Dtype::Bf16));
-    }
-
-    #[test]
-    fn hopper_has_few_and_even_pieces_of_work() {
-        assert_eq!(hopper_columns([1, 128, 1024], 132), None);
-        assert_eq!(hopper_columns([1, 256, 2304], 132), Some(64));
-        assert_eq!(hopper_columns([1, 8192, 8192], 132), Some(192));
-        // One piece for each multiprocessor, and not one for one of them more.
-        assert_eq!(hopper_columns([1, 128 * 12, 128 * 11], 132), Some(128));
-        for columns in HOPPER_COLUMNS {
-            assert!(hopper_shared_bytes(columns) <= 227 << 10, "{columns}");
-        }
     }
 
     #[test]

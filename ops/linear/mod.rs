@@ -4,6 +4,8 @@
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+#[cfg(feature = "cuda")]
+mod hopper;
 pub mod reference;
 #[cfg(feature = "cpu")]
 mod tile;
