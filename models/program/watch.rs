@@ -22,7 +22,10 @@ impl Previews {
     /// # Errors
     /// If it cannot be made.
     pub fn into(folder: &Path) -> Result<Self, String> {
-        std::fs::create_dir_all(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+        if folder.exists() && !folder.is_dir() {
+            return Err(format!("--preview {}: is a file, expected a folder", folder.display()));
+        }
+        std::fs::create_dir_all(folder).map_err(|error| format!("--preview {}: {error}", folder.display()))?;
         Ok(Self { folder: folder.to_owned() })
     }
 }

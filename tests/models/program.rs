@@ -358,7 +358,7 @@ fn previews_and_traces_show_how_a_picture_came_about() {
         ["generate", "--device", "cpu", "--model", "maskgil", "--weights", text(&file), "--out", text(&trace)];
     refused(&[&without[..], &shown[..2]].concat(), "without which there are no pictures");
     refused(&[&own[..], &["--trace", text(folder.path())]].concat(), "--trace");
-    refused(&[&own[..], &["--preview", text(&out)]].concat(), "out.png");
+    refused(&[&own[..], &["--preview", text(&out)]].concat(), "out.png: is a file, expected a folder");
 }
 
 #[test]

@@ -7,9 +7,21 @@ mod rows;
 mod tokens;
 mod whole;
 
+use std::process::ExitCode;
+
 use smalti_bench::cuda::{Bench, Failure};
 
-fn main() -> Result<(), Failure> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("the bench on a GPU: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Failure> {
     let Some(mut bench) = Bench::start()? else { return Ok(()) };
     attention::dense(&mut bench);
     attention::masked(&mut bench);
