@@ -26,6 +26,41 @@ struct Case {
 
 const CASES: &[Case] = &[
     Case {
+        dump: "aim_plain",
+        config: &[("num_tokens", "9")],
+        lengths: &[("in.", 16, 9), ("w.mamba.backbone.embeddings.position_embeddings", 17, 10)],
+        deeper: &["w.mamba.backbone.layers."],
+    },
+    // One step settles every cell, so that its draws are those of the first.
+    Case {
+        dump: "arinar_flow",
+        config: &[("side", "2"), ("num_iter", "1"), ("cfg", "1.5")],
+        lengths: &[
+            ("in.noise.000", 2, 8),
+            ("in.plain_flow_x", 72, 32),
+            ("in.plain_time", 72, 32),
+            ("in.", 9, 4),
+            ("w.encoder_pos", 13, 8),
+            ("w.decoder_pos", 13, 8),
+            ("w.diffusion_pos", 9, 4),
+        ],
+        deeper: &["w.encoder_blocks.", "w.decoder_blocks.", "w.arhead.blocks.", "w.arhead.net.res_blocks."],
+    },
+    Case {
+        dump: "arinar_gmm_nocfg",
+        config: &[("side", "3"), ("num_iter", "1")],
+        lengths: &[
+            ("in.noise.000", 2, 18),
+            ("in.uniform.000", 2, 18),
+            ("in.order", 16, 9),
+            ("in.plain", 16, 9),
+            ("w.encoder_pos", 22, 15),
+            ("w.decoder_pos", 22, 15),
+            ("w.diffusion_pos", 16, 9),
+        ],
+        deeper: &["w.encoder_blocks.", "w.decoder_blocks.", "w.arhead.blocks."],
+    },
+    Case {
         dump: "arpg_cosine",
         config: &[("block_size", "9")],
         lengths: &[("in.", 25, 9)],
@@ -36,6 +71,18 @@ const CASES: &[Case] = &[
         config: &[("img_height", "3"), ("img_width", "3"), ("num_inner_layers", "3")],
         lengths: &[("in.", 4, 3), ("w.", 4, 3)],
         deeper: &["w.ar_decoder.transformer2d.inner_row_"],
+    },
+    // Control comes in at each third of the blocks.
+    Case {
+        dump: "controlar_c2i",
+        config: &[("block_size", "9")],
+        lengths: &[
+            ("in.control_image", 64, 48),
+            ("in.tokens", 16, 9),
+            ("in.uniforms", 16, 9),
+            ("w.adapter.model.embeddings.position_embeddings", 17, 10),
+        ],
+        deeper: &["w.adapter.model.encoder.layer.", "w.layers.", "w.layers.", "w.layers."],
     },
     Case {
         dump: "dar_diffusion_gpt",
@@ -74,6 +121,50 @@ const CASES: &[Case] = &[
         config: &[("schedule", "[1, 3]")],
         lengths: &[("in.uniforms", 30, 10), ("in.teacher_input", 29, 9), ("in.feature", 4, 3)],
         deeper: &["w.var.blocks."],
+    },
+    Case {
+        dump: "hart_plain",
+        config: &[("patch_nums", "[1, 3]")],
+        lengths: &[
+            ("in.feature", 4, 3),
+            ("in.greedy_noise", 32, 18),
+            ("in.greedy_noise", 64, 36),
+            ("in.sampled_noise", 32, 18),
+            ("in.sampled_noise", 64, 36),
+            ("in.sampled_uniforms", 30, 10),
+            ("in.teacher_input", 29, 9),
+            ("in.orders", 16, 9),
+        ],
+        deeper: &["w.hart.blocks.", "w.hart.diffloss.net.res_blocks."],
+    },
+    Case {
+        dump: "hmar_l2",
+        config: &[("patch_nums", "[1, 3]"), ("mask_schedule", "[[1], [2, 3, 4]]")],
+        lengths: &[
+            ("in.mask_cells", 19, 3),
+            ("in.tokens", 30, 10),
+            ("in.uniforms", 61, 37),
+            ("w.hmar.lvl_embed", 4, 2),
+            ("w.hmar.pos_1LC", 30, 10),
+        ],
+        deeper: &["w.hmar.base_blocks.", "w.hmar.ns_blocks.", "w.hmar.mask_blocks."],
+    },
+    Case {
+        dump: "infinity_plain",
+        config: &[
+            ("scales", "[[1, 1, 1], [1, 3, 3]]"),
+            ("vae_scales", "[[1, 1, 1], [1, 3, 3]]"),
+            ("cfg_list", "[2.0, 3.0]"),
+            ("tau_list", "[1.0, 0.9]"),
+            ("flip_layers", "1"),
+        ],
+        lengths: &[
+            ("in.feature", 4, 3),
+            ("in.flip_strengths", 3, 1),
+            ("in.flip_uniforms", 14, 1),
+            ("in.uniforms", 30, 10),
+        ],
+        deeper: &["w.block_chunks."],
     },
     Case {
         dump: "larp_ar_class",
@@ -123,6 +214,19 @@ const CASES: &[Case] = &[
         lengths: &[("in.", 25, 9)],
         deeper: &["w.layers."],
     },
+    Case {
+        dump: "mvar_l2",
+        config: &[("patch_nums", "[1, 3]")],
+        lengths: &[
+            ("in.feature", 4, 3),
+            ("in.mamba_x", 30, 10),
+            ("in.teacher_input", 29, 9),
+            ("in.uniforms", 30, 10),
+            ("w.mvar.lvl_embed", 4, 2),
+            ("w.mvar.pos_1LC", 30, 10),
+        ],
+        deeper: &["w.mvar.blocks."],
+    },
     Case { dump: "nar_c2i", config: &[("block_size", "9")], lengths: &[("in.", 16, 9)], deeper: &["w.layers."] },
     Case {
         dump: "par_four",
@@ -153,6 +257,24 @@ const CASES: &[Case] = &[
         config: &[("img_size", "20")],
         lengths: &[("in.image", 24, 20), ("in.keys", 36, 25), ("in.uniforms", 36, 25), ("w.pos_embed", 37, 26)],
         deeper: &["w.blocks."],
+    },
+    Case { dump: "sjd_speculative", config: &[("block_size", "9")], lengths: &[], deeper: &["w.layers."] },
+    Case {
+        dump: "spherear_constant",
+        config: &[("resolution", "4")],
+        lengths: &[("in.image", 6, 4), ("in.", 9, 4), ("w.pos_for_diff", 9, 4)],
+        deeper: &["w.layers."],
+    },
+    Case {
+        dump: "transdiff_one",
+        config: &[("grid", "5")],
+        lengths: &[
+            ("in.", 256, 25),
+            ("w.encoder_pos", 272, 41),
+            ("w.diffusion_pos", 256, 25),
+            ("w.diffdecoder.net.diffusion_pos", 256, 25),
+        ],
+        deeper: &["w.encoder_blocks.", "w.diffdecoder.net.res_blocks."],
     },
     Case {
         dump: "var_l2",
