@@ -60,7 +60,8 @@ pub const VAR_D16: Shape = Shape {
 
 impl Shape {
     /// Official names with their shapes.
-    fn tensors(&self) -> BTreeMap<String, Vec<usize>> {
+    #[must_use]
+    pub fn tensors(&self) -> BTreeMap<String, Vec<usize>> {
         let Self { dim, heads, layers, hidden, vocabulary, .. } = *self;
         let mut tensors = BTreeMap::new();
         let mut add = |name: String, shape: &[usize]| tensors.insert(name, shape.to_vec());
@@ -114,27 +115,7 @@ impl Shape {
     /// # Errors
     /// If the file cannot be written.
     pub fn save<T: Float>(&self, path: &Path) -> std::io::Result<()> {
-        use std::io::Write;
-        let dtype = if T::DTYPE == Dtype::Bf16 { "BF16" } else { "F32" };
-        let config = json!({"block_size": self.tokens()}).to_string();
-        let mut header = json!({"__metadata__": {"system": self.system, "config": config}});
-        let mut end = 0;
-        for (name, shape) in self.tensors() {
-            let start = end;
-            end += shape.iter().product::<usize>() * T::DTYPE.bytes();
-            header[name] = json!({"dtype": dtype, "shape": shape, "data_offsets": [start, end]});
-        }
-        let header = header.to_string();
-        let mut file = std::io::BufWriter::new(std::fs::File::create(path)?);
-        file.write_all(&(header.len() as u64).to_le_bytes())?;
-        file.write_all(header.as_bytes())?;
-        for shape in self.tensors().values() {
-            // Norms and biases are small too: only time matters here.
-            let values: Vec<T> =
-                numbers::<f32>(shape.iter().product()).iter().map(|number| T::from_f32(0.03 * number)).collect();
-            file.write_all(bytemuck::cast_slice(&values))?;
-        }
-        file.flush()
+        save::<T>(path, self.system, &json!({"block_size": self.tokens()}), &self.tensors())
     }
 
     /// Bytes of the weights and of the caches of keys and values, two rows for guidance.
@@ -209,6 +190,38 @@ impl Shape {
             Ok(())
         }))
     }
+}
+
+/// Writes a safetensors file of random numbers.
+///
+/// # Errors
+/// If the file cannot be written.
+pub fn save<T: Float>(
+    path: &Path,
+    system: &str,
+    config: &Value,
+    tensors: &BTreeMap<String, Vec<usize>>,
+) -> std::io::Result<()> {
+    use std::io::Write;
+    let dtype = if T::DTYPE == Dtype::Bf16 { "BF16" } else { "F32" };
+    let mut header = json!({"__metadata__": {"system": system, "config": config.to_string()}});
+    let mut end = 0;
+    for (name, shape) in tensors {
+        let start = end;
+        end += shape.iter().product::<usize>() * T::DTYPE.bytes();
+        header[name] = json!({"dtype": dtype, "shape": shape, "data_offsets": [start, end]});
+    }
+    let header = header.to_string();
+    let mut file = std::io::BufWriter::new(std::fs::File::create(path)?);
+    file.write_all(&(header.len() as u64).to_le_bytes())?;
+    file.write_all(header.as_bytes())?;
+    for shape in tensors.values() {
+        // Norms and biases are small too: only time matters here.
+        let values: Vec<T> =
+            numbers::<f32>(shape.iter().product()).iter().map(|number| T::from_f32(0.03 * number)).collect();
+        file.write_all(bytemuck::cast_slice(&values))?;
+    }
+    file.flush()
 }
 
 /// Makes a picture's tokens once.

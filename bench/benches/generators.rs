@@ -1,12 +1,14 @@
 //! Whole generators with random weights: LlamaGen-B, 256 tokens with guidance, and the transformer of VAR-d16 over its
 //! ten scales with guidance. Each runs in a process of its own, so that its peak memory is its own. Without a GPU, wgpu's
-//! adapter may be one in software; it is measured all the same, by one run.
+//! adapter may be one in software; it is measured all the same, by one run. Then parallel decoders against one token a
+//! pass, beside what their papers claim ([`smalti_bench::families`]); `SMALTI_BENCH_FAMILIES` leaves out all else.
 
 use std::path::Path;
 use std::process::Command;
 
 use serde_json::{Value, json};
 use smalti::{Backend, Device, Float, bf16};
+use smalti_bench::families;
 use smalti_bench::generators::{LLAMAGEN_B, Shape, VAR_D16};
 use smalti_bench::{
     Ceilings, Memory, Operand, Peer, Rated, Row, Task, median, peak_memory, seconds, spread, threads, write,
@@ -58,14 +60,25 @@ fn main() -> Result<(), Failure> {
         return Ok(());
     }
     let ceilings = Ceilings::measure(&Device::cpu_with_threads(threads())?, threads());
+    if std::env::var_os("SMALTI_BENCH_FAMILIES").is_none() {
+        alone(&ceilings)?;
+    }
+    let folder = tempfile::tempdir()?;
+    let device = Device::cpu_with_threads(threads())?;
+    let rows = families::measure::<bf16>(&device, folder.path(), &ceilings)?;
+    Ok(write("parallel decoding, bf16", &format!("cpu, {} threads", threads()), &[], &ceilings, &rows)?)
+}
+
+/// Each generator by itself.
+fn alone(ceilings: &Ceilings) -> Result<(), Failure> {
     let name = Peer::pytorch(threads()).name();
     let folder = tempfile::tempdir()?;
     let mut rows = Vec::new();
     for shape in &SHAPES {
-        rows.push(row::<f32>("cpu", shape, folder.path(), &ceilings)?);
-        rows.push(row::<bf16>("cpu", shape, folder.path(), &ceilings)?);
+        rows.push(row::<f32>("cpu", shape, folder.path(), ceilings)?);
+        rows.push(row::<bf16>("cpu", shape, folder.path(), ceilings)?);
     }
-    write("generators", &format!("cpu, {} threads", threads()), &[name], &ceilings, &rows)?;
+    write("generators", &format!("cpu, {} threads", threads()), &[name], ceilings, &rows)?;
     let Some(adapter) = Device::list().into_iter().find(|info| info.backend == Backend::Wgpu) else { return Ok(()) };
     let rows: Result<Vec<_>, _> =
         SHAPES.iter().map(|shape| row::<bf16>(&adapter.id, shape, folder.path(), &Ceilings::UNKNOWN)).collect();
