@@ -31,6 +31,7 @@ pub mod jacobi;
 pub mod kernels;
 mod layout;
 pub mod linear;
+pub mod mixture;
 pub mod norm;
 pub mod resize;
 pub mod rng;

@@ -189,19 +189,17 @@ impl<T: Float> FeatureHead<T> {
         for index in 0..self.groups {
             x = elementwise::add(&x, &self.positions.narrow(1, index, 1)?)?;
             let inner = self.blocks.run(&x, states, &mut caches, &self.blocks.options())?;
-            let from_host = |values: Vec<f64>| {
-                Tensor::from_vec(device, &[rows, self.group], values.into_iter().map(T::from_f64).collect())
-            };
             let next = match &self.kind {
                 Kind::Mixture { head, candidates, course, .. } => {
                     let mixtures = self.mixtures(&head.run(&inner, states)?)?;
                     let guide = scale.map(|scale| (course.at(scale, index, self.groups), *candidates));
                     let temperature = course.at(temperature, index, self.groups);
-                    from_host(mixtures.sample(guide, temperature, chance)?.concat())?
+                    copy::convert(&mixtures.sample(guide, temperature, chance)?)?
                 }
                 Kind::Flow { network, steps } => {
                     let inner = inner.reshape(&[all, self.width])?;
-                    let noise = from_host(chance.normals(rows, self.group)?)?;
+                    let noise = chance.normals(rows, self.group)?.into_iter().map(T::from_f64).collect();
+                    let noise = Tensor::from_vec(device, &[rows, self.group], noise)?;
                     let scale = scale.map(|scale| scale as f32);
                     let condition = network.condition(&inner, &[])?;
                     flow::euler(noise, *steps, scale, |x, time| network.run(x, &[time], &condition))?

@@ -43,7 +43,7 @@ pub fn planes([time, height, width]: [usize; 3]) -> Vec<Vec<usize>> {
 /// The cells `[row, column]` of a grid along its anti-diagonals, there and back, so that each touches the one before it
 /// at a side or a corner. The first step is to the right.
 ///
-/// Source: Xu et al. 2025, arXiv:2503.11129, section 3.2.
+/// Source: Xu et al. 2025, arXiv:2503.11129, its diagonal scanning order.
 #[must_use]
 pub fn zigzag(height: usize, width: usize) -> Vec<[usize; 2]> {
     let of_plane = |(plane, mut cells): (usize, Vec<usize>)| {

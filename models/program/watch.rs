@@ -83,7 +83,6 @@ impl<'a> Watcher<'a> {
         if !in_scales && (seen.settled - self.last) * MOST_PREVIEWS < seen.all {
             return Ok(());
         }
-        self.last = seen.settled;
         let [height, width] = self.generator.about().picture_size;
         let mut pictures = Vec::new();
         for (number, planes) in (seen.pictures)()?.iter_mut().enumerate() {
@@ -96,6 +95,7 @@ impl<'a> Watcher<'a> {
         if pictures.is_empty() {
             return Ok(());
         }
+        self.last = seen.settled;
         self.shown += 1;
         let path = previews.folder.join(format!("{:04}-{:03}.png", self.first, self.shown));
         let written = Output::reserve("--preview", &path)

@@ -4,7 +4,7 @@
 //! see one group of the codes, so the first codes settle what the first steps do, and any prefix of the line gives a
 //! preview.
 //!
-//! Source: Gao and Shou 2025, arXiv:2505.23660, section 3; names from D-AR's `vq_model.py`, `tokenizer_transformer.py`
+//! Source: Gao and Shou 2025, arXiv:2505.23660, its sequential diffusion tokenizer; names from D-AR's `vq_model.py`, `tokenizer_transformer.py`
 //! and `diff_decoder.py`.
 
 use smalti::activation::{Activation, activation};
@@ -161,6 +161,12 @@ impl FlowTokenizer {
             ((share * self.codes() as f64) as usize).min(self.codes() - self.queries_per_step)
         };
         (0..self.steps).map(start).collect()
+    }
+
+    /// How many steps of the flow see nothing beyond the first `codes`.
+    #[must_use]
+    pub fn steps_of(&self, codes: usize) -> usize {
+        self.group_starts().iter().filter(|start| *start + self.queries_per_step <= codes).count()
     }
 
     /// The rotary table of a grid's patches, with rows that turn nothing for `others` more tokens.

@@ -17,7 +17,7 @@ struct StateDict {
 }
 
 /// Of two that could be at one place the first is: some have all names of another and more.
-const STATE_DICTS: [StateDict; 26] = [
+const STATE_DICTS: [StateDict; 28] = [
     transformer("arpg", "", ["layers.cross_dec.0.attn.to_q.weight", "layers.cross_dec.0.attn.to_k.weight"]),
     transformer("rar", "", ["target_aware_pos_embed", "timesteps_embeddings"]),
     transformer("randar", "", ["pos_instruct_embeddings", "pos_instruct_embeddings"]),
@@ -43,6 +43,8 @@ const STATE_DICTS: [StateDict; 26] = [
     shared("flexvar", "var.", ["pos_1LC", "blocks.0.attn.mat_qkv.weight"]),
     transformer("var", "var.", ["pos_1LC", "blocks.0.attn.mat_qkv.weight"]),
     tokenizer("vq.", ["decoder.mid.0.conv1.weight", "encoder.mid.0.conv1.weight"]),
+    tokenizer("vq.", ["bottleneck.regularizer.embedding.weight", "encoder_latent_query_embed"]),
+    tokenizer("vq.", ["diff_decoder.net.conv_in.weight", "decoder_embedding.weight"]),
     tokenizer("vae.", ["decoder.mid.block_1.conv1.weight", "encoder.mid.block_1.conv1.weight"]),
 ];
 

@@ -99,6 +99,11 @@ impl Codes {
     /// # Errors
     /// [`Error::Request`] if the checkpoint has no tokenizer; [`Error::Op`] if the device fails.
     pub fn decode<T: Float>(&self, tokens: &Tensor<u32>, sampler: &Sampler<'_>) -> Result<Tensor<T>> {
+        self.decode_first(tokens, self.places(), sampler)
+    }
+
+    /// The same where only the first `settled` tokens have been drawn, which matters where tokens are steps.
+    fn decode_first<T: Float>(&self, tokens: &Tensor<u32>, settled: usize, sampler: &Sampler<'_>) -> Result<Tensor<T>> {
         let missing = || Error::Request("the checkpoint holds no tokenizer (no vq.*)".to_owned());
         let grid = [self.grid[1], self.grid[2]];
         match self.tokenizer.as_ref().ok_or_else(missing)? {
@@ -121,7 +126,8 @@ impl Codes {
                 let noise = normals_of_places(sampler, &pictures, 3 * side * side, 0);
                 let noise = noise.into_iter().map(T::from_f64).collect();
                 let noise = Tensor::from_vec(&self.device, &[batch, 3, side, side], noise)?;
-                tokenizer.decode(&tokenizer.condition(&tokenizer.quantised(tokens)?)?, &noise, None, |_| Ok(()))
+                let condition = tokenizer.condition(&tokenizer.quantised(tokens)?)?;
+                tokenizer.decode(&condition, &noise, Some(tokenizer.steps_of(settled)), |_| Ok(()))
             }
         }
     }
@@ -262,6 +268,12 @@ impl<T: Float, M: DrawsCodes> Generator for InDtype<T, M> {
             let count = step.tokens.shape()[1];
             so_far.push(((0..batch).map(|picture| step.cells.of(picture, count)).collect(), step.tokens.clone()));
             let pictures = || {
+                // A flow shows something new when all tokens of a step are there.
+                if let Some(Tokenizer::Flow(tokenizer)) = &codes.tokenizer
+                    && tokenizer.steps_of(step.settled) == tokenizer.steps_of(step.settled - count)
+                {
+                    return Ok(Vec::new());
+                }
                 let of_cell = known.iter().map(|known| known.unwrap_or(0)).chain(std::iter::repeat(0)).take(places);
                 let mut raster = of_cell.collect::<Vec<_>>().repeat(batch);
                 for (cells, tokens) in &so_far {
@@ -273,7 +285,7 @@ impl<T: Float, M: DrawsCodes> Generator for InDtype<T, M> {
                 }
                 let tokens = Tensor::from_vec(&codes.device, &[batch, places], raster)?;
                 if codes.tokenizer.is_some() {
-                    per_entry(&codes.decode::<T>(&tokens, &sampler)?)
+                    per_entry(&codes.decode_first::<T>(&tokens, step.settled, &sampler)?)
                 } else {
                     Ok(Vec::new())
                 }

@@ -12,8 +12,9 @@
 //! | guidance  | `uncond + s (cond - uncond)`                                                      |
 //!
 //! Unusual: the line breaks of a raster are avoided, so that what is next in the order is next in the picture
-//! (section 3.2); since the next cell may lie in any of four directions, both modules tell of it (section 3.3); tokens
-//! are the tokenizer's codes, brought to the model's channels (section 3.4).
+//! (the paper's diagonal scanning order); since the next cell may lie in any of four directions, both modules tell of it
+//! (its direction-aware modules, 4D-RoPE and direction embeddings); tokens are the tokenizer's codes, brought to the
+//! model's channels (its codebook as token embeddings).
 //!
 //! What the paper leaves open is chosen as LlamaGen has it: a class is one token before the others, with no position
 //! and no direction; each of the four coordinates turns a quarter of the pairs. The names of weights are LlamaGen's, and

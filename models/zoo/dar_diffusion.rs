@@ -11,7 +11,8 @@
 //! | decoder   | sequential with a cache                                                       |
 //! | guidance  | `uncond + s (cond - uncond)`, `s` rising linearly along the sequence           |
 //!
-//! Paper: Gao and Shou 2025, arXiv:2505.23660, sections 3 and 4. Upstream: showlab/D-AR, `autoregressive/models`.
+//! Paper: Gao and Shou 2025, arXiv:2505.23660, its sequential diffusion tokenizer and
+//! next-token prediction over it. Upstream: showlab/D-AR, `autoregressive/models`.
 
 use smalti::attention::KvCache;
 use smalti::rope::Table;

@@ -11,9 +11,10 @@
 //! | decoder   | all places in every level                                                                  |
 //! | guidance  | on the head's noise, `uncond + s (cond - uncond)`, `s` and the temperature rising by level |
 //!
-//! A low-pass filter is a picture shrunk by averages and enlarged by cubics (section 3.2); the head learns the
-//! distribution of the full picture at each level, not of the filtered one (section 3.3), so what a level draws is
-//! filtered only to be fed back. Hiding places is section 3.4's masking.
+//! A low-pass filter is a picture shrunk by averages and enlarged by cubics; the head learns the
+//! distribution of the full picture at each level, not of the filtered one, so what a level draws is
+//! filtered only to be fed back. These are the paper's frequency progressive order and its instantiation with the
+//! continuous tokenizer; hiding places is its mask mechanism.
 //!
 //! Paper: Yu et al. 2025, arXiv:2503.05305. Upstream: yuhuUSTC/FAR, `models/far.py`.
 

@@ -12,7 +12,7 @@
 //! | guidance  | on the velocity, `uncond + s (cond - uncond)`, `s` rising linearly with the cells          |
 //!
 //! The cells before are seen at time 0, without noise, when a cell is drawn; training shows them as noisy as they are
-//! (section 3.3, noisy context learning), so the same network takes either.
+//! (the paper's noisy context learning), so the same network takes either.
 //!
 //! Paper: Ren et al. 2025, arXiv:2502.20388. Upstream: OliverRensu/xAR, `models/xar.py` and `models/sampler.py`.
 

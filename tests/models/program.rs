@@ -165,6 +165,108 @@ fn generate_without_a_tokenizer_writes_tokens_or_latents_and_says_so() {
     refused(&["generate", "--device", "cpu", "--model", "maskgil"], "give --weights FILE");
 }
 
+/// A dump whose weights draw, for each system that draws.
+const DRAWING: [&str; 28] = [
+    "aim_plain",
+    "arinar_flow",
+    "arinar_gmm",
+    "arpg_cosine",
+    "controlar_c2i",
+    "dar_diffusion_gpt",
+    "dar_small",
+    "far_mask",
+    "flexvar_var_cfg",
+    "hart_plain",
+    "hmar_l2",
+    "infinity_plain",
+    "larp_ar_class",
+    "llamagen_c2i",
+    "llamagen_t2i",
+    "lpd_linear",
+    "mar_nocfg",
+    "maskgil_warm_up",
+    "mvar_l2",
+    "nar_c2i",
+    "nar_video",
+    "par_four",
+    "randar_parallel",
+    "rar_pow",
+    "spherear_constant",
+    "transdiff_mrar",
+    "var_l2",
+    "xar_sde",
+];
+
+#[test]
+fn generate_draws_every_system_that_draws_and_traces_its_cells() {
+    use safetensors::{Dtype, tensor::TensorView};
+    let folder = folder();
+    let [out, trace, captions, control, steps] =
+        ["o", "t.json", "c.safetensors", "c.png", "steps"].map(|name| folder.path().join(name));
+    let mut encoder = png::Encoder::new(std::fs::File::create(&control).expect("room"), 8, 8);
+    encoder.set_color(png::ColorType::Grayscale);
+    encoder.write_header().and_then(|mut writer| writer.write_image_data(&[90; 64])).expect("room");
+    let mut drawn = std::collections::BTreeSet::new();
+    for dump in DRAWING {
+        let file = weights_of_dump(folder.path(), dump, true);
+        let system = smalti_models::zoo::SYSTEMS
+            .iter()
+            .filter(|system| dump.starts_with(system.name))
+            .max_by_key(|system| system.name.len())
+            .expect("dumps are called after their systems");
+        let mut arguments = vec!["generate", "--device", "cpu", "--count", "2", "--model", system.name, "--json"];
+        arguments.extend(["--weights", text(&file), "--out", text(&out), "--trace", text(&trace)]);
+        // What the dump's text encoder would give.
+        let of_texts = ["hart_plain", "infinity_plain", "llamagen_t2i"].iter().position(|texts| *texts == dump);
+        if let Some(of_texts) = of_texts {
+            let channels = [24, 128, 24][of_texts];
+            let values: Vec<u8> = (0..2 * 6 * channels).flat_map(|at| ((at % 7) as f32 * 0.1).to_le_bytes()).collect();
+            let features = TensorView::new(Dtype::F32, vec![2, 6, channels], &values).expect("as many bytes");
+            safetensors::serialize_to_file([("features", features)], None, &captions).expect("room");
+            arguments.extend(["--captions", text(&captions)]);
+        }
+        if system.name == "controlar" {
+            arguments.extend(["--control", text(&control)]);
+        }
+        // These dumps hold their tokenizers' decoders too.
+        let pictures = matches!(dump, "hmar_l2" | "llamagen_c2i" | "mar_nocfg" | "spherear_constant" | "var_l2");
+        if pictures {
+            arguments.extend(["--preview", text(&steps)]);
+        }
+        let output = smalti(&arguments);
+        assert_eq!(code(&output), 0, "{dump}: {}", stderr(&output));
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
+        assert_eq!(report["system"], system.name, "{dump}");
+        assert_eq!(report["kind"] == "pictures", pictures, "{dump}: {report}");
+        let bytes = std::fs::read(&out).expect("what was drawn");
+        if pictures {
+            assert!(bytes.starts_with(b"\x89PNG"), "{dump}");
+            let shown = std::fs::read_dir(&steps).expect("previews").count();
+            assert!(shown > 0 || system.name == "spherear", "{dump}: no preview");
+            std::fs::remove_dir_all(&steps).expect("a folder");
+        } else {
+            safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
+        }
+        // Cells that settle do so once, but HMAR's that are masked again.
+        let (of_pictures, places) = traced(&trace);
+        assert_eq!(of_pictures.len(), 2, "{dump}");
+        for steps in &of_pictures {
+            let mut cells = steps.concat();
+            cells.sort_unstable();
+            if system.name == "hmar" {
+                cells.dedup();
+            }
+            assert!(cells.is_empty() || cells.into_iter().eq(0..places), "{dump}: {steps:?}");
+        }
+        drawn.insert(system.name);
+    }
+    let draws = |system: &&smalti_models::zoo::System| {
+        use smalti_models::zoo::Runs;
+        matches!(system.runs, Runs::Pictures | Runs::Tokens)
+    };
+    assert!(smalti_models::zoo::SYSTEMS.iter().filter(draws).all(|system| drawn.contains(system.name)), "{drawn:?}");
+}
+
 #[test]
 fn generate_does_not_depend_on_threads_or_shards() {
     let folder = folder();

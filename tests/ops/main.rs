@@ -17,6 +17,7 @@ mod foreign;
 mod jacobi;
 mod kernels;
 mod linear;
+mod mixture;
 mod norm;
 mod paged;
 mod properties;

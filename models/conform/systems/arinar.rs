@@ -1,6 +1,6 @@
 //! ARINAR's dumps.
 
-use smalti::{Float, Tensor};
+use smalti::{Float, Tensor, copy};
 
 use super::{sampled, weights};
 use crate::conform::{Computed, Dump, Values};
@@ -70,14 +70,12 @@ pub(super) fn run<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
     } else {
         let parameters = model.head().parameters(&inner, &states)?;
         let mixtures = model.head().mixtures(&parameters)?;
-        let values = tokens.to_vec()?;
-        let densities = values.iter().enumerate().map(|(row, value)| mixtures.log_density(row, &[value.to_f64()]));
+        let mixed = parameters.elements() / parameters.shape()[2];
+        let values = copy::convert(&tokens.reshape(&[mixed, 1, tokens.elements() / mixed])?)?;
+        let densities = mixtures.log_density(&values)?;
         computed.push(Computed::floats("plain_head", &parameters)?);
-        computed.push(Computed {
-            output: "plain_log_likelihood".to_owned(),
-            shape: tokens.shape().to_vec(),
-            values: Values::Floats(densities.collect()),
-        });
+        let densities = densities.reshape(&parameters.shape()[..2])?;
+        computed.push(Computed::floats("plain_log_likelihood", &densities)?);
     }
 
     let orders = dump.counts("order")?;
