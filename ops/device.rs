@@ -77,7 +77,7 @@ impl Device {
         Self(Handle::Reference)
     }
 
-    /// The CPU with one thread per core.
+    /// The CPU with one thread per core. It keeps up to 64 MiB of dropped outputs for the next ones.
     #[cfg(feature = "cpu")]
     #[must_use]
     pub fn cpu() -> Self {

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::backend::host::Host;
 use crate::device::Handle;
 use crate::{Device, Element, Error, Layout, Result, copy};
 
@@ -25,7 +26,7 @@ pub struct Tensor<T: Element> {
 
 #[derive(Clone)]
 enum Storage<T: Element> {
-    Host(Arc<Vec<T>>),
+    Host(Arc<Host<T>>),
     #[cfg(feature = "wgpu")]
     Wgpu(Arc<crate::backend::wgpu::Buffer>),
     #[cfg(feature = "cuda")]
@@ -130,9 +131,9 @@ impl<T: Element> Tensor<T> {
         }
         device.check_dtype::<T>()?;
         let storage = match device.handle() {
-            Handle::Reference => Storage::Host(Arc::new(data)),
+            Handle::Reference => Storage::Host(Arc::new(Host::given(data))),
             #[cfg(feature = "cpu")]
-            Handle::Cpu(_) => Storage::Host(Arc::new(data)),
+            Handle::Cpu(_) => Storage::Host(Arc::new(Host::given(data))),
             #[cfg(feature = "wgpu")]
             Handle::Wgpu(gpu) => Storage::Wgpu(gpu.upload(bytemuck::cast_slice(&data))?),
             #[cfg(feature = "cuda")]
@@ -164,9 +165,16 @@ impl<T: Element> Tensor<T> {
         Self::from_vec(device, shape, vec![T::zeroed(); layout.elements()])
     }
 
-    /// A tensor of `shape` for an op to fill: zeros in host memory, anything at all on a GPU.
+    /// A tensor of `shape` for an op to fill: it may hold anything at all.
     pub(crate) fn empty(device: &Device, shape: &[usize]) -> Result<Self> {
         match device.handle() {
+            #[cfg(feature = "cpu")]
+            Handle::Cpu(cpu) => {
+                let layout = Layout::contiguous(shape)?;
+                device.check_dtype::<T>()?;
+                let storage = Storage::Host(Arc::new(Host::for_output(cpu, layout.elements())));
+                Ok(Self { device: device.clone(), layout, storage })
+            }
             #[cfg(feature = "wgpu")]
             Handle::Wgpu(gpu) => {
                 let layout = Layout::contiguous(shape)?;

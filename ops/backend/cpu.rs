@@ -4,6 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use rayon::prelude::*;
 
+use super::host::Kept;
 use super::simd::{self, Kernel, Simd};
 use crate::device::{Backend, DeviceInfo};
 use crate::{Error, Result};
@@ -12,6 +13,8 @@ use crate::{Error, Result};
 #[derive(Debug)]
 pub struct Cpu {
     pool: rayon::ThreadPool,
+    /// Memory of dropped outputs, for the next ones.
+    pub(crate) kept: Kept,
 }
 
 impl Cpu {
@@ -36,7 +39,7 @@ impl Cpu {
                 during: format!("starting {threads} threads"),
                 reason: error.to_string(),
             })?;
-        Ok(Self { pool })
+        Ok(Self { pool, kept: Kept::default() })
     }
 
     /// How many threads share the work.

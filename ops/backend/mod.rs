@@ -4,6 +4,7 @@
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+pub(crate) mod host;
 #[cfg(feature = "cpu")]
 pub(crate) mod simd;
 #[cfg(feature = "wgpu")]
