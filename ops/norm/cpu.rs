@@ -10,26 +10,25 @@ use crate::{Float, View, ViewMut};
 const LANES: usize = 32;
 
 /// [`super::rms_norm`] over contiguous operands.
-pub fn rms_norm<T: Float>(cpu: &Cpu, x: View<'_, T>, weight: Option<View<'_, f32>>, eps: f32, mut y: ViewMut<'_, T>) {
+pub fn rms_norm<T: Float>(cpu: &Cpu, x: View<'_, T>, weight: Option<View<'_, f32>>, eps: f32, y: ViewMut<'_, T>) {
     let channels = x.shape()[x.shape().len() - 1];
-    let x = x.as_slice().expect("contiguous");
     let weight = weight.map(|weight| weight.as_slice().expect("contiguous"));
-    let y = y.as_mut_slice().expect("contiguous");
-    cpu.rows(y, channels, |row, y| {
-        let mut wide = vec![0.0; channels];
-        T::widen(&x[row * channels..][..channels], &mut wide);
-        vectorised(
-            #[inline(always)]
-            || {
-                let scale = 1.0 / (sum_of_squares(&wide) / channels as f32 + eps).sqrt();
-                match weight {
-                    Some(weight) => wide.iter_mut().zip(weight).for_each(|(x, weight)| *x *= scale * weight),
-                    None => wide.iter_mut().for_each(|x| *x *= scale),
+    by_rows(
+        cpu,
+        x,
+        channels,
+        y,
+        #[inline(always)]
+        |_, x, y| {
+            let scale = 1.0 / (sum(x, square) / channels as f32 + eps).sqrt();
+            match weight {
+                Some(weight) => {
+                    y.iter_mut().zip(x).zip(weight).for_each(|((y, x), weight)| *y = x * (scale * weight));
                 }
-            },
-        );
-        T::narrow(&wide, y);
-    });
+                None => y.iter_mut().zip(x).for_each(|(y, x)| *y = x * scale),
+            }
+        },
+    );
 }
 
 /// [`super::layer_norm`] and [`super::group_norm`] over contiguous operands.
@@ -40,72 +39,105 @@ pub fn normalise<T: Float>(
     weight: Option<View<'_, f32>>,
     bias: Option<View<'_, f32>>,
     eps: f32,
-    mut y: ViewMut<'_, T>,
+    y: ViewMut<'_, T>,
 ) {
-    let x = x.as_slice().expect("contiguous");
     let weight = weight.map(|weight| weight.as_slice().expect("contiguous"));
     let bias = bias.map(|bias| bias.as_slice().expect("contiguous"));
-    let y = y.as_mut_slice().expect("contiguous");
     let count = groups.len as f32;
-    cpu.rows(y, groups.len, |row, y| {
-        let mut wide = vec![0.0; groups.len];
-        T::widen(&x[row * groups.len..][..groups.len], &mut wide);
-        vectorised(
-            #[inline(always)]
-            || {
-                let mean = sum(
-                    &wide,
-                    #[inline(always)]
-                    |x| x,
-                ) / count;
-                wide.iter_mut().for_each(|x| *x -= mean);
-                let scale = 1.0 / (sum_of_squares(&wide) / count + eps).sqrt();
-                let first = groups.channel(row, 0);
-                if groups.run == 1 {
-                    wide.iter_mut().for_each(|x| *x *= scale);
-                    if let Some(weight) = weight {
-                        wide.iter_mut().zip(&weight[first..]).for_each(|(x, weight)| *x *= weight);
-                    }
-                    if let Some(bias) = bias {
-                        wide.iter_mut().zip(&bias[first..]).for_each(|(x, bias)| *x += bias);
-                    }
-                } else {
-                    for (index, run) in wide.chunks_mut(groups.run).enumerate() {
-                        let scale = scale * weight.map_or(1.0, |weight| weight[first + index]);
-                        let bias = bias.map_or(0.0, |bias| bias[first + index]);
-                        run.iter_mut().for_each(|x| *x = *x * scale + bias);
-                    }
+    by_rows(
+        cpu,
+        x,
+        groups.len,
+        y,
+        #[inline(always)]
+        |row, x, y| {
+            let mean = sum(
+                x,
+                #[inline(always)]
+                |x| x,
+            ) / count;
+            let variance = sum(
+                x,
+                #[inline(always)]
+                |x| square(x - mean),
+            ) / count;
+            let scale = 1.0 / (variance + eps).sqrt();
+            let first = groups.channel(row, 0);
+            if groups.run > 1 {
+                for (index, (x, y)) in x.chunks(groups.run).zip(y.chunks_mut(groups.run)).enumerate() {
+                    let scale = scale * weight.map_or(1.0, |weight| weight[first + index]);
+                    let bias = bias.map_or(0.0, |bias| bias[first + index]);
+                    y.iter_mut().zip(x).for_each(|(y, x)| *y = (x - mean) * scale + bias);
                 }
-            },
-        );
-        T::narrow(&wide, y);
-    });
+                return;
+            }
+            let outputs = y.iter_mut().zip(x);
+            match (weight.map(|weight| &weight[first..]), bias.map(|bias| &bias[first..])) {
+                (None, None) => outputs.for_each(|(y, x)| *y = (x - mean) * scale),
+                (Some(weight), None) => {
+                    outputs.zip(weight).for_each(|((y, x), weight)| *y = (x - mean) * scale * weight);
+                }
+                (None, Some(bias)) => outputs.zip(bias).for_each(|((y, x), bias)| *y = (x - mean) * scale + bias),
+                (Some(weight), Some(bias)) => {
+                    let outputs = outputs.zip(weight).zip(bias);
+                    outputs.for_each(|(((y, x), weight), bias)| *y = (x - mean) * scale * weight + bias);
+                }
+            }
+        },
+    );
 }
 
 /// [`super::softmax`] of contiguous rows of `channels` values.
-pub fn softmax<T: Float>(cpu: &Cpu, x: View<'_, T>, channels: usize, mut y: ViewMut<'_, T>) {
+pub fn softmax<T: Float>(cpu: &Cpu, x: View<'_, T>, channels: usize, y: ViewMut<'_, T>) {
+    by_rows(
+        cpu,
+        x,
+        channels,
+        y,
+        #[inline(always)]
+        |_, x, y| {
+            let largest = largest(x);
+            for (y, x) in y.iter_mut().zip(x) {
+                *y = if *x == f32::NEG_INFINITY { 0.0 } else { exp(*x - largest) };
+            }
+            let sum = sum(
+                y,
+                #[inline(always)]
+                |y| y,
+            );
+            // A row that holds nothing stays 0.
+            let scale = if sum == 0.0 { 0.0 } else { 1.0 / sum };
+            y.iter_mut().for_each(|y| *y *= scale);
+        },
+    );
+}
+
+/// Calls `work` with the number of each row of a contiguous `x` and the row itself, in f32, to fill that of `y`.
+fn by_rows<T: Float>(
+    cpu: &Cpu,
+    x: View<'_, T>,
+    len: usize,
+    mut y: ViewMut<'_, T>,
+    work: impl Fn(usize, &[f32], &mut [f32]) + Send + Sync,
+) {
     let x = x.as_slice().expect("contiguous");
-    cpu.rows(y.as_mut_slice().expect("contiguous"), channels, |row, y| {
-        let mut wide = vec![0.0; channels];
-        T::widen(&x[row * channels..][..channels], &mut wide);
+    cpu.rows(y.as_mut_slice().expect("contiguous"), len, |row, y| {
+        let x = &x[row * len..][..len];
+        if let Some(x) = T::as_f32(x) {
+            let y = T::as_f32_mut(y).expect("of the type of x");
+            return vectorised(
+                #[inline(always)]
+                || work(row, x, y),
+            );
+        }
+        let mut wide = vec![0.0; 2 * len];
+        let (wide_x, wide_y) = wide.split_at_mut(len);
+        T::widen(x, wide_x);
         vectorised(
             #[inline(always)]
-            || {
-                let largest = largest(&wide);
-                for x in &mut wide {
-                    *x = if *x == f32::NEG_INFINITY { 0.0 } else { exp(*x - largest) };
-                }
-                let sum = sum(
-                    &wide,
-                    #[inline(always)]
-                    |x| x,
-                );
-                // A row that holds nothing stays 0.
-                let scale = if sum == 0.0 { 0.0 } else { 1.0 / sum };
-                wide.iter_mut().for_each(|x| *x *= scale);
-            },
+            || work(row, wide_x, wide_y),
         );
-        T::narrow(&wide, y);
+        T::narrow(wide_y, y);
     });
 }
 
@@ -183,12 +215,8 @@ fn largest(x: &[f32]) -> f32 {
 }
 
 #[inline(always)]
-fn sum_of_squares(x: &[f32]) -> f32 {
-    sum(
-        x,
-        #[inline(always)]
-        |x| x * x,
-    )
+fn square(x: f32) -> f32 {
+    x * x
 }
 
 #[inline(always)]
