@@ -281,8 +281,11 @@ impl<A: Arithmetic> Kernel for Attend<'_, A> {
         let vectors = head_dim.div_ceil(LANES);
         let mut mixed = vec![Line::default(); groups.len() * GROUP * vectors];
         let depth = head_dim.div_ceil(A::INPUTS);
-        let mut keys = vec![[Line::default(); 4]; depth.next_multiple_of(LANES)];
-        let mut values = vec![[Line::default(); 4]; vectors.div_ceil(4) * TILE / A::INPUTS];
+        // A single row takes keys and values from where they are, and packs none.
+        let alone = count == 1;
+        let packed = |lines: usize| vec![[Line::default(); 4]; if alone { 0 } else { lines }];
+        let mut keys = packed(depth.next_multiple_of(LANES));
+        let mut values = packed(vectors.div_ceil(4) * TILE / A::INPUTS);
         let mut scores = [[0.0; TILE]; GROUP];
         let mut weights = [[A::Scalar::default(); TILE]; GROUP];
         for tile in (visible.start..visible.end).step_by(TILE) {
@@ -290,11 +293,19 @@ impl<A: Arithmetic> Kernel for Attend<'_, A> {
             if tile_keys == 0 {
                 continue;
             }
-            pack_keys::<S, A>(simd, &k, tile, tile_keys, &mut keys);
             let value = |key: usize| (key < tile_keys).then(|| v.row(tile + key));
-            if !one_by_one {
-                pack_values::<A>(head_dim, value, &mut values);
+            if alone {
+                let group = &mut groups[0];
+                row_scores::<S, A>(simd, &group.q[0], depth, &k, tile, tile_keys, &mut scores[0]);
+                let (at, words) = ([batch, head, first, tile], &visible.words);
+                let shrink = weigh(simd, inputs, at, group, words, tile_keys.div_ceil(LANES), &mut scores);
+                A::weights(simd, &scores[0], &mut weights[0]);
+                let weighed = |key: usize| value(key).filter(|_| !one_by_one || scores[0][key] != 0.0);
+                row_mix::<S, A>(simd, &weights[0], tile_keys, weighed, shrink[0], &mut mixed[..vectors]);
+                continue;
             }
+            pack_keys::<S, A>(simd, &k, tile, tile_keys, &mut keys);
+            pack_values::<A>(head_dim, value, &mut values);
             for (index, (group, words)) in groups.iter_mut().zip(visible.words.chunks(GROUP)).enumerate() {
                 let used = last_key(words);
                 if used == 0 {
@@ -311,10 +322,6 @@ impl<A: Arithmetic> Kernel for Attend<'_, A> {
                 let shrink = weigh(simd, inputs, at, group, words, used.div_ceil(LANES), &mut scores);
                 for (scores, weights) in scores.iter().zip(&mut weights).take(group_rows) {
                     A::weights(simd, scores, weights);
-                }
-                if one_by_one {
-                    let seen = |key: usize| value(key).filter(|_| key < used && scores[0][key] != 0.0);
-                    pack_values::<A>(head_dim, seen, &mut values);
                 }
                 let mixed = &mut mixed[index * GROUP * vectors..][..GROUP * vectors];
                 for (chunk, values) in values.chunks(TILE / A::INPUTS).enumerate() {
@@ -344,8 +351,7 @@ impl<A: Arithmetic> Kernel for Attend<'_, A> {
     }
 }
 
-/// Packs a tile's keys, whole vectors of them: channel after channel, the keys side by side. What fills up the last
-/// vector is the last key.
+/// Packs a tile's keys, whole vectors of them: channel after channel, the keys side by side.
 #[inline(always)]
 fn pack_keys<S: Simd, A: Arithmetic>(
     simd: S,
@@ -356,17 +362,85 @@ fn pack_keys<S: Simd, A: Arithmetic>(
 ) {
     for vector in 0..count.div_ceil(LANES) {
         for (part, keys) in keys.chunks_mut(LANES).enumerate() {
-            let start = part * LANES * A::INPUTS;
-            let mut block = [Line::default(); LANES];
-            for (key, block) in block.iter_mut().enumerate() {
-                let row = &k.row(tile + (vector * LANES + key).min(count - 1))[start..];
-                let row = &row[..row.len().min(LANES * A::INPUTS)];
-                A::scalars(row, bytemuck::cast_slice_mut(std::slice::from_mut(block)));
-            }
-            simd.transpose(&mut block);
+            let block = side_by_side::<S, A>(simd, k, [tile, count], vector, part);
             for (keys, block) in keys.iter_mut().zip(&block) {
                 keys[vector] = *block;
             }
+        }
+    }
+}
+
+/// A vector of a tile's keys: some channels one after the other, the keys side by side. What fills up the last vector is
+/// the last key.
+#[inline(always)]
+fn side_by_side<S: Simd, A: Arithmetic>(
+    simd: S,
+    k: &Head<'_, A::Element>,
+    [tile, count]: [usize; 2],
+    vector: usize,
+    part: usize,
+) -> [Line; LANES] {
+    let start = part * LANES * A::INPUTS;
+    let mut block = [Line::default(); LANES];
+    for (key, block) in block.iter_mut().enumerate() {
+        let row = &k.row(tile + (vector * LANES + key).min(count - 1))[start..];
+        let row = &row[..row.len().min(LANES * A::INPUTS)];
+        A::scalars(row, bytemuck::cast_slice_mut(std::slice::from_mut(block)));
+    }
+    simd.transpose(&mut block);
+    block
+}
+
+/// The scores of one row, whose sums take their terms in the order in which [`product`] does.
+#[inline(always)]
+fn row_scores<S: Simd, A: Arithmetic>(
+    simd: S,
+    q: &[A::Scalar; MAX_HEAD_DIM],
+    depth: usize,
+    k: &Head<'_, A::Element>,
+    tile: usize,
+    count: usize,
+    scores: &mut [f32; TILE],
+) {
+    let mut sums = [simd.splat(0.0); TILE / LANES];
+    // A part of the channels at a time, so that the sums of four vectors do not wait for each other.
+    for (part, q) in q[..depth].chunks(LANES).enumerate() {
+        for (vector, sum) in sums.iter_mut().enumerate().take(count.div_ceil(LANES)) {
+            let block = side_by_side::<S, A>(simd, k, [tile, count], vector, part);
+            for (q, block) in q.iter().zip(&block) {
+                *sum = A::add(simd, A::spread(simd, *q), A::load(simd, block), *sum);
+            }
+        }
+    }
+    for (sum, scores) in sums.iter().zip(scores.as_chunks_mut().0) {
+        simd.store(*sum, scores);
+    }
+}
+
+/// Adds the weighted values of a tile to the results of one row, which shrink first; as [`mix`].
+#[inline(always)]
+fn row_mix<'a, S: Simd, A: Arithmetic>(
+    simd: S,
+    weights: &[A::Scalar; TILE],
+    keys: usize,
+    value: impl Fn(usize) -> Option<&'a [A::Element]>,
+    shrink: f32,
+    mixed: &mut [Line],
+) where
+    A::Element: 'a,
+{
+    for (chunk, mixed) in mixed.chunks_mut(4).enumerate() {
+        let mut sums = [simd.splat(0.0); 4];
+        for (step, weight) in weights.iter().enumerate().take(keys.div_ceil(A::INPUTS)) {
+            let weight = A::spread(simd, *weight);
+            for (vector, sum) in sums.iter_mut().enumerate().take(mixed.len()) {
+                let mut values = Line::default();
+                A::values(|input| value(step * A::INPUTS + input), (4 * chunk + vector) * LANES, &mut values);
+                *sum = A::add(simd, weight, A::load(simd, &values), *sum);
+            }
+        }
+        for (sum, mixed) in sums.iter().zip(mixed) {
+            simd.store(simd.mul_add(simd.load(mixed.f32s()), simd.splat(shrink), *sum), mixed.f32s_mut());
         }
     }
 }
