@@ -14,7 +14,7 @@ const FEW_QUERIES: usize = 8;
 const BLOCK: u32 = 256;
 
 /// Keys that are summed before they are added to the others, as the kernels have it.
-const SEGMENT: usize = 1024;
+const SEGMENT: usize = 256;
 
 /// Into how many segments the keys of a call should be split for a device with so many multiprocessors: 1 for one block
 /// of threads per block of queries. Results do not depend on it.
@@ -316,8 +316,8 @@ mod tests {
 
     #[test]
     fn few_queries_split_many_keys() {
-        assert_eq!(segments([1, 16, 1, 1024], 132), 1);
-        assert_eq!(segments([1, 16, 1, 1025], 132), 2);
+        assert_eq!(segments([1, 16, 1, 256], 132), 1);
+        assert_eq!(segments([1, 16, 1, 257], 132), 2);
         assert_eq!(segments([1, 16, 9, 4096], 132), 1, "many queries");
         assert_eq!(segments([16, 20, 1, 4096], 132), 1, "many heads");
     }
