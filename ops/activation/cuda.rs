@@ -1,7 +1,7 @@
 //! Launchers of the PTX kernels.
 
 use super::Activation;
-use crate::backend::cuda::{Argument, Operand, Stream, aligned, blocks, dense, to_u32};
+use crate::backend::cuda::{Argument, Operand, Stream, aligned, blocks, dense, per_thread, to_u32};
 use crate::{Error, Result};
 
 const BLOCK: u32 = 256;
@@ -38,7 +38,6 @@ fn launch(stream: &Stream<'_>, op: &'static str, kernel: &str, operands: &[(&'st
     arguments.push(Argument::U32(to_u32(op, first_name, elements)?));
     let operands: Vec<_> = operands.iter().map(|(_, operand)| *operand).collect();
     let aligned = aligned(first.dtype, elements, &operands);
-    let per_thread = if aligned.is_empty() { 1 } else { 16 / first.dtype.bytes() };
-    let grid = blocks(op, elements, BLOCK as usize * per_thread)?;
+    let grid = blocks(op, elements, BLOCK as usize * per_thread(first.dtype, aligned))?;
     stream.launch(&format!("{kernel}_{}{aligned}", first.dtype), [grid, 1, 1], [BLOCK, 1, 1], 0, &arguments)
 }

@@ -846,6 +846,11 @@ pub(crate) fn aligned(dtype: Dtype, len: usize, operands: &[Operand<'_>]) -> &'s
     if fits && operands.iter().all(|operand| starts_on(16, *operand)) { "_aligned" } else { "" }
 }
 
+/// How many elements a thread takes of a kernel whose name ends in what [`aligned`] gave: 16 bytes of them, or one.
+pub(crate) fn per_thread(dtype: Dtype, aligned: &str) -> usize {
+    if aligned.is_empty() { 1 } else { 16 / dtype.bytes() }
+}
+
 /// Grid and block of a kernel that takes a matrix row by row. How many threads a row has depends on its length alone,
 /// and so does the order in which it is summed.
 ///

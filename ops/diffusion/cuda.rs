@@ -1,8 +1,8 @@
 //! Launchers of the PTX kernels.
 
 use super::{Coefficients, Denoised};
-use crate::backend::cuda::{Argument, Operand, Stream, aligned, blocks, dense, dense_or_absent, to_u32};
-use crate::{Float, Result};
+use crate::backend::cuda::{Argument, Operand, Stream, aligned, blocks, dense, dense_or_absent, per_thread, to_u32};
+use crate::{Float, Result, Tensor};
 
 const BLOCK: u32 = 256;
 
@@ -32,8 +32,7 @@ pub fn euler(
     ];
     let operands: Vec<_> = [x, velocity, y].into_iter().chain(uncond).collect();
     let aligned = aligned(x.dtype, elements, &operands);
-    let per_thread = if aligned.is_empty() { 1 } else { 16 / x.dtype.bytes() };
-    let grid = blocks(OP, elements, BLOCK as usize * per_thread)?;
+    let grid = blocks(OP, elements, BLOCK as usize * per_thread(x.dtype, aligned))?;
     stream.launch(&format!("{OP}_{}{aligned}", x.dtype), [grid, 1, 1], [BLOCK, 1, 1], 0, &arguments)
 }
 
@@ -49,17 +48,20 @@ pub(crate) fn denoise<T: Float>(
 ) -> Result<()> {
     const OP: &str = "denoise";
     let elements = x.layout.elements();
+    let channels = x.shape().last().copied().unwrap_or(1);
+    let [x0, mean, log_variance, y] =
+        [&denoised.x0, &denoised.mean, &denoised.log_variance, &denoised.y].map(Tensor::cuda_operand);
     let [least, most] = coefficients.learned.unwrap_or_default();
     let arguments = [
         dense(OP, "x", x)?,
         dense(OP, "model", model)?,
         dense(OP, "noise", noise)?,
-        dense(OP, "x0", denoised.x0.cuda_operand())?,
-        dense(OP, "mean", denoised.mean.cuda_operand())?,
-        dense(OP, "log_variance", denoised.log_variance.cuda_operand())?,
-        dense(OP, "y", denoised.y.cuda_operand())?,
+        dense(OP, "x0", x0)?,
+        dense(OP, "mean", mean)?,
+        dense(OP, "log_variance", log_variance)?,
+        dense(OP, "y", y)?,
         Argument::U32(to_u32(OP, "x", elements)?),
-        Argument::U32(to_u32(OP, "x", x.shape().last().copied().unwrap_or(1))?),
+        Argument::U32(to_u32(OP, "x", channels)?),
         Argument::U32(u32::from(coefficients.learned.is_some())),
         Argument::F32(coefficients.from_x as f32),
         Argument::F32(coefficients.from_epsilon as f32),
@@ -71,6 +73,8 @@ pub(crate) fn denoise<T: Float>(
         Argument::F32(coefficients.amount as f32),
         Argument::F32(coefficients.bound as f32),
     ];
-    let grid = blocks(OP, elements, BLOCK as usize)?;
-    stream.launch(&format!("{OP}_{}", x.dtype), [grid, 1, 1], [BLOCK, 1, 1], 0, &arguments)
+    // As many channels as whole runs fill: then each lies in one row, and so does the model's.
+    let aligned = aligned(x.dtype, channels, &[x, model, noise, x0, mean, log_variance, y]);
+    let grid = blocks(OP, elements, BLOCK as usize * per_thread(x.dtype, aligned))?;
+    stream.launch(&format!("{OP}_{}{aligned}", x.dtype), [grid, 1, 1], [BLOCK, 1, 1], 0, &arguments)
 }

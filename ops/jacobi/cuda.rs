@@ -1,9 +1,9 @@
 //! Launchers of the PTX kernels.
 
 use super::{Gaussians, Groups, PathsVerified, Rule, Verified, Window};
-use crate::backend::cuda::{Argument, Operand, Stream, blocks, dense, dense_or_absent, to_u32};
+use crate::backend::cuda::{Argument, Operand, Stream, aligned, blocks, dense, dense_or_absent, to_u32};
 use crate::sample::Weights;
-use crate::{Error, Result};
+use crate::{Dtype, Error, Result, Tensor};
 
 /// Threads of a block that has one row or sequence.
 const THREADS: u32 = 256;
@@ -26,9 +26,10 @@ pub fn couple(
     let [_, places] = two_axes(OP, "kept", kept)?;
     let [rows, vocabulary] = q.shape();
     let relaxed = groups.and_then(|groups| groups.relaxed);
+    let [p, q] = [p, q].map(|weights| weights.tensor().cuda_operand());
     let arguments = [
-        dense(OP, "p", p.tensor().cuda_operand())?,
-        dense(OP, "q", q.tensor().cuda_operand())?,
+        dense(OP, "p", p)?,
+        dense(OP, "q", q)?,
         dense(OP, "draft", draft)?,
         dense(OP, "words", words)?,
         dense_or_absent(OP, "groups", groups.map(|groups| groups.tokens.cuda_operand()))?,
@@ -44,7 +45,8 @@ pub fn couple(
         Argument::U32(u32::from(relaxed.is_some())),
         Argument::U32(relaxed.unwrap_or(u32::MAX)),
     ];
-    stream.launch(OP, [blocks(OP, rows, 1)?, 1, 1], [THREADS, 1, 1], 0, &arguments)
+    let entry = format!("{OP}{}", aligned(Dtype::U32, vocabulary, &[p, q]));
+    stream.launch(&entry, [blocks(OP, rows, 1)?, 1, 1], [THREADS, 1, 1], 0, &arguments)
 }
 
 /// The window after a verification, into `verified`, whose `kept` is read; without a rule a draft is kept iff it equals
@@ -63,12 +65,13 @@ pub fn settle(
     const BLOCK: u32 = 64;
     let [batch, drafts] = two_axes(OP, "draft", draft)?;
     let [_, places] = two_axes(OP, "fresh", fresh)?;
+    let [kept, tokens] = [&verified.kept, &verified.tokens].map(Tensor::cuda_operand);
     let arguments = [
         dense(OP, "draft", draft)?,
-        dense(OP, "kept", verified.kept.cuda_operand())?,
+        dense(OP, "kept", kept)?,
         dense(OP, "coupled", coupled)?,
         dense(OP, "fresh", fresh)?,
-        dense(OP, "tokens", verified.tokens.cuda_operand())?,
+        dense(OP, "tokens", tokens)?,
         dense(OP, "accepted", verified.accepted.cuda_operand())?,
         dense(OP, "settled", verified.settled.cuda_operand())?,
         dense(OP, "next", verified.next.cuda_operand())?,
@@ -81,7 +84,13 @@ pub fn settle(
             None => 2,
         }),
     ];
-    stream.launch(OP, [blocks(OP, batch, BLOCK as usize)?, 1, 1], [BLOCK, 1, 1], 0, &arguments)
+    // With one more place than drafts their rows do not start on 16 bytes together.
+    let aligned = match drafts == places {
+        true => aligned(Dtype::U32, places, &[draft, kept, coupled, fresh, tokens]),
+        false => "",
+    };
+    let grid = blocks(OP, batch, BLOCK as usize)?;
+    stream.launch(&format!("{OP}{aligned}"), [grid, 1, 1], [BLOCK, 1, 1], 0, &arguments)
 }
 
 /// [`Groups::nearby`] into `groups` `[rows, 1 + below + above]`; all contiguous.
@@ -99,9 +108,10 @@ pub fn nearby(
 ) -> Result<()> {
     const OP: &str = "nearby";
     let [rows, vocabulary] = q.shape();
+    let q = q.tensor().cuda_operand();
     let arguments = [
         dense(OP, "logits", logits)?,
-        dense(OP, "q", q.tensor().cuda_operand())?,
+        dense(OP, "q", q)?,
         dense(OP, "draft", draft)?,
         dense(OP, "distances", distances)?,
         dense(OP, "groups", groups)?,
@@ -111,7 +121,7 @@ pub fn nearby(
         Argument::U32(window.band_fraction()),
         Argument::F32(window.reach),
     ];
-    let entry = format!("{OP}_{}", logits.dtype);
+    let entry = format!("{OP}_{}{}", logits.dtype, aligned(logits.dtype, vocabulary, &[logits, q]));
     stream.launch(&entry, [blocks(OP, rows, 1)?, 1, 1], [THREADS, 1, 1], 0, &arguments)
 }
 
@@ -130,12 +140,14 @@ pub fn path(
     const OP: &str = "path";
     let [batch, drafts] = two_axes(OP, "uniforms", uniforms)?;
     let terms = x.shape().iter().skip(2).product();
+    let [p_mean, p_log_variance, q_mean, q_log_variance] =
+        [p.mean, p.log_variance, q.mean, q.log_variance].map(Tensor::cuda_operand);
     let arguments = [
         dense(OP, "x", x)?,
-        dense(OP, "the draft's mean", p.mean.cuda_operand())?,
-        dense(OP, "the draft's log_variance", p.log_variance.cuda_operand())?,
-        dense(OP, "the target's mean", q.mean.cuda_operand())?,
-        dense(OP, "the target's log_variance", q.log_variance.cuda_operand())?,
+        dense(OP, "the draft's mean", p_mean)?,
+        dense(OP, "the draft's log_variance", p_log_variance)?,
+        dense(OP, "the target's mean", q_mean)?,
+        dense(OP, "the target's log_variance", q_log_variance)?,
         dense(OP, "uniforms", uniforms)?,
         dense(OP, "log_ratio", verified.log_ratio.cuda_operand())?,
         dense(OP, "kept", verified.kept.cuda_operand())?,
@@ -143,7 +155,8 @@ pub fn path(
         Argument::U32(to_u32(OP, "x", drafts)?),
         Argument::U32(to_u32(OP, "x", terms)?),
     ];
-    stream.launch(OP, [blocks(OP, batch, 1)?, 1, 1], [THREADS, 1, 1], 0, &arguments)
+    let aligned = aligned(Dtype::F32, terms, &[x, p_mean, p_log_variance, q_mean, q_log_variance]);
+    stream.launch(&format!("{OP}{aligned}"), [blocks(OP, batch, 1)?, 1, 1], [THREADS, 1, 1], 0, &arguments)
 }
 
 fn two_axes(op: &'static str, operand: &'static str, view: Operand<'_>) -> Result<[usize; 2]> {

@@ -3,7 +3,7 @@
 use super::integer::{Plan, fraction_of};
 use super::maskgit::{self, MaskGitStep};
 use super::{Certainty, Guidance, MAX_VOCABULARY, Watermark};
-use crate::backend::cuda::{Argument, Operand, Stream, blocks, dense, dense_or_absent, to_u32};
+use crate::backend::cuda::{Argument, Operand, Stream, aligned, blocks, dense, dense_or_absent, per_thread, to_u32};
 use crate::{Error, Result};
 
 /// Threads of a block, which has one row.
@@ -286,8 +286,10 @@ pub fn watermark(
     let [rows, vocabulary] = shape(OP, logits)?;
     one_per_row(OP, "before", before, rows)?;
     same_shape(OP, "y", y, logits)?;
-    let groups = rows * vocabulary.div_ceil(4);
-    to_u32(OP, "logits", groups)?;
+    let aligned = aligned(logits.dtype, vocabulary, &[logits, y]);
+    // Four tokens share a block of random words.
+    let threads = rows * vocabulary.div_ceil(per_thread(logits.dtype, aligned).max(4));
+    to_u32(OP, "logits", threads)?;
     let arguments = [
         dense(OP, "logits", logits)?,
         dense(OP, "before", before)?,
@@ -298,8 +300,8 @@ pub fn watermark(
         Argument::U32(if watermark.green < 1.0 { fraction_of(watermark.green) } else { u32::MAX }),
         Argument::F32(watermark.bias),
     ];
-    let entry = format!("watermark_{}", logits.dtype);
-    stream.launch(&entry, [blocks(OP, groups, 128)?, 1, 1], [128, 1, 1], 0, &arguments)
+    let entry = format!("{OP}_{}{aligned}", logits.dtype);
+    stream.launch(&entry, [blocks(OP, threads, 128)?, 1, 1], [128, 1, 1], 0, &arguments)
 }
 
 /// [`super::certainty`] of contiguous weights.

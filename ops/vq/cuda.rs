@@ -1,14 +1,14 @@
 //! Launchers of the PTX kernels.
 
 use super::Metric;
-use crate::backend::cuda::{Argument, Operand, Stream, aligned, blocks, dense, to_u32};
-use crate::{Error, Result};
+use crate::backend::cuda::{Argument, Operand, Stream, aligned, blocks, dense, per_thread, starts_on, to_u32};
+use crate::{Dtype, Error, Result};
 
 /// Vectors that a block of `nearest` takes.
 const VECTORS: usize = 4;
 /// Threads of a block of `nearest` and `nearest_list`.
 const BLOCK: u32 = 128;
-/// Threads of a block of the kernels that make an element each.
+/// Threads of a block of the kernels without a codebook.
 const ELEMENTS: u32 = 256;
 
 /// [`super::nearest_l2`] and [`super::nearest_cosine`] into `y`, over contiguous operands; the codebook in f32.
@@ -85,8 +85,11 @@ pub fn digits(
     digits: Operand<'_>,
 ) -> Result<()> {
     const OP: &str = "digits";
+    let elements = x.layout.elements();
+    let aligned = aligned(Dtype::U32, elements, &[x, bounds, bounded, digits]);
     let operands = [("x", x), ("bounds", bounds), ("bounded", bounded), ("digits", digits)];
-    per_element(stream, OP, &format!("digits_{}", x.dtype), &operands, x.layout.elements(), bounds)
+    let entry = format!("{OP}_{}{aligned}", x.dtype);
+    by_table(stream, OP, &entry, &operands, (elements, per_thread(Dtype::U32, aligned)), bounds)
 }
 
 /// Codes from digits, over contiguous operands; as [`super::reference::codes`].
@@ -95,8 +98,11 @@ pub fn digits(
 /// [`Error::Shape`] if an operand is not contiguous.
 pub fn codes(stream: &Stream<'_>, digits: Operand<'_>, scales: Operand<'_>, y: Operand<'_>) -> Result<()> {
     const OP: &str = "codes";
+    let elements = y.layout.elements();
+    let aligned = aligned(Dtype::U32, elements, &[digits, scales, y]);
     let operands = [("digits", digits), ("scales", scales), ("y", y)];
-    per_element(stream, OP, &format!("codes_{}", y.dtype), &operands, y.layout.elements(), scales)
+    let entry = format!("{OP}_{}{aligned}", y.dtype);
+    by_table(stream, OP, &entry, &operands, (elements, per_thread(Dtype::U32, aligned)), scales)
 }
 
 /// [`super::pack`], over contiguous operands; as [`super::reference::pack`].
@@ -106,7 +112,10 @@ pub fn codes(stream: &Stream<'_>, digits: Operand<'_>, scales: Operand<'_>, y: O
 pub fn pack(stream: &Stream<'_>, digits: Operand<'_>, bases: Operand<'_>, indices: Operand<'_>) -> Result<()> {
     const OP: &str = "pack";
     let operands = [("digits", digits), ("bases", bases), ("indices", indices)];
-    per_element(stream, OP, OP, &operands, indices.layout.elements(), bases)
+    // A block counts its digits in 32 bits.
+    let channels = bases.shape().first().copied().unwrap_or(1);
+    let entry = if starts_on(16, digits) && channels <= 1 << 23 { "pack_together" } else { OP };
+    by_table(stream, OP, entry, &operands, (indices.layout.elements(), 1), bases)
 }
 
 /// [`super::unpack`], over contiguous operands; as [`super::reference::unpack`].
@@ -115,21 +124,24 @@ pub fn pack(stream: &Stream<'_>, digits: Operand<'_>, bases: Operand<'_>, indice
 /// [`Error::Shape`] if an operand is not contiguous.
 pub fn unpack(stream: &Stream<'_>, indices: Operand<'_>, bases: Operand<'_>, digits: Operand<'_>) -> Result<()> {
     const OP: &str = "unpack";
+    let elements = digits.layout.elements();
+    let aligned = aligned(Dtype::U32, elements, &[bases, digits]);
     let operands = [("indices", indices), ("bases", bases), ("digits", digits)];
-    per_element(stream, OP, OP, &operands, digits.layout.elements(), bases)
+    let entry = format!("{OP}{aligned}");
+    by_table(stream, OP, &entry, &operands, (elements, per_thread(Dtype::U32, aligned)), bases)
 }
 
-/// A thread for each of `elements`; `table` has a row for each channel.
-fn per_element(
+/// A thread for so many of the elements; `table` has a row for each channel.
+fn by_table(
     stream: &Stream<'_>,
     op: &'static str,
     entry: &str,
     operands: &[(&'static str, Operand<'_>)],
-    elements: usize,
+    (elements, each): (usize, usize),
     table: Operand<'_>,
 ) -> Result<()> {
     let mut arguments = operands.iter().map(|(name, operand)| dense(op, name, *operand)).collect::<Result<Vec<_>>>()?;
     arguments.push(Argument::U32(to_u32(op, "elements", elements)?));
     arguments.push(Argument::U32(to_u32(op, "channels", table.shape().first().copied().unwrap_or(1))?));
-    stream.launch(entry, [blocks(op, elements, ELEMENTS as usize)?, 1, 1], [ELEMENTS, 1, 1], 0, &arguments)
+    stream.launch(entry, [blocks(op, elements, ELEMENTS as usize * each)?, 1, 1], [ELEMENTS, 1, 1], 0, &arguments)
 }

@@ -6,9 +6,13 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, CudaStream, DevicePtr, sys};
 use smalti::attention::{self, Mask, Options};
-use smalti::{Backend, Device, Error, Layout, Tensor, copy, elementwise, f16};
+use smalti::diffusion::{self, NoiseCurve, NoiseSchedule};
+use smalti::jacobi::{self, Gaussians, Groups, Rule, VerifyDraws, Window};
+use smalti::sample::{self, Watermark, Weights};
+use smalti::vq::{self, DigitOrder};
+use smalti::{Backend, Device, Element, Error, Float, Layout, Tensor, copy, elementwise, f16};
 
-use crate::common::devices;
+use crate::common::{devices, uniform};
 
 /// A stream that cudarc made, where there is a device.
 fn stream() -> Option<Arc<CudaStream>> {
@@ -312,6 +316,196 @@ fn visits_one_tile_in_ten(test: &str, architecture: &str, side: usize) -> Option
         let report = std::fs::read_to_string(&report).unwrap();
         report.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     })
+}
+
+/// Ops with their operands `shift` elements behind a multiple of 16 bytes, and what they give, as bits of f64.
+struct Shifted<'a> {
+    device: &'a Device,
+    shift: usize,
+    given: Vec<(&'static str, Vec<u64>)>,
+}
+
+impl Shifted<'_> {
+    fn place<T: Element>(&self, shape: &[usize], values: &[T]) -> Tensor<T> {
+        let padded = [&vec![values[0]; self.shift], values].concat();
+        let padded = Tensor::from_vec(self.device, &[padded.len()], padded).unwrap();
+        padded.narrow(0, self.shift, values.len()).unwrap().reshape(shape).unwrap()
+    }
+
+    fn floats<T: Float>(&self, seed: u64, shape: &[usize]) -> Tensor<T> {
+        let values = uniform(seed, shape.iter().product());
+        self.place(shape, &values.into_iter().map(T::from_f64).collect::<Vec<_>>())
+    }
+
+    fn words(&self, seed: u64, shape: &[usize], limit: u32) -> Tensor<u32> {
+        let values = uniform(seed, shape.iter().product());
+        self.place(shape, &values.into_iter().map(|x| (x.abs() * f64::from(limit)) as u32).collect::<Vec<_>>())
+    }
+
+    fn gives<T: Float>(&mut self, what: &'static str, y: &Tensor<T>) {
+        self.given.push((what, y.to_vec().unwrap().into_iter().map(|y| y.to_f64().to_bits()).collect()));
+    }
+
+    fn gives_words(&mut self, what: &'static str, y: &Tensor<u32>) {
+        self.given.push((what, y.to_vec().unwrap().into_iter().map(u64::from).collect()));
+    }
+
+    fn diffusion<T: Float>(&mut self, [rows, channels]: [usize; 2]) {
+        let schedule = NoiseSchedule::new(NoiseCurve::Cosine, 1000, 50).unwrap();
+        let [x, noise] = [1, 2].map(|seed| self.floats::<T>(seed, &[rows, channels]));
+        let model = self.floats(3, &[rows, 2 * channels]);
+        let done = diffusion::ddpm_step_within(&x, &model, &noise, &schedule.levels()[20], 0.9, 0.5).unwrap();
+        for (what, y) in [("y", done.y), ("x0", done.x0), ("mean", done.mean), ("variance", done.log_variance)] {
+            self.gives(what, &y);
+        }
+        self.gives("ddim", &diffusion::ddim_step(&x, &noise, &noise, &schedule.levels()[20], 0.5).unwrap().y);
+    }
+
+    fn digits<T: Float>(&mut self, [vectors, channels]: [usize; 2]) {
+        let levels: Vec<u32> = (0..channels as u32).map(|channel| 2 + channel % 3).collect();
+        let x = self.floats::<T>(4, &[vectors, channels]);
+        let got = vq::fsq(&x, &levels, 1e-3).unwrap();
+        self.gives("bounded", &got.bounded);
+        self.gives_words("digits", &got.quantised.digits);
+        let digits = self.words(5, &[vectors, channels], 2);
+        let indices = vq::pack(&digits, &levels, DigitOrder::LowFirst).unwrap();
+        self.gives_words("pack", &indices);
+        // Their launchers, since the ops make the operands that decide.
+        let bases = levels.iter().scan(1, |base, levels| {
+            let row = [*base, *levels];
+            *base *= *levels;
+            Some(row)
+        });
+        let bases = self.place(&[channels, 2], &bases.flatten().collect::<Vec<_>>());
+        let scales = self.floats::<f32>(6, &[channels, 2]);
+        let unpacked = self.place(&[vectors, channels], &vec![0u32; vectors * channels]);
+        let y = self.place(&[vectors, channels], &vec![T::from_f64(0.0); vectors * channels]);
+        let stream = self.device.as_cuda().unwrap().stream();
+        vq::cuda::unpack(&stream, indices.cuda_operand(), bases.cuda_operand(), unpacked.cuda_operand()).unwrap();
+        vq::cuda::codes(&stream, digits.cuda_operand(), scales.cuda_operand(), y.cuda_operand()).unwrap();
+        self.gives_words("unpack", &unpacked);
+        assert_eq!(unpacked.to_vec().unwrap(), digits.to_vec().unwrap());
+        self.gives("codes", &y);
+    }
+
+    fn sample<T: Float>(&mut self, [rows, vocabulary]: [usize; 2]) {
+        let logits = self.floats::<T>(7, &[rows, vocabulary]);
+        let mark = Watermark { key: 3, green: 0.4, bias: 1.5 };
+        let before = self.words(8, &[rows], 1000);
+        self.gives("watermark", &sample::watermark(&logits, &before, &mark).unwrap());
+    }
+
+    fn jacobi<T: Float>(&mut self, [batch, places, vocabulary]: [usize; 3]) {
+        let rows = batch * places;
+        let logits = self.floats::<T>(9, &[batch, places, vocabulary]);
+        let [p, q] = [10, 11].map(|seed| Weights::from_tensor(self.words(seed, &[rows, vocabulary], 1 << 30)).unwrap());
+        let draft = self.words(12, &[batch, places], vocabulary as u32);
+        let distances = self.floats(13, &[vocabulary, vocabulary]);
+        let window = Window { below: 2, above: 1, band: 0.5, reach: 0.9 };
+        let groups = Groups::nearby(&logits, &q, &draft, &distances, window).unwrap();
+        self.gives_words("nearby", groups.tokens());
+        let draws = |seed| uniform(seed, rows).into_iter().map(|x| x.abs() as f32).collect::<Vec<_>>();
+        let draws = VerifyDraws::Given { fresh: draws(14), accept: draws(15), couple: draws(16) };
+        let verified = jacobi::verify(&p, &q, &draft, Some(&groups), Rule::Coupled, &draws).unwrap();
+        let largest = sample::argmax(&logits.reshape(&[rows, vocabulary]).unwrap()).unwrap();
+        let mut largest = largest.to_vec().unwrap();
+        largest[2] ^= 1;
+        let greedy = jacobi::greedy_verify(&logits, &self.place(&[batch, places], &largest)).unwrap();
+        for verified in [verified, greedy] {
+            let jacobi::Verified { kept, accepted, settled, next, tokens } = verified;
+            for (what, y) in
+                [("kept", kept), ("accepted", accepted), ("settled", settled), ("next", next), ("tokens", tokens)]
+            {
+                self.gives_words(what, &y);
+            }
+        }
+    }
+
+    fn paths(&mut self, [batch, drafts, terms]: [usize; 3]) {
+        let [x, near, far, spread] = [17, 18, 19, 20].map(|seed| self.floats::<f32>(seed, &[batch, drafts, 1, terms]));
+        let (p, q) =
+            (Gaussians { mean: &near, log_variance: &spread }, Gaussians { mean: &far, log_variance: &spread });
+        let verified =
+            jacobi::verify_paths(&x, p, q, &self.place(&[batch, drafts], &vec![0.5; batch * drafts])).unwrap();
+        self.gives("paths", &verified.log_ratio);
+        self.gives_words("paths kept", &verified.kept);
+    }
+}
+
+#[test]
+fn operands_off_16_bytes_give_the_same_bits() {
+    fn given<T: Float>(device: &Device, shift: usize) -> Vec<(&'static str, Vec<u64>)> {
+        let mut ops = Shifted { device, shift, given: Vec::new() };
+        ops.diffusion::<T>([5, 264]);
+        // Vectors that end inside of 16 bytes, in one block and in several, the last digits among them.
+        ops.digits::<T>([264, 3]);
+        ops.digits::<T>([264, 13]);
+        ops.digits::<T>([515, 5]);
+        ops.sample::<T>([3, 1032]);
+        ops.jacobi::<T>([2, 8, 1032]);
+        // Terms beyond a turn of the block, and some threads with one turn less.
+        ops.paths([2, 3, 2060]);
+        ops.given
+    }
+    let Some(device) = devices().iter().find(|device| device.backend() == Backend::Cuda) else { return };
+    for (dtype, [aligned, shifted]) in [
+        ("f32", [0, 1].map(|shift| given::<f32>(device, shift))),
+        ("f16", [0, 1].map(|shift| given::<f16>(device, shift))),
+    ] {
+        for ((what, aligned), (_, shifted)) in aligned.iter().zip(&shifted) {
+            assert!(aligned == shifted, "{what} {dtype}");
+        }
+    }
+}
+
+#[test]
+fn operands_on_16_bytes_are_moved_by_as_many() {
+    let test = "operands_on_16_bytes_are_moved_by_as_many";
+    let report = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{test}.json"));
+    let _ = std::fs::remove_file(&report);
+    if again(test, &[("CUDA_EMULATOR_REPORT", report.to_str().unwrap())]) {
+        let mut ops = Shifted { device: &Device::cuda(0).unwrap(), shift: 0, given: Vec::new() };
+        ops.diffusion::<f16>([16, 512]);
+        ops.digits::<f16>([1024, 8]);
+        ops.sample::<f16>([2, 4096]);
+        ops.jacobi::<f16>([1, 4, 4096]);
+        ops.paths([1, 4, 4096]);
+        return;
+    }
+    if !emulated() {
+        return;
+    }
+    // Requests of warps, and the sectors of 32 bytes that they touch over those that their bytes would fill.
+    let count = |launch: &serde_json::Value, access: &str| {
+        ["requests", "sectors", "ideal_sectors"].map(|count| number(launch, &format!("/{access}/{count}")))
+    };
+    let found: Vec<_> = std::fs::read_to_string(&report)
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .filter(|launch| !kernel(launch).starts_with("sample"))
+        .map(|launch| (kernel(&launch).to_owned(), count(&launch, "global_loads"), count(&launch, "global_stores")))
+        .collect();
+    // What is more than it would fill are rows of small tables, one per channel, and in `couple` the stretches that its
+    // threads have of a row, of which a request takes every other half sector.
+    let expected = [
+        ("denoise_f16_aligned", [128, 2048, 2048], [128, 2048, 2048]),
+        ("denoise_f16_aligned", [96, 1536, 1536], [96, 1536, 1536]),
+        ("digits_f16_aligned", [320, 1024, 768], [128, 1536, 1536]),
+        ("codes_f16_aligned", [320, 1536, 1280], [64, 512, 512]),
+        ("pack_together", [320, 1536, 1280], [32, 128, 128]),
+        ("pack_together", [320, 1536, 1280], [32, 128, 128]),
+        ("unpack_aligned", [320, 640, 384], [64, 1024, 1024]),
+        ("codes_f16_aligned", [320, 1536, 1280], [64, 512, 512]),
+        ("watermark_f16_aligned", [64, 544, 544], [32, 512, 512]),
+        ("nearby_f16_aligned", [640, 5440, 5440], [16, 16, 16]),
+        ("couple_aligned", [1122, 16994, 8802], [12, 12, 12]),
+        ("settle_aligned", [4, 4, 4], [4, 4, 4]),
+        ("settle_aligned", [2, 2, 2], [5, 5, 5]),
+        ("path_aligned", [672, 10272, 10272], [9, 9, 9]),
+    ];
+    let expected = expected.map(|(kernel, loads, stores)| (kernel.to_owned(), loads, stores));
+    assert_eq!(found, expected);
 }
 
 fn kernel(launch: &serde_json::Value) -> &str {

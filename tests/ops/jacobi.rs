@@ -31,9 +31,18 @@ fn below(seed: u64, count: usize, limit: usize) -> Vec<u32> {
 }
 
 /// Draft windows of one place and of many, with and without a place more; vocabularies around a kernel's 256
-/// invocations.
-const CASES: [[usize; 4]; 7] =
-    [[1, 1, 1, 1], [2, 3, 3, 5], [3, 1, 2, 255], [1, 4, 5, 257], [2, 5, 5, 1031], [0, 3, 3, 4], [2, 0, 1, 9]];
+/// invocations, and around as many runs of 16 bytes.
+const CASES: [[usize; 4]; 9] = [
+    [1, 1, 1, 1],
+    [2, 3, 3, 5],
+    [3, 1, 2, 255],
+    [1, 4, 5, 257],
+    [2, 5, 5, 1031],
+    [2, 8, 8, 1032],
+    [1, 4, 4, 1020],
+    [0, 3, 3, 4],
+    [2, 0, 1, 9],
+];
 
 #[test]
 fn verifications_are_the_same_everywhere() {
