@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use smalti::{Device, Float, Tensor};
 
-use crate::weights::Config;
+use crate::weights::{Checkpoint, Config};
 use crate::zoo::captions::CaptionFeatures;
 
 /// How tokens are drawn.
@@ -144,11 +144,13 @@ pub struct About<'a> {
 pub trait Generator {
     /// What there is to know before anything is drawn.
     fn about(&self) -> About<'_>;
-    /// Decodes another way than the system's own from now on: by `jacobi`, `sjd` or `gsd`, where a network is causal.
+    /// Decodes another way than the system's own from now on, by one of [`NAMES`](crate::decode::speculative::NAMES), where a network is
+    /// causal. `second` are the weights of a smaller network of the same system, which drafts.
     ///
     /// # Errors
-    /// [`Error::Request`] if the system has no such decoder; [`Error::Op`] if the device has no room.
-    fn use_decoder(&mut self, name: &str) -> Result<()> {
+    /// [`Error::Request`] if the system has no such decoder, or the second network does not fit; [`Error::Weights`] if its
+    /// weights do not; [`Error::Op`] if the device has no room.
+    fn use_decoder(&mut self, name: &str, _second: Option<&Checkpoint>) -> Result<()> {
         Err(Error::Request(format!("{} has no decoder \"{name}\", only its own", self.about().system)))
     }
     /// Draws from these captions from now on; [`About::classes`] are then their numbers.

@@ -63,6 +63,12 @@ impl Trunk {
         self.output.shape()[0]
     }
 
+    /// The table of codes, and how many of them the head tells apart.
+    #[must_use]
+    pub fn drafted(&self) -> (&Weight, usize) {
+        (&self.tokens, self.vocabulary())
+    }
+
     /// The rows of tokens `[batch, seq]`: `[batch, seq, dim]`.
     ///
     /// # Errors

@@ -106,6 +106,13 @@ pub struct Sampler<'a> {
 }
 
 impl Sampler<'_> {
+    /// What [`Sampling`] says of the filter.
+    #[must_use]
+    pub fn filter(&self) -> Filter {
+        let Sampling { temperature, top_k, top_p, .. } = self.sampling;
+        Filter { temperature, top_k, top_p, ..Filter::default() }
+    }
+
     /// One token for each row of `logits` (`[batch, count, vocabulary]`), which are the places from `first` on in
     /// decoding order: `[batch, count]`.
     ///
@@ -115,10 +122,9 @@ impl Sampler<'_> {
         let &[batch, count, vocabulary] = logits.shape() else {
             return Err(Error::Request(format!("logits of shape {:?}", logits.shape())));
         };
-        let Sampling { temperature, top_k, top_p, seed, .. } = self.sampling;
-        let filter = Filter { temperature, top_k, top_p, ..Filter::default() };
         let draws = match self.random {
             Random::Philox { first_picture } => {
+                let seed = self.sampling.seed;
                 let stream = |picture: usize, place: usize| ((first_picture + picture as u64) << 24) | place as u64;
                 let streams = (0..batch).flat_map(|picture| (first..first + count).map(move |at| stream(picture, at)));
                 Draws::Philox { seed, streams: streams.collect(), position: 0 }
@@ -128,7 +134,7 @@ impl Sampler<'_> {
                 Draws::Uniform(rows.copied().collect())
             }
         };
-        let tokens = sample::sample(&logits.reshape(&[batch * count, vocabulary])?, &filter, &draws);
+        let tokens = sample::sample(&logits.reshape(&[batch * count, vocabulary])?, &self.filter(), &draws);
         let tokens = tokens.map_err(|error| at_tokens(error, first, count))?;
         Ok(tokens.reshape(&[batch, count])?)
     }

@@ -1,26 +1,40 @@
 //! Several places guessed at once, all tested by one pass: Jacobi decoding of a causal network.
 //!
-//! Every pass is fed the last token that is settled and drafts for the places after it, some of them left from the pass
-//! before, the others drawn at random. The drafts before the first one that fails its test are settled, and the token
-//! that follows them. Without groups the tokens have the law of decoding one after another.
+//! Every pass is fed the last token that is settled and drafts for the places after it: some of them left from the pass
+//! before, the others drawn at random, or all by a second network. The drafts before the first one that fails its test
+//! are settled, and the token that follows them. Unless other tokens pass for a draft ([`Test::Grouped`],
+//! [`Test::Relaxed`]), the tokens have the law of decoding one after another.
 //!
-//! Source: Teng et al. 2024, arXiv:2410.01699 (SJD), section 3 and algorithm 1; So et al. 2025, arXiv:2508.07747 (GSD),
-//! section 4.
+//! Drafts of a diffusion head (CSpD, [`jacobi::verify_paths`]) are not here: they need a causal network whose head draws
+//! by Gaussian steps. SphereAR is causal, but its head follows a flow without noise, whose paths have no density; xAR
+//! adds noise, but the whole network is its head, so that testing a draft costs as many passes as drawing it; MAR, ARINAR
+//! and FAR see all cells at once, so that no pass tells what each draft of several would have been drawn from.
+//!
+//! Source: Teng et al. 2024, arXiv:2410.01699 (SJD), section 3 and algorithm 1; So et al. 2025, arXiv:2510.24211 (MC-SJD),
+//! section 4, and arXiv:2508.07747 (GSD), section 4; Jang et al. 2024, arXiv:2410.03355 (LANTERN), section 4; Leviathan et
+//! al. 2022, arXiv:2211.17192, algorithm 1 (drafts of a second network).
 
+use smalti::attention::KvCache;
 use smalti::jacobi::{self, Groups, Rule, VerifyDraws};
 use smalti::sample::{self, Draws, Filter, Guidance, Places, Weights};
-use smalti::{Float, Tensor, Weight, elementwise, linear, rng};
+use smalti::vq::{self, MAX_NEAREST, Metric};
+use smalti::{Device, Float, Tensor, Weight, elementwise, embedding, linear, rng};
 
-use super::{Network, concatenate, guide, twice};
+use super::{Cells, Network, Random, Sampler, Step, Steps, concatenate, guide, sequential, twice};
+use crate::zoo::codes::go_on;
 use crate::{Error, Result};
 
 /// How drafts are tested.
 #[derive(Debug, Clone)]
 pub enum Test {
-    /// A draft stays if it is drawn again.
+    /// A draft stays if it is drawn again, by the number of its place.
     Same,
-    /// A draft stays with the ratio of the present probability to that it was drawn by (SJD, section 3.2).
-    Ratio,
+    /// A draft stays if it wins again, with the noise of its place: the Gumbel coupling (MC-SJD, section 4).
+    Race,
+    /// A draft stays with the ratio of the present probability to that it was drawn by (SJD, section 3.2). With
+    /// [`Rule::Coupled`] that holds for the drafts after the first that does not stay, too: the maximal coupling (MC-SJD,
+    /// section 4).
+    Ratio(Rule),
     /// The same for the masses of the draft and of tokens like it, which are no longer told apart (GSD, section 4).
     Grouped {
         /// Between the codes: `[vocabulary, vocabulary]`.
@@ -28,6 +42,23 @@ pub enum Test {
         /// Which tokens are like a draft.
         window: jacobi::Window,
     },
+    /// The same for the draft's probability and what its neighbours lend it ([`Groups::relaxed`]; LANTERN, section 4).
+    Relaxed(Groups),
+}
+
+impl Test {
+    /// Which tokens pass for each of `draft` (`[1, drafts]`), whose places have these logits and weights.
+    fn groups<T: Float>(&self, logits: &Tensor<T>, weights: &Weights, draft: &Tensor<u32>) -> Result<Option<Groups>> {
+        let drafts = draft.shape()[1];
+        Ok(match self {
+            Self::Grouped { distances, window } => {
+                let (logits, weights) = (logits.narrow(1, 0, drafts)?, weights.rows(0, drafts)?);
+                Some(Groups::nearby(&logits, &weights, draft, distances, *window)?)
+            }
+            Self::Relaxed(groups) => Some(groups.clone()),
+            Self::Same | Self::Race | Self::Ratio(_) => None,
+        })
+    }
 }
 
 /// A decoder that tests drafts.
@@ -41,10 +72,94 @@ pub struct Speculation {
     pub until: usize,
 }
 
+/// How [`Speculation::named`] knows them.
+pub const NAMES: [&str; 7] = ["draft", "gsd", "jacobi", "lantern", "mc-sjd", "mc-sjd-gumbel", "sjd"];
+
+/// Tokens that a pass is fed (SJD, section 4.1).
+const WINDOW: usize = 16;
+/// The same where a second network drafts one after another.
+const SECOND_WINDOW: usize = 6;
+/// Which tokens are like a draft, as GSD's authors set it.
+const ALIKE: jacobi::Window = jacobi::Window { below: 7, above: 6, band: 0.15, reach: 0.5 };
+/// How much of the distribution neighbours may lend, as LANTERN's program has it. Of its 1000 neighbours the nearest
+/// [`MAX_NEAREST`] are asked.
+const LENT: f32 = 0.1;
+
+impl Speculation {
+    /// The decoder of this name for pictures of `places` tokens, as its authors set it. Of `tokens`, the rows that the
+    /// network is fed for them, and `codes`, those that pictures are decoded from, the first `vocabulary` can be drawn.
+    /// `second` tells whether a second network drafts.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if there is no such decoder, it needs codes or a second network that is not there, or has no
+    /// use for the one that is; [`Error::Op`] if the device fails.
+    pub fn named(
+        name: &str,
+        places: usize,
+        vocabulary: usize,
+        tokens: &Weight,
+        codes: Option<&Weight>,
+        second: bool,
+    ) -> Result<Self> {
+        let test = match name {
+            "draft" | "sjd" => Test::Ratio(Rule::Fresh),
+            "gsd" => {
+                // Its authors measure what the network is fed, whose scale is each network's own; codes lie on a sphere.
+                let distances = squared_distances(&rows(codes.unwrap_or(tokens), vocabulary)?)?;
+                Test::Grouped { distances, window: ALIKE }
+            }
+            "jacobi" => Test::Same,
+            "lantern" => {
+                let missing =
+                    || Error::Request("lantern compares the tokenizer's codes, and there are none".to_owned());
+                let codes = rows(codes.ok_or_else(missing)?, vocabulary)?;
+                Test::Relaxed(Groups::relaxed(&neighbours(&codes)?, LENT)?)
+            }
+            "mc-sjd" => Test::Ratio(Rule::Coupled),
+            "mc-sjd-gumbel" => Test::Race,
+            _ => return Err(Error::Request(format!("no decoder \"{name}\", expected one of {}", NAMES.join(", ")))),
+        };
+        match (name, second) {
+            ("draft", false) => {
+                Err(Error::Request("draft tests a second model's drafts: give --draft FILE".to_owned()))
+            }
+            ("draft" | "lantern", _) | (_, false) => {
+                Ok(Self { test, window: if second { SECOND_WINDOW } else { WINDOW }, until: places })
+            }
+            _ => Err(Error::Request(format!("{name} drafts by itself, without --draft"))),
+        }
+    }
+}
+
+/// The first `count` rows of a table.
+fn rows(table: &Weight, count: usize) -> Result<Tensor<f32>> {
+    let all = Tensor::from_vec(table.device(), &[count], (0..).take(count).collect())?;
+    Ok(embedding::embedding(table, &all)?)
+}
+
+/// For each row of `codes` itself, then the others nearest to it: `[codes, at most MAX_NEAREST]`.
+fn neighbours(codes: &Tensor<f32>) -> Result<Tensor<u32>> {
+    let count = codes.shape()[0];
+    let width = count.min(MAX_NEAREST);
+    let nearest = vq::nearest(codes, &Weight::from(codes.clone()), Metric::L2, width)?.indices.to_vec()?;
+    // An equal code of a lower index would come first.
+    let row = |(code, nearest): (u32, &[u32])| -> Vec<u32> {
+        let others = nearest.iter().copied().filter(move |other| *other != code);
+        std::iter::once(code).chain(others).take(width).collect()
+    };
+    let table: Vec<_> = (0..).zip(nearest.chunks(width.max(1))).flat_map(row).collect();
+    Ok(Tensor::from_vec(codes.device(), &[count, width], table)?)
+}
+
 /// A network that can forget the last places that it was given.
 pub trait Rewind<T: Float>: Network<T> {
     /// Forgets the last `places` places.
     fn rewind(&mut self, places: usize);
+}
+
+/// [`Rewind::rewind`] of keys and values.
+pub(crate) fn forget<T: Float>(caches: &mut [KvCache<T>], places: usize) {
+    caches.iter_mut().for_each(|cache| cache.truncate(cache.len().saturating_sub(places)));
 }
 
 /// Where the random numbers of one picture come from.
@@ -114,18 +229,110 @@ pub struct Pass<'a, T: smalti::Element> {
     pub settled: usize,
 }
 
-/// Draws the `places` tokens of one picture, after a condition of one row or, with guidance by `scale`, of a second
-/// without it. `steps` sees each pass.
+/// From logits to what is drawn from.
+#[derive(Clone, Copy)]
+pub struct Law<'a> {
+    /// The guidance scale of a place.
+    pub scale: &'a dyn Fn(usize) -> f32,
+    /// Of guided logits.
+    pub filter: &'a Filter,
+}
+
+impl Law<'_> {
+    /// Guided logits of the places from `first` on, `[1, places, vocabulary]`, and their weights, a row per place.
+    fn of<T: Float>(&self, logits: &Tensor<T>, first: usize) -> Result<(Tensor<T>, Weights)> {
+        let &[_, count, vocabulary] = logits.shape() else {
+            return Err(Error::Request(format!("logits of shape {:?}", logits.shape())));
+        };
+        let scales: Vec<_> = (first..first + count).map(self.scale).collect();
+        let guided = if scales.iter().all(|scale| *scale == scales[0]) {
+            guide(logits, 1, scales[0], Guidance::Scale)?.contiguous()?
+        } else {
+            let of_place =
+                |(place, scale): (usize, &f32)| guide(&logits.narrow(1, place, 1)?, 1, *scale, Guidance::Scale);
+            let places = scales.iter().enumerate().map(of_place).collect::<Result<Vec<_>>>()?;
+            concatenate(&places.iter().collect::<Vec<_>>(), 1)?
+        };
+        let weights = sample::weigh(&guided.reshape(&[count, vocabulary])?, None, self.filter)?;
+        Ok((guided, weights))
+    }
+}
+
+/// Logits after each of `tokens`, in each of `rows` rows.
+fn feed<T: Float>(network: &mut dyn Rewind<T>, device: &Device, tokens: &[u32], rows: usize) -> Result<Tensor<T>> {
+    let tokens = Tensor::from_slice(device, &[1, tokens.len()], tokens)?;
+    let x = network.embed(&if rows == 2 { twice(&tokens)? } else { tokens })?;
+    network.logits(&x)
+}
+
+/// The logits of the last place.
+fn last<T: Float>(logits: &Tensor<T>) -> Result<Tensor<T>> {
+    Ok(logits.narrow(1, logits.shape()[1].saturating_sub(1), 1)?.contiguous()?)
+}
+
+/// A second network, which drafts.
+pub struct Drafter<'a, T: Float> {
+    network: &'a mut dyn Rewind<T>,
+    condition: Tensor<T>,
+    /// The tokens that it was given after its condition, if it was given that.
+    fed: Option<Vec<u32>>,
+}
+
+impl<'a, T: Float> Drafter<'a, T> {
+    /// A network that was given nothing yet, and a condition of as many rows as that of the first.
+    #[must_use]
+    pub fn new(network: &'a mut dyn Rewind<T>, condition: Tensor<T>) -> Self {
+        Self { network, condition, fed: None }
+    }
+
+    /// `count` drafts to follow `tokens`, each drawn after the one before, and what each was drawn from.
+    fn draft(
+        &mut self,
+        tokens: &[u32],
+        count: usize,
+        law: Law<'_>,
+        mut draws: impl FnMut(usize) -> Draws,
+    ) -> Result<(Vec<u32>, Vec<Weights>)> {
+        let (device, rows) = (self.condition.device().clone(), self.condition.shape()[0]);
+        let fed = match self.fed.take() {
+            Some(fed) => fed,
+            None => {
+                self.network.logits(&self.condition)?;
+                Vec::new()
+            }
+        };
+        let mut known = tokens.to_vec();
+        // What was drafted in vain is forgotten; at least the last token is given anew, for its logits.
+        let alike = fed.iter().zip(&known[..known.len().saturating_sub(1)]);
+        let mut same = alike.take_while(|(fed, known)| fed == known).count();
+        self.network.rewind(fed.len() - same);
+        let mut drawn_from = Vec::with_capacity(count);
+        for place in tokens.len()..tokens.len() + count {
+            let logits = feed(self.network, &device, &known[same..], rows)?;
+            same = known.len();
+            let (_, weights) = law.of(&last(&logits)?, place)?;
+            known.extend(sample::draw(&weights, &draws(place))?.to_vec()?);
+            drawn_from.push(weights);
+        }
+        let drafts = known[tokens.len()..].to_vec();
+        known.truncate(same);
+        self.fed = Some(known);
+        Ok((drafts, drawn_from))
+    }
+}
+
+/// Draws the `places` tokens of one picture, after a condition of one row or, with guidance, of a second without it.
+/// `second` drafts, if it is there. `steps` sees each pass.
 ///
 /// # Errors
-/// As the network, or whatever `steps` returns.
+/// As the networks, or whatever `steps` returns.
 pub fn speculative<T: Float>(
-    network: &mut impl Rewind<T>,
+    network: &mut dyn Rewind<T>,
     condition: &Tensor<T>,
     places: usize,
-    scale: f32,
-    filter: &Filter,
+    law: Law<'_>,
     speculation: &Speculation,
+    mut second: Option<Drafter<'_, T>>,
     luck: &mut dyn Luck,
     steps: &mut dyn FnMut(&Pass<'_, T>) -> Result<()>,
 ) -> Result<Vec<u32>> {
@@ -136,48 +343,31 @@ pub fn speculative<T: Float>(
         )));
     }
     let device = condition.device();
-    let guided = |logits: &Tensor<T>| -> Result<(Tensor<T>, Weights)> {
-        let guided = guide(logits, 1, scale, Guidance::Scale)?.contiguous()?;
-        let shape = [guided.shape()[1], guided.shape()[2]];
-        let weights = sample::weigh(&guided.reshape(&shape)?, None, filter)?;
-        Ok((guided, weights))
-    };
-    let logits = network.logits(condition)?;
-    let (_, weights) = guided(&logits.narrow(1, logits.shape()[1].saturating_sub(1), 1)?.contiguous()?)?;
+    let (_, weights) = law.of(&last(&network.logits(condition)?)?, 0)?;
     let vocabulary = weights.shape()[1];
-    let first = sample::draw(&weights, &luck.fresh(0, 1, 0))?.to_vec()?;
-
-    let mut tokens = first.clone();
-    let mut inputs = first;
+    let mut tokens = sample::draw(&weights, &luck.fresh(0, 1, 0))?.to_vec()?;
+    let mut inputs = tokens.clone();
     let mut drawn_from = Weights::certain(device, &inputs, vocabulary)?;
     let mut pass = 0;
     while tokens.len() < places {
         pass += 1;
         let (count, before) = (inputs.len(), tokens.len());
-        let fed = Tensor::from_vec(device, &[1, count], inputs.clone())?;
-        let x = network.embed(&if rows == 2 { twice(&fed)? } else { fed.clone() })?;
-        let (logits, weights) = guided(&network.logits(&x)?)?;
+        let (logits, weights) = law.of(&feed(network, device, &inputs, rows)?, before)?;
+        let same = |next: Vec<u32>| {
+            let same = inputs[1..].iter().zip(&next).take_while(|(draft, token)| draft == token).count();
+            (next, same + 1)
+        };
         let (next, settled) = match &speculation.test {
+            Test::Same => same(sample::draw(&weights, &luck.fresh(before, count, pass))?.to_vec()?),
+            Test::Race => same(sample::race(&weights, &luck.fresh(before, count, pass))?.to_vec()?),
             // Nothing to test.
             _ if count == 1 => (sample::draw(&weights, &luck.fresh(before, 1, pass))?.to_vec()?, 1),
-            Test::Same => {
-                let next = sample::draw(&weights, &luck.fresh(before, count, pass))?.to_vec()?;
-                let same = inputs[1..].iter().zip(&next).take_while(|(draft, token)| draft == token).count();
-                (next, same + 1)
-            }
-            Test::Ratio | Test::Grouped { .. } => {
-                let draft = fed.narrow(1, 1, count - 1)?.contiguous()?;
-                let groups = match &speculation.test {
-                    Test::Grouped { distances, window } => {
-                        let logits = logits.narrow(1, 0, count - 1)?;
-                        let weights = weights.rows(0, count - 1)?;
-                        Some(Groups::nearby(&logits, &weights, &draft, distances, *window)?)
-                    }
-                    _ => None,
-                };
-                let draws = luck.test(before, count, pass);
-                let from = drawn_from.rows(1, count - 1)?;
-                let verified = jacobi::verify(&from, &weights, &draft, groups.as_ref(), Rule::Fresh, &draws)?;
+            test => {
+                let draft = Tensor::from_slice(device, &[1, count - 1], &inputs[1..])?;
+                let groups = test.groups(&logits, &weights, &draft)?;
+                let rule = if let Test::Ratio(rule) = test { *rule } else { Rule::Fresh };
+                let (from, draws) = (drawn_from.rows(1, count - 1)?, luck.test(before, count, pass));
+                let verified = jacobi::verify(&from, &weights, &draft, groups.as_ref(), rule, &draws)?;
                 (verified.tokens.to_vec()?, verified.settled.to_vec()?.first().map_or(1, |settled| *settled as usize))
             }
         };
@@ -202,19 +392,69 @@ pub fn speculative<T: Float>(
             _ => speculation.window.min((speculation.until + 1).saturating_sub(before)).max(1),
         };
         let wanted = wanted.min(places - tokens.len());
-        let left = &next[settled - 1..];
-        let left = &left[..wanted.min(left.len())];
-        let new = luck.drafts(wanted - left.len(), vocabulary);
-        inputs = [left, &new].concat();
-        drawn_from = weights.rows(settled - 1, left.len())?;
-        if !new.is_empty() {
-            let new = Weights::certain(device, &new, vocabulary)?;
-            let left = drawn_from.tensor().contiguous()?;
-            drawn_from = Weights::from_tensor(concatenate(&[&left, new.tensor()], 0)?)?;
+        // Of those left the first is settled.
+        let left = if second.is_some() { 1 } else { wanted.min(next.len() - (settled - 1)) };
+        inputs = next[settled - 1..][..left].to_vec();
+        let mut from = vec![weights.rows(settled - 1, left)?];
+        if let Some(second) = &mut second {
+            let (drafts, of_drafts) = second.draft(&tokens, wanted - 1, law, |place| luck.fresh(place, 1, pass))?;
+            inputs.extend(drafts);
+            from.extend(of_drafts);
+        } else if wanted > left {
+            let drafts = luck.drafts(wanted - left, vocabulary);
+            from.push(Weights::certain(device, &drafts, vocabulary)?);
+            inputs.extend(drafts);
         }
+        drawn_from = stacked(&from)?;
     }
     tokens.truncate(places);
     Ok(tokens)
+}
+
+/// As [`sequential`], or, with a decoder, one picture by testing drafts.
+///
+/// # Errors
+/// As [`sequential`] and [`speculative`]; [`Error::Request`] if a decoder is to use recorded numbers.
+pub fn causal<T: Float>(
+    network: &mut impl Rewind<T>,
+    condition: Tensor<T>,
+    batch: usize,
+    places: usize,
+    scale: impl Fn(usize) -> f32,
+    sampler: &Sampler<'_>,
+    decoder: Option<&Speculation>,
+    steps: Steps<'_, T>,
+) -> Result<Tensor<u32>> {
+    let Some(speculation) = decoder else {
+        return sequential(network, condition, batch, places, scale, sampler, steps);
+    };
+    let Random::Philox { first_picture } = sampler.random else {
+        return Err(Error::Request("recorded numbers are for one token after another".to_owned()));
+    };
+    let device = condition.device().clone();
+    let mut luck = OfPicture { seed: sampler.sampling.seed, picture: first_picture, drafts: 0 };
+    let law = Law { scale: &scale, filter: &sampler.filter() };
+    let mut settled = 0;
+    let mut each = |pass: &Pass<'_, T>| {
+        // The first token was drawn before the first pass.
+        let first = &pass.inputs[..usize::from(settled == 0)];
+        let tokens = [first, &pass.tokens[..pass.settled]].concat();
+        let cells = Cells::From(settled);
+        settled += tokens.len();
+        let tokens = Tensor::from_vec(&device, &[1, tokens.len()], tokens)?;
+        go_on(steps(Step { settled, logits: pass.logits, tokens: &tokens, cells, latents: None }))
+    };
+    let tokens = speculative(network, &condition, places, law, speculation, None, &mut luck, &mut each)?;
+    Ok(Tensor::from_vec(&device, &[batch, places], tokens)?)
+}
+
+/// The rows of all, one below the other.
+fn stacked(parts: &[Weights]) -> Result<Weights> {
+    if let [one] = parts {
+        return Ok(one.clone());
+    }
+    let dense = parts.iter().map(|part| part.tensor().contiguous()).collect::<smalti::Result<Vec<_>>>()?;
+    Ok(Weights::from_tensor(concatenate(&dense.iter().collect::<Vec<_>>(), 0)?)?)
 }
 
 /// Squared distances of all rows of `codes` (`[codes, channels]`) from each other: `|a|² + |b|² - 2 a b`.

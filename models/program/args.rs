@@ -106,9 +106,14 @@ pub struct Generate {
     /// Draw from the likeliest tokens that together have this probability, in (0, 1] [default: the model's]
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub top_p: Option<f32>,
-    /// Decode another way than the model's own: jacobi, sjd or gsd, where the network is causal
+    /// Decode another way than the model's own, where the network is causal: several tokens are drafted and tested by one
+    /// pass. With the law of the model's own decoder: jacobi, sjd, mc-sjd, mc-sjd-gumbel, draft; with more or less of it,
+    /// and fewer passes: gsd, lantern
     #[arg(long, value_name = "NAME")]
     pub decoder: Option<String>,
+    /// Weights of a smaller model of the same system, which drafts for --decoder draft or lantern
+    #[arg(long, value_name = "FILE", requires = "decoder")]
+    pub draft: Option<PathBuf>,
     /// A PNG of which a part is drawn anew, brought to the model's size; with --mask
     #[arg(long, value_name = "PNG", requires = "mask")]
     pub image: Option<PathBuf>,

@@ -34,7 +34,10 @@ pub fn run(options: &Generate) -> Result<ExitCode, Failure> {
     let checkpoint = open_weights(&options.model)?;
     let mut generator = load(&checkpoint, &device, options.dtype)?;
     if let Some(decoder) = &options.decoder {
-        generator.use_decoder(decoder).map_err(|error| Failure::Input(format!("--decoder: {error}")))?;
+        let second = options.draft.as_deref().map(Checkpoint::open).transpose();
+        let second = second.map_err(|error| Failure::Input(format!("--draft: {error}")))?;
+        let taken = generator.use_decoder(decoder, second.as_ref());
+        taken.map_err(|error| Failure::Input(format!("--decoder: {error}")))?;
     }
     ask(generator.as_mut(), options)?;
     if previews.is_some() && !generator.about().has_tokenizer {

@@ -40,6 +40,12 @@ impl VqTokenizer {
         })
     }
 
+    /// The codes, `[codes, channels]`.
+    #[must_use]
+    pub fn codebook(&self) -> &Weight {
+        &self.codebook
+    }
+
     /// How many codes there are.
     #[must_use]
     pub fn codes(&self) -> usize {

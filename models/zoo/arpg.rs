@@ -236,7 +236,7 @@ impl DrawsCodes for Arpg {
 
     /// What stays is settled first, in the same steps: each draws all its cells, and those that stay take their own.
     fn generate<T: Float>(&self, wanted: WantedCodes<'_>, steps: Steps<'_, T>) -> Result<Tensor<u32>> {
-        let WantedCodes { labels, known, sampler } = wanted;
+        let WantedCodes { labels, known, sampler, .. } = wanted;
         let (batch, places) = (labels.len(), self.codes.places());
         let mut cells = sampler.order(None);
         cells.sort_by_key(|cell| known.get(*cell).is_none_or(Option::is_none));

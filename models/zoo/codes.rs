@@ -3,12 +3,13 @@
 use std::marker::PhantomData;
 use std::ops::ControlFlow;
 
-use smalti::{Device, Float, Tensor, elementwise};
+use smalti::{Device, Float, Tensor, Weight, elementwise};
 
 use super::captions::CaptionFeatures;
 use super::class_names;
 use super::llamagen::{per_entry, to_host};
-use crate::decode::{Random, Sampler, Step, Steps, normals_of_places, watched};
+use crate::decode::speculative::Speculation;
+use crate::decode::{Random, Sampler, Step, Steps, concatenate, normals_of_places, watched};
 use crate::generator::whole_only;
 use crate::tokenizer::flow::FlowTokenizer;
 use crate::tokenizer::maskgit::MaskGitVqGan;
@@ -173,6 +174,8 @@ pub struct WantedCodes<'a> {
     pub known: &'a [Option<u32>],
     /// How tokens are drawn.
     pub sampler: &'a Sampler<'a>,
+    /// How drafts of the one picture are tested; only systems of [`DrawsCodes::drafted`] are given any.
+    pub decoder: Option<&'a Speculation>,
 }
 
 /// A system that draws codes. [`InDtype`] makes a [`Generator`] of it.
@@ -204,6 +207,12 @@ pub trait DrawsCodes {
         Err(Error::Request(format!("{} takes no control picture", Self::SYSTEM)))
     }
 
+    /// If its network is causal and can forget, so that drafts can be tested: the rows that it is fed for tokens, and how
+    /// many of them it draws.
+    fn drafted(&self) -> Option<(&Weight, usize)> {
+        None
+    }
+
     /// Whether it draws parts of pictures anew.
     const FILLS: bool = false;
 
@@ -215,18 +224,23 @@ pub trait DrawsCodes {
 }
 
 /// A system that computes in `T`.
-pub struct InDtype<T, M>(M, PhantomData<T>);
+pub struct InDtype<T, M> {
+    model: M,
+    /// Without, the system's own.
+    decoder: Option<Speculation>,
+    dtype: PhantomData<T>,
+}
 
 impl<T, M> InDtype<T, M> {
     /// Fixes the element type.
     pub fn new(model: M) -> Self {
-        Self(model, PhantomData)
+        Self { model, decoder: None, dtype: PhantomData }
     }
 }
 
 impl<T: Float, M: DrawsCodes> Generator for InDtype<T, M> {
     fn about(&self) -> About<'_> {
-        let codes = self.0.codes();
+        let codes = self.model.codes();
         let [frames, height, width] = codes.grid;
         // A reader of 1-D codes has no cells.
         let in_rows = matches!(codes.tokenizer, Some(Tokenizer::Flow(_) | Tokenizer::Video(_)));
@@ -241,21 +255,37 @@ impl<T: Float, M: DrawsCodes> Generator for InDtype<T, M> {
         }
     }
 
+    fn use_decoder(&mut self, name: &str, second: Option<&Checkpoint>) -> Result<()> {
+        let codes = self.model.codes();
+        let Some((tokens, vocabulary)) = self.model.drafted() else {
+            return Err(Error::Request(format!("{} has no decoder \"{name}\", only its own", M::SYSTEM)));
+        };
+        let of_tokenizer = match &codes.tokenizer {
+            Some(Tokenizer::LlamaGen(tokenizer)) => Some(tokenizer.codebook()),
+            _ => None,
+        };
+        if second.is_some() || name == "draft" {
+            return Err(Error::Request(format!("{} has no second model that drafts, llamagen has", M::SYSTEM)));
+        }
+        self.decoder = Some(Speculation::named(name, codes.places(), vocabulary, tokens, of_tokenizer, false)?);
+        Ok(())
+    }
+
     fn use_captions(&mut self, captions: CaptionFeatures) -> Result<()> {
-        self.0.use_captions(captions)
+        self.model.use_captions(captions)
     }
 
     fn control_size(&self) -> Option<[usize; 2]> {
-        self.0.control_size()
+        self.model.control_size()
     }
 
     fn use_control(&mut self, planes: &[f32]) -> Result<()> {
-        self.0.use_control(planes)
+        self.model.use_control(planes)
     }
 
     fn draw_watched(&self, wanted: Wanted<'_>, watch: Watch<'_>) -> Result<Drawn> {
         let Wanted { labels, first_picture, sampling, given } = wanted;
-        let (codes, batch) = (self.0.codes(), labels.len());
+        let (codes, batch) = (self.model.codes(), labels.len());
         let (places, all) = (codes.places(), batch * codes.places());
         if !M::FILLS {
             whole_only(M::SYSTEM, given)?;
@@ -264,9 +294,14 @@ impl<T: Float, M: DrawsCodes> Generator for InDtype<T, M> {
         let random = Random::Philox { first_picture };
         let sampler = Sampler { sampling: *sampling, random, places };
         let mut so_far: Vec<(Vec<Vec<usize>>, Tensor<u32>)> = Vec::new();
-        let each = |step: Step<'_, T>| {
+        // Drafts are tested for one picture at a time: these have no cells in the steps of others.
+        let mut each = |first: usize, part: usize, step: Step<'_, T>| {
             let count = step.tokens.shape()[1];
-            so_far.push(((0..batch).map(|picture| step.cells.of(picture, count)).collect(), step.tokens.clone()));
+            let cells = |picture: usize| match picture.checked_sub(first).filter(|of_part| *of_part < part) {
+                Some(of_part) => step.cells.of(of_part, count),
+                None => Vec::new(),
+            };
+            so_far.push(((0..batch).map(cells).collect(), step.tokens.clone()));
             let pictures = || {
                 // A flow shows something new when all tokens of a step are there.
                 if let Some(Tokenizer::Flow(tokenizer)) = &codes.tokenizer
@@ -277,11 +312,10 @@ impl<T: Float, M: DrawsCodes> Generator for InDtype<T, M> {
                 let of_cell = known.iter().map(|known| known.unwrap_or(0)).chain(std::iter::repeat(0)).take(places);
                 let mut raster = of_cell.collect::<Vec<_>>().repeat(batch);
                 for (cells, tokens) in &so_far {
-                    let tokens = tokens.to_vec()?;
-                    let each = cells.iter().zip(tokens.chunks(tokens.len() / batch)).zip(raster.chunks_mut(places));
-                    each.for_each(|((cells, tokens), raster)| {
-                        cells.iter().zip(tokens).for_each(|(cell, token)| raster[*cell] = *token);
-                    });
+                    let mut tokens = tokens.to_vec()?.into_iter();
+                    for (cells, raster) in cells.iter().zip(raster.chunks_mut(places)) {
+                        cells.iter().zip(&mut tokens).for_each(|(cell, token)| raster[*cell] = token);
+                    }
                 }
                 let tokens = Tensor::from_vec(&codes.device, &[batch, places], raster)?;
                 if codes.tokenizer.is_some() {
@@ -291,17 +325,26 @@ impl<T: Float, M: DrawsCodes> Generator for InDtype<T, M> {
                 }
             };
             let cells = &so_far[so_far.len() - 1].0;
-            watch(Seen { settled: step.settled * batch, all, cells, pictures: &pictures })
+            watch(Seen { settled: first * places + step.settled * part, all, cells, pictures: &pictures })
         };
-        let tokens = watched(each, |steps| {
-            self.0.generate::<T>(WantedCodes { labels, known: &known, sampler: &sampler }, steps)
-        })?;
+        let decoder = self.decoder.as_ref();
+        let at_once = if decoder.is_some() { 1 } else { batch.max(1) };
+        let mut parts = Vec::new();
+        for first in (0..batch.max(1)).step_by(at_once) {
+            let labels = &labels[first..batch.min(first + at_once)];
+            let random = Random::Philox { first_picture: first_picture + first as u64 };
+            let sampler = Sampler { random, ..sampler };
+            let wanted = WantedCodes { labels, known: &known, sampler: &sampler, decoder };
+            let each = |step: Step<'_, T>| each(first, labels.len(), step);
+            parts.push(watched(each, |steps| self.model.generate::<T>(wanted, steps))?);
+        }
+        let tokens = concatenate(&parts.iter().collect::<Vec<_>>(), 0)?;
         let pixels = codes.tokenizer.is_some().then(|| codes.decode::<T>(&tokens, &sampler)).transpose()?;
         to_host(&tokens, pixels.as_ref())
     }
 
     fn can_fill(&self) -> bool {
-        M::FILLS && matches!(self.0.codes().tokenizer, Some(Tokenizer::LlamaGen(_)))
+        M::FILLS && matches!(self.model.codes().tokenizer, Some(Tokenizer::LlamaGen(_)))
     }
 }
 

@@ -24,7 +24,8 @@ use super::codes::{Codes, DrawsCodes, WantedCodes};
 use crate::backbone::condition::{Captions, ClassTable, Projection, padding_bias};
 use crate::backbone::llama::{Blocks, Sizes};
 use crate::backbone::vit::{LayerNorm, Names, PatchEmbedding, Vit};
-use crate::decode::{Network, Sampler, Steps, concatenate, sequential};
+use crate::decode::speculative::{Rewind, Speculation, causal, forget};
+use crate::decode::{Network, Sampler, Steps, concatenate};
 use crate::weights::{Checkpoint, Loader, Notes};
 use crate::{Error, Result};
 
@@ -334,7 +335,7 @@ impl ControlAr {
     }
 
     /// Draws the tokens of a picture for each row of the condition, `[batch, places]` in raster order. `visible`
-    /// (`[batch, condition_len]`, 1 or 0) tells captions from padding.
+    /// (`[batch, condition_len]`, 1 or 0) tells captions from padding; `decoder` is for one picture.
     ///
     /// # Errors
     /// If shapes do not fit or the device fails, or [`Error::Interrupted`] if `steps` breaks off.
@@ -345,6 +346,7 @@ impl ControlAr {
         control: &Control<T>,
         strength: f32,
         sampler: &Sampler<'_>,
+        decoder: Option<&Speculation>,
         steps: Steps<'_, T>,
     ) -> Result<Tensor<u32>> {
         let cfg = sampler.sampling.cfg;
@@ -354,7 +356,13 @@ impl ControlAr {
             return Err(Error::Request(format!("controlar: visible rows for other than {batch} captions")));
         }
         let mut running = self.running(before.shape()[0], control, strength, visible)?;
-        sequential(&mut running, before, batch, self.codes.places(), |_| cfg, sampler, steps)
+        causal(&mut running, before, batch, self.codes.places(), |_| cfg, sampler, decoder, steps)
+    }
+}
+
+impl<T: Float> Rewind<T> for Running<'_, T> {
+    fn rewind(&mut self, places: usize) {
+        forget(&mut self.caches, places);
     }
 }
 
@@ -363,6 +371,10 @@ impl DrawsCodes for ControlAr {
 
     fn codes(&self) -> &Codes {
         &self.codes
+    }
+
+    fn drafted(&self) -> Option<(&Weight, usize)> {
+        Some((&self.tokens, self.output.shape()[0]))
     }
 
     fn use_captions(&mut self, captions: CaptionFeatures) -> Result<()> {
@@ -388,7 +400,7 @@ impl DrawsCodes for ControlAr {
     }
 
     fn generate<T: Float>(&self, wanted: WantedCodes<'_>, steps: Steps<'_, T>) -> Result<Tensor<u32>> {
-        let WantedCodes { labels, sampler, .. } = wanted;
+        let WantedCodes { labels, sampler, decoder, .. } = wanted;
         let missing = || Error::Request("controlar draws under a control picture, which was not given".to_owned());
         let planes = self.picture.as_ref().ok_or_else(missing)?;
         let [height, width] = self.encoder.picture_size([self.codes.side(); 2]);
@@ -404,9 +416,9 @@ impl DrawsCodes for ControlAr {
                 let shape = [known.rows(), known.features()];
                 let (features, visible) = captions.last::<T>(&self.codes.device, labels, shape)?;
                 let condition = Condition::Captions(&features);
-                self.generate(&condition, Some(&visible), &control, self.strength, sampler, steps)
+                self.generate(&condition, Some(&visible), &control, self.strength, sampler, decoder, steps)
             }
-            _ => self.generate(&Condition::Classes(labels), None, &control, self.strength, sampler, steps),
+            _ => self.generate(&Condition::Classes(labels), None, &control, self.strength, sampler, decoder, steps),
         }
     }
 }

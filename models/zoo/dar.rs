@@ -8,7 +8,7 @@
 //! | mask      | causal                                                                            |
 //! | position  | 4-D RoPE: row and column of a token, then of the next; a direction is added to it |
 //! | head      | softmax over codes                                                                |
-//! | decoder   | sequential with a cache                                                           |
+//! | decoder   | sequential with a cache, or drafts are tested                                     |
 //! | guidance  | `uncond + s (cond - uncond)`                                                      |
 //!
 //! Unusual: the line breaks of a raster are avoided, so that what is next in the order is next in the picture
@@ -30,7 +30,8 @@ use super::codes::{Codes, DrawsCodes, WantedCodes};
 use crate::backbone::condition::ClassTable;
 use crate::backbone::trunk::Trunk;
 use crate::backbone::vit::Linear;
-use crate::decode::{Network, Steps, concatenate, from_raster, sequential, to_raster};
+use crate::decode::speculative::{Rewind, causal, forget};
+use crate::decode::{Network, Steps, concatenate, from_raster, to_raster};
 use crate::order;
 use crate::weights::Checkpoint;
 use crate::{Error, Result};
@@ -151,6 +152,12 @@ impl<T: Float> Network<T> for Running<'_, T> {
     }
 }
 
+impl<T: Float> Rewind<T> for Running<'_, T> {
+    fn rewind(&mut self, places: usize) {
+        forget(&mut self.caches, places);
+    }
+}
+
 impl DrawsCodes for Dar {
     const SYSTEM: &'static str = "dar";
 
@@ -158,12 +165,17 @@ impl DrawsCodes for Dar {
         &self.codes
     }
 
+    fn drafted(&self) -> Option<(&Weight, usize)> {
+        Some(self.trunk.drafted())
+    }
+
     fn generate<T: Float>(&self, wanted: WantedCodes<'_>, steps: Steps<'_, T>) -> Result<Tensor<u32>> {
-        let WantedCodes { labels, sampler, .. } = wanted;
+        let WantedCodes { labels, sampler, decoder, .. } = wanted;
         let cfg = sampler.sampling.cfg;
         let condition = self.classes.rows(labels, cfg != 1.0)?;
         let mut running = self.running(condition.shape()[0])?;
-        let drawn = sequential(&mut running, condition, labels.len(), self.cells.len(), |_| cfg, sampler, steps)?;
+        let (batch, places) = (labels.len(), self.cells.len());
+        let drawn = causal(&mut running, condition, batch, places, |_| cfg, sampler, decoder, steps)?;
         to_raster(&drawn, &self.cells)
     }
 }

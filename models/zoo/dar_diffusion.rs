@@ -8,7 +8,7 @@
 //! | mask      | causal                                                                        |
 //! | position  | RoPE along the sequence, the class included                                   |
 //! | head      | softmax over codes                                                            |
-//! | decoder   | sequential with a cache                                                       |
+//! | decoder   | sequential with a cache, or drafts are tested                                 |
 //! | guidance  | `uncond + s (cond - uncond)`, `s` rising linearly along the sequence           |
 //!
 //! Paper: Gao and Shou 2025, arXiv:2505.23660, its sequential diffusion tokenizer and
@@ -16,13 +16,14 @@
 
 use smalti::attention::KvCache;
 use smalti::rope::Table;
-use smalti::{Device, Float, Tensor};
+use smalti::{Device, Float, Tensor, Weight};
 
 use super::codes::{Codes, DrawsCodes, WantedCodes};
 use crate::Result;
 use crate::backbone::condition::ClassTable;
 use crate::backbone::trunk::Trunk;
-use crate::decode::{Network, Steps, concatenate, sequential};
+use crate::decode::speculative::{Rewind, causal, forget};
+use crate::decode::{Network, Steps, concatenate};
 use crate::weights::Checkpoint;
 
 /// The generator with its weights on a device.
@@ -109,6 +110,12 @@ impl<T: Float> Network<T> for Running<'_, T> {
     }
 }
 
+impl<T: Float> Rewind<T> for Running<'_, T> {
+    fn rewind(&mut self, places: usize) {
+        forget(&mut self.caches, places);
+    }
+}
+
 impl DrawsCodes for DarDiffusion {
     const SYSTEM: &'static str = "dar_diffusion";
 
@@ -116,8 +123,12 @@ impl DrawsCodes for DarDiffusion {
         &self.codes
     }
 
+    fn drafted(&self) -> Option<(&Weight, usize)> {
+        Some(self.trunk.drafted())
+    }
+
     fn generate<T: Float>(&self, wanted: WantedCodes<'_>, steps: Steps<'_, T>) -> Result<Tensor<u32>> {
-        let WantedCodes { labels, sampler, .. } = wanted;
+        let WantedCodes { labels, sampler, decoder, .. } = wanted;
         let scales = self.scales(sampler.sampling.cfg);
         let condition = self.classes.rows(labels, scales.iter().any(|scale| *scale != 1.0))?;
         let mut running = self.running(condition.shape()[0])?;
@@ -125,6 +136,6 @@ impl DrawsCodes for DarDiffusion {
             Some(until) if place > until + 1 => 1.0,
             _ => scales[place],
         };
-        sequential(&mut running, condition, labels.len(), scales.len(), scale, sampler, steps)
+        causal(&mut running, condition, labels.len(), scales.len(), scale, sampler, decoder, steps)
     }
 }

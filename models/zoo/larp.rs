@@ -8,7 +8,7 @@
 //! | mask      | causal                                                                                 |
 //! | position  | learned, or one sine and cosine table                                                  |
 //! | head      | softmax over codes                                                                     |
-//! | decoder   | sequential with a cache                                                                |
+//! | decoder   | sequential with a cache, or drafts are tested                                          |
 //! | guidance  | `uncond + cfg (cond - uncond)`, if wanted only at the start; none after earlier frames |
 //!
 //! Paper: Wang et al. 2024, arXiv:2410.21264, section 3. Upstream: hywang66/LARP, `models/larp_ar.py`.
@@ -19,7 +19,8 @@ use smalti::{Device, Float, Tensor, Weight, elementwise, embedding, linear, norm
 use super::codes::{Codes, DrawsCodes, WantedCodes};
 use crate::backbone::condition::ClassTable;
 use crate::backbone::llama::{Blocks, Sizes};
-use crate::decode::{Network, Sampler, Steps, concatenate, sequential};
+use crate::decode::speculative::{Rewind, Speculation, causal, forget};
+use crate::decode::{Network, Sampler, Steps, concatenate};
 use crate::weights::Checkpoint;
 use crate::{Error, Result};
 
@@ -116,7 +117,7 @@ impl Larp {
         Ok(logits.narrow(1, before.shape()[1] - 1, 1 + tokens.shape()[1])?.contiguous()?)
     }
 
-    /// Draws the tokens of videos after a condition, `[batch, places]`.
+    /// Draws the tokens of videos after a condition, `[batch, places]`; those of one by `decoder`, if it is given.
     ///
     /// # Errors
     /// As [`crate::Generator::draw`].
@@ -124,6 +125,7 @@ impl Larp {
         &self,
         condition: &Condition<'_>,
         sampler: &Sampler<'_>,
+        decoder: Option<&Speculation>,
         steps: Steps<'_, T>,
     ) -> Result<Tensor<u32>> {
         let batch = match condition {
@@ -137,7 +139,7 @@ impl Larp {
             Some(until) if place > until + 1 => 1.0,
             _ => cfg,
         };
-        sequential(&mut running, before, batch, self.codes.places(), scale, sampler, steps)
+        causal(&mut running, before, batch, self.codes.places(), scale, sampler, decoder, steps)
     }
 }
 
@@ -160,6 +162,12 @@ impl<T: Float> Network<T> for Running<'_, T> {
     }
 }
 
+impl<T: Float> Rewind<T> for Running<'_, T> {
+    fn rewind(&mut self, places: usize) {
+        forget(&mut self.caches, places);
+    }
+}
+
 impl DrawsCodes for Larp {
     const SYSTEM: &'static str = "larp";
 
@@ -167,8 +175,12 @@ impl DrawsCodes for Larp {
         &self.codes
     }
 
+    fn drafted(&self) -> Option<(&Weight, usize)> {
+        Some((&self.tokens, self.output.shape()[0]))
+    }
+
     fn generate<T: Float>(&self, wanted: WantedCodes<'_>, steps: Steps<'_, T>) -> Result<Tensor<u32>> {
-        let WantedCodes { labels, sampler, .. } = wanted;
-        self.continued(&Condition::Classes(labels), sampler, steps)
+        let WantedCodes { labels, sampler, decoder, .. } = wanted;
+        self.continued(&Condition::Classes(labels), sampler, decoder, steps)
     }
 }

@@ -8,7 +8,7 @@
 //! | mask      | causal; captions are padded at the left, and padding is seen by nothing but itself |
 //! | position  | RoPE over rows and columns, interleaved; the condition's rows of the table are 0  |
 //! | head      | softmax over codes                                                               |
-//! | decoder   | sequential with a cache; or Jacobi's ([`speculative`])                            |
+//! | decoder   | sequential with a cache; or drafts are tested ([`speculative`])                   |
 //! | guidance  | `uncond + cfg (cond - uncond)` on the logits                                     |
 //!
 //! Paper: Sun et al. 2024, arXiv:2406.06525. Upstream: FoundationVision/LlamaGen, `autoregressive/models/gpt.py`.
@@ -18,14 +18,14 @@ use std::marker::PhantomData;
 use smalti::attention::{Align, KvCache, Mask, Options};
 use smalti::rope::{NullRows, Table};
 use smalti::sample::{self, Draws, Filter, Guidance};
-use smalti::{Device, Float, Tensor, Weight, copy, embedding, jacobi, linear};
+use smalti::{Device, Float, Tensor, Weight, copy, embedding, linear};
 
 use super::captions::CaptionFeatures;
 use super::class_names;
 use super::codes::go_on;
 use crate::backbone::condition::{Captions, padding_bias};
 use crate::backbone::llama::{Llama, Sizes};
-use crate::decode::speculative::{Luck, OfPicture, Pass, Rewind, Speculation, Test, speculative, squared_distances};
+use crate::decode::speculative::{Drafter, Law, Luck, OfPicture, Pass, Rewind, Speculation, forget, speculative};
 use crate::decode::{Cells, Network, Step, Steps, at_tokens, watched};
 use crate::generator::whole_only;
 use crate::tokenizer::vq::VqTokenizer;
@@ -58,6 +58,8 @@ pub struct LlamaGen<T: smalti::Element> {
     element: PhantomData<T>,
     /// Without, one token after the other.
     decoder: Option<Speculation>,
+    /// Who drafts for the decoder, if that does not by itself.
+    second: Option<Box<LlamaGen<T>>>,
     /// What a model of captions draws.
     captions: Option<CaptionFeatures>,
 }
@@ -66,12 +68,9 @@ pub struct LlamaGen<T: smalti::Element> {
 struct Running<'a, T: Float> {
     model: &'a LlamaGen<T>,
     caches: Vec<KvCache<T>>,
+    /// Which rows of captions are not padding, `[pictures, condition_len]`, 1 or 0.
+    visible: Option<&'a [f32]>,
 }
-
-/// Tokens that a pass of a Jacobi decoder is fed (SJD, section 4.1).
-const WINDOW: usize = 16;
-/// Which tokens are like a draft, as GSD's authors set it.
-const ALIKE: jacobi::Window = jacobi::Window { below: 7, above: 6, band: 0.15, reach: 0.5 };
 
 /// Far more tokens to a picture than any published model draws.
 const MOST_PLACES: usize = 1 << 16;
@@ -151,6 +150,7 @@ impl<T: Float> LlamaGen<T> {
                 },
                 element: PhantomData,
                 decoder: None,
+                second: None,
                 captions: None,
             };
             if let Some(codes) = model.tokenizer.as_ref().map(VqTokenizer::codes)
@@ -238,14 +238,21 @@ impl<T: Float> LlamaGen<T> {
         sampling: &Sampling,
         steps: Steps<'_, T>,
     ) -> Result<Tensor<u32>> {
-        let guided = sampling.cfg != 1.0;
-        let none = labels.iter().filter(|_| guided).map(|_| None);
-        let rows: Vec<_> = labels.iter().copied().map(Some).chain(none).collect();
-        let condition = self.embed_labels(&rows)?;
-        self.sequence(&condition, labels.len(), None, first_picture, sampling, steps)
+        let (condition, visible) = self.asked(labels, sampling.cfg != 1.0)?;
+        self.sequence(&condition, labels.len(), visible.as_deref(), first_picture, sampling, steps)
     }
 
-    /// Draws the tokens of one picture by Jacobi decoding; `steps` sees each pass.
+    /// The decoder of this name; `second` tells whether a second network drafts.
+    ///
+    /// # Errors
+    /// As [`Speculation::named`].
+    pub fn speculation(&self, name: &str, second: bool) -> Result<Speculation> {
+        let codes = self.tokenizer.as_ref().map(VqTokenizer::codebook);
+        let vocabulary = self.tokens.shape()[0];
+        Speculation::named(name, self.grid * self.grid, vocabulary, &self.tokens, codes, second)
+    }
+
+    /// Draws the tokens of one picture by testing drafts, those of `second` if it is given; `steps` sees each pass.
     ///
     /// # Errors
     /// As [`Generator::draw`], or whatever `steps` returns.
@@ -254,16 +261,40 @@ impl<T: Float> LlamaGen<T> {
         label: u32,
         sampling: &Sampling,
         speculation: &Speculation,
+        second: Option<&Self>,
         luck: &mut dyn Luck,
         steps: &mut dyn FnMut(&Pass<'_, T>) -> Result<()>,
     ) -> Result<Vec<u32>> {
-        let rows: &[_] = if sampling.cfg == 1.0 { &[Some(label)] } else { &[Some(label), None] };
-        let condition = self.embed_labels(rows)?;
         let places = self.grid * self.grid;
-        let caches = self.llama.caches(rows.len(), self.condition_len + places)?;
-        let mut running = Running { model: self, caches };
-        let filter = filter(sampling);
-        speculative(&mut running, &condition, places, sampling.cfg, &filter, speculation, luck, steps)
+        let (condition, visible) = self.asked(&[label], sampling.cfg != 1.0)?;
+        let mut running = self.running(condition.shape()[0], visible.as_deref())?;
+        let law = Law { scale: &|_| sampling.cfg, filter: &filter(sampling) };
+        let asked = second.map(|second| second.asked(&[label], sampling.cfg != 1.0)).transpose()?;
+        let mut drafting = match (second, &asked) {
+            (Some(second), Some((condition, visible))) => {
+                Some((second.running(condition.shape()[0], visible.as_deref())?, condition))
+            }
+            _ => None,
+        };
+        let drafter = drafting.as_mut().map(|(running, condition)| Drafter::new(running, condition.clone()));
+        speculative(&mut running, &condition, places, law, speculation, drafter, luck, steps)
+    }
+
+    /// The condition of pictures, the rows of no condition below it if `guided`, and which rows of captions are not
+    /// padding.
+    fn asked(&self, labels: &[u32], guided: bool) -> Result<(Tensor<T>, Option<Vec<f32>>)> {
+        if let (Some(captions), Condition::Captions(known)) = (&self.captions, &self.condition) {
+            let (features, visible) = captions.last(&self.device, labels, [known.rows(), known.features()])?;
+            return Ok((self.embed_captions(&features)?, Some(visible)));
+        }
+        let none = labels.iter().filter(|_| guided).map(|_| None);
+        let rows: Vec<_> = labels.iter().copied().map(Some).chain(none).collect();
+        Ok((self.embed_labels(&rows)?, None))
+    }
+
+    fn running<'a>(&'a self, rows: usize, visible: Option<&'a [f32]>) -> Result<Running<'a, T>> {
+        let caches = self.llama.caches(rows, self.condition_len + self.grid * self.grid)?;
+        Ok(Running { model: self, caches, visible })
     }
 
     /// The same for caption features `[batch, condition_len, features]`; `visible` (`[batch, condition_len]`, 1 or 0)
@@ -297,21 +328,12 @@ impl<T: Float> LlamaGen<T> {
         let rows = condition.shape()[0];
         let filter = filter(sampling);
         let pictures: Vec<_> = (0..batch as u64).map(|picture| first_picture + picture).collect();
-        let mut caches = self.llama.caches(rows, self.condition_len + places)?;
+        let mut running = self.running(rows, visible)?;
         let mut drawn = Tensor::<u32>::zeros(&self.device, &[batch, places])?;
         let mut x = condition.clone();
         for place in 0..places {
-            let queries = x.shape()[1];
-            let keys = caches.first().map_or(0, KvCache::len) + queries;
-            let options = match visible {
-                Some(visible) => {
-                    let lengths = [rows, queries, keys];
-                    self.causal().bias(padding_bias(&self.device, visible, self.condition_len, lengths)?)
-                }
-                None => self.causal(),
-            };
-            let logits = self.logits(&x, &mut caches, &options)?;
-            let last = logits.narrow(1, queries - 1, 1)?.reshape(&[rows, logits.shape()[2]])?;
+            let logits = running.logits(&x)?;
+            let last = logits.narrow(1, x.shape()[1] - 1, 1)?.reshape(&[rows, logits.shape()[2]])?;
             let guided = if rows == batch {
                 last
             } else {
@@ -348,7 +370,14 @@ fn filter(sampling: &Sampling) -> Filter {
 
 impl<T: Float> Network<T> for Running<'_, T> {
     fn logits(&mut self, x: &Tensor<T>) -> Result<Tensor<T>> {
-        self.model.logits(x, &mut self.caches, &self.model.causal())
+        let Self { model, caches, visible } = self;
+        let mut options = model.causal();
+        if let Some(visible) = visible {
+            let keys = caches.first().map_or(0, KvCache::len) + x.shape()[1];
+            let lengths = [x.shape()[0], x.shape()[1], keys];
+            options = options.bias(padding_bias(&model.device, visible, model.condition_len, lengths)?);
+        }
+        model.logits(x, caches, &options)
     }
 
     fn embed(&mut self, tokens: &Tensor<u32>) -> Result<Tensor<T>> {
@@ -358,7 +387,7 @@ impl<T: Float> Network<T> for Running<'_, T> {
 
 impl<T: Float> Rewind<T> for Running<'_, T> {
     fn rewind(&mut self, places: usize) {
-        self.caches.iter_mut().for_each(|cache| cache.truncate(cache.len().saturating_sub(places)));
+        forget(&mut self.caches, places);
     }
 }
 
@@ -408,20 +437,20 @@ impl<T: Float> Generator for LlamaGen<T> {
         }
     }
 
-    fn use_decoder(&mut self, name: &str) -> Result<()> {
-        let test = match name {
-            "jacobi" => Test::Same,
-            "sjd" => Test::Ratio,
-            "gsd" => {
-                let count = self.tokens.shape()[0];
-                let all = Tensor::from_vec(&self.device, &[count], (0..).take(count).collect())?;
-                let distances = squared_distances(&embedding::embedding(&self.tokens, &all)?)?;
-                Test::Grouped { distances, window: ALIKE }
+    fn use_decoder(&mut self, name: &str, second: Option<&Checkpoint>) -> Result<()> {
+        let vocabulary = self.tokens.shape()[0];
+        self.decoder = Some(self.speculation(name, second.is_some())?);
+        self.second = second.map(|file| Self::load(file, &self.device).map(Box::new)).transpose()?;
+        match &self.second {
+            Some(second) if second.tokens.shape()[0] != vocabulary || second.grid != self.grid => {
+                let (tokens, grid) = (second.tokens.shape()[0], second.grid);
+                let expected = format!("expected as the first model's: of {vocabulary}, on {} x {0}", self.grid);
+                Err(Error::Request(format!(
+                    "the second model draws one of {tokens} tokens on {grid} x {grid}, {expected}"
+                )))
             }
-            _ => return Err(Error::Request(format!("llamagen has no decoder \"{name}\", but jacobi, sjd and gsd"))),
-        };
-        self.decoder = Some(Speculation { test, window: WINDOW, until: self.grid * self.grid });
-        Ok(())
+            _ => Ok(()),
+        }
     }
 
     fn use_captions(&mut self, captions: CaptionFeatures) -> Result<()> {
@@ -429,6 +458,9 @@ impl<T: Float> Generator for LlamaGen<T> {
             return Err(Error::Request("llamagen: this model is conditioned on classes, not on captions".to_owned()));
         };
         self.classes = captions.fitting(Some(known.rows()), known.features())?.names();
+        if let Some(second) = &mut self.second {
+            second.use_captions(captions.clone())?;
+        }
         self.captions = Some(captions);
         Ok(())
     }
@@ -459,14 +491,7 @@ impl<T: Float> Generator for LlamaGen<T> {
                     };
                     watch(Seen { settled: step.settled * batch, all, cells: &cells, pictures: &pictures })
                 };
-                watched(each, |steps| match (&self.captions, &self.condition) {
-                    (Some(captions), Condition::Captions(known)) => {
-                        let shape = [known.rows(), known.features()];
-                        let (features, visible) = captions.last(&self.device, labels, shape)?;
-                        self.generate_captions(&features, Some(&visible), first_picture, sampling, steps)
-                    }
-                    _ => self.generate(labels, first_picture, sampling, steps),
-                })?
+                watched(each, |steps| self.generate(labels, first_picture, sampling, steps))?
             }
             // Each picture settles as many places in a pass as it can.
             Some(speculation) => {
@@ -474,13 +499,15 @@ impl<T: Float> Generator for LlamaGen<T> {
                 for (picture, label) in (first_picture..).zip(labels) {
                     let (before, mut settled) = (tokens.len(), 0);
                     let mut luck = OfPicture { seed: sampling.seed, picture, drafts: 0 };
-                    tokens.extend(self.speculate(*label, sampling, speculation, &mut luck, &mut |pass| {
+                    let mut each = |pass: &Pass<'_, T>| {
                         let from = settled;
                         settled = (settled.max(1) + pass.settled).min(places);
                         let mut cells = vec![Vec::new(); batch];
                         cells[before / places] = (from..settled).collect();
                         watch(Seen { settled: before + settled, all, cells: &cells, pictures: &|| Ok(Vec::new()) })
-                    })?);
+                    };
+                    let second = self.second.as_deref();
+                    tokens.extend(self.speculate(*label, sampling, speculation, second, &mut luck, &mut each)?);
                 }
                 Tensor::from_vec(&self.device, &[batch, places], tokens)?
             }

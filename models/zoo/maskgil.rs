@@ -263,7 +263,7 @@ impl DrawsCodes for MaskGil {
     const FILLS: bool = true;
 
     fn generate<T: Float>(&self, wanted: WantedCodes<'_>, steps: Steps<'_, T>) -> Result<Tensor<u32>> {
-        let WantedCodes { labels, known, sampler } = wanted;
+        let WantedCodes { labels, known, sampler, .. } = wanted;
         let places = self.codes.places();
         let Random::Philox { first_picture } = sampler.random else {
             return Err(Error::Request("maskgil: recorded numbers are for each step, not for each place".to_owned()));

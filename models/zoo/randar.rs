@@ -327,7 +327,7 @@ impl DrawsCodes for RandAr {
     const FILLS: bool = true;
 
     fn generate<T: Float>(&self, wanted: WantedCodes<'_>, steps: Steps<'_, T>) -> Result<Tensor<u32>> {
-        let WantedCodes { labels, known, sampler } = wanted;
+        let WantedCodes { labels, known, sampler, .. } = wanted;
         let mut orders: Vec<_> = (0..labels.len()).map(|picture| sampler.order(Some(picture))).collect();
         if known.iter().all(Option::is_none) {
             return self.in_raster(&self.draw_in(labels, &orders, None, sampler, steps)?, &orders);

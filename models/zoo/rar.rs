@@ -8,18 +8,19 @@
 //! | mask      | causal                                                                                     |
 //! | position  | learned, the place's own and that of its target                                            |
 //! | head      | softmax over codes, modulated                                                              |
-//! | decoder   | sequential with a cache                                                                    |
+//! | decoder   | sequential with a cache, or drafts are tested                                              |
 //! | guidance  | `uncond + s (cond - uncond)`, `s` a power-cosine of the step                               |
 //!
 //! Paper: Yu et al. 2024, arXiv:2411.00776, sections 3.2 and 3.3. Upstream: bytedance/1d-tokenizer, `modeling/rar.py`.
 
 use smalti::attention::{Align, KvCache, Mask};
-use smalti::sample::{Guidance, Schedule};
+use smalti::sample::Schedule;
 use smalti::{Device, Float, Tensor, Weight, activation, copy, elementwise, embedding, norm};
 
-use super::codes::{Codes, DrawsCodes, WantedCodes, go_on};
+use super::codes::{Codes, DrawsCodes, WantedCodes};
 use crate::backbone::vit::{Linear, Vit};
-use crate::decode::{Cells, Step, Steps, concatenate, guide, twice};
+use crate::decode::speculative::{Rewind, causal, forget};
+use crate::decode::{Network, Steps, concatenate};
 use crate::order;
 use crate::weights::Checkpoint;
 use crate::{Error, Result};
@@ -43,6 +44,14 @@ pub struct Rar {
     vocabulary: u32,
     power: f32,
     norm_eps: f32,
+}
+
+/// The network in the middle of a sequence.
+struct Running<'a, T: Float> {
+    model: &'a Rar,
+    /// `[rows, 1]`.
+    conditions: Tensor<u32>,
+    caches: Vec<KvCache<T>>,
 }
 
 impl Rar {
@@ -179,6 +188,28 @@ impl Rar {
     }
 }
 
+impl<T: Float> Network<T> for Running<'_, T> {
+    fn logits(&mut self, x: &Tensor<T>) -> Result<Tensor<T>> {
+        let start = self.caches.first().map_or(0, KvCache::len);
+        self.model.run(x, &self.conditions, start, &mut self.caches)
+    }
+
+    fn embed(&mut self, tokens: &Tensor<u32>) -> Result<Tensor<T>> {
+        // The start and the condition came first.
+        let start = self.caches.first().map_or(0, KvCache::len);
+        let own: Vec<_> = (start..start + tokens.shape()[1]).collect();
+        let places = self.model.codes.places();
+        let target: Vec<_> = own.iter().map(|own| Some(own - 1).filter(|place| *place < places)).collect();
+        self.model.embed(tokens, &own, &target)
+    }
+}
+
+impl<T: Float> Rewind<T> for Running<'_, T> {
+    fn rewind(&mut self, places: usize) {
+        forget(&mut self.caches, places);
+    }
+}
+
 impl DrawsCodes for Rar {
     const SYSTEM: &'static str = "rar";
 
@@ -186,34 +217,25 @@ impl DrawsCodes for Rar {
         &self.codes
     }
 
+    fn drafted(&self) -> Option<(&Weight, usize)> {
+        Some((&self.table, self.vocabulary as usize))
+    }
+
     fn generate<T: Float>(&self, wanted: WantedCodes<'_>, steps: Steps<'_, T>) -> Result<Tensor<u32>> {
-        let WantedCodes { labels, sampler, .. } = wanted;
-        let (batch, places) = (labels.len(), self.codes.places());
+        let WantedCodes { labels, sampler, decoder, .. } = wanted;
+        let places = self.codes.places();
         let cfg = sampler.sampling.cfg;
         let guided = cfg != 0.0;
         let both = labels.iter().copied().map(Some).chain(labels.iter().filter(|_| guided).map(|_| None));
         let conditions = self.conditions(&both.collect::<Vec<_>>())?;
         let rows = conditions.len();
-        let conditions = Tensor::from_vec(&self.codes.device, &[rows], conditions)?;
-        let mut caches = self.blocks.caches(&self.codes.device, rows, 2 + places)?;
-        let mut drawn = Tensor::<u32>::zeros(&self.codes.device, &[batch, places])?;
-        let first = self.embed(&conditions.reshape(&[rows, 1])?, &[1], &[Some(0)])?;
-        let mut x: Tensor<T> = concatenate(&[&self.start(rows)?, &first], 1)?;
+        let conditions = Tensor::from_vec(&self.codes.device, &[rows, 1], conditions)?;
+        let caches = self.blocks.caches(&self.codes.device, rows, 2 + places)?;
+        let first = self.embed(&conditions, &[1], &[Some(0)])?;
+        let before = concatenate(&[&self.start(rows)?, &first], 1)?;
+        let mut running: Running<'_, T> = Running { model: self, conditions, caches };
         let schedule = Schedule::PowerCosine { power: self.power };
-        for place in 0..places {
-            let seq = x.shape()[1];
-            let logits = self.run(&x, &conditions, 2 + place - seq, &mut caches)?.narrow(1, seq - 1, 1)?;
-            let scale = schedule.at(cfg.into(), place as f64 / places as f64) as f32;
-            let guided = guide(&logits, batch, scale, Guidance::Scale)?;
-            let token = sampler.draw(&guided, place)?;
-            copy::copy_into_slice(&token, &mut drawn, 1, place)?;
-            let cells = Cells::From(place);
-            go_on(steps(Step { settled: place + 1, logits: &guided, tokens: &token, cells, latents: None }))?;
-            if place + 1 < places {
-                let token = if rows > batch { twice(&token)? } else { token };
-                x = self.embed(&token, &[2 + place], &[Some(place + 1)])?;
-            }
-        }
-        Ok(drawn)
+        let scale = |place: usize| schedule.at(cfg.into(), place as f64 / places as f64) as f32;
+        causal(&mut running, before, labels.len(), places, scale, sampler, decoder, steps)
     }
 }

@@ -174,6 +174,14 @@ pub const SYSTEMS: &[System] = &[
         passes: "one per scale, 13",
     },
     System {
+        name: "lantern",
+        paper: "arXiv:2410.03355",
+        parts: "drafts that pass with what near codes lend them: Jacobi's, or a second model's",
+        condition: "as its network",
+        runs: Runs::Decoder,
+        passes: "fewer than n",
+    },
+    System {
         name: "larp",
         paper: "arXiv:2410.21264",
         parts: "video codes of learned queries, Llama, sequential",
@@ -212,6 +220,14 @@ pub const SYSTEMS: &[System] = &[
         condition: "class",
         runs: Runs::Pictures,
         passes: "12 of n = 256",
+    },
+    System {
+        name: "mc-sjd",
+        paper: "arXiv:2510.24211",
+        parts: "speculative Jacobi decoding whose drafts are coupled from pass to pass",
+        condition: "as its network",
+        runs: Runs::Decoder,
+        passes: "fewer than n",
     },
     System {
         name: "mvar",

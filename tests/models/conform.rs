@@ -241,8 +241,10 @@ fn given_tokens_stay(model: &impl DrawsCodes, labels: &[u32], redrawn: bool) {
             cells.iter_mut().enumerate().for_each(|(picture, cells)| cells.extend(step.cells.of(picture, count)));
             Ok(())
         };
-        let drawn =
-            watched(each, |steps| model.generate(WantedCodes { labels, known, sampler: &sampler }, steps)).unwrap();
+        let drawn = watched(each, |steps| {
+            model.generate(WantedCodes { labels, known, sampler: &sampler, decoder: None }, steps)
+        })
+        .unwrap();
         (drawn.to_vec().unwrap(), cells)
     };
     let (drawn, cells) = draw(labels, &known, 0);

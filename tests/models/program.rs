@@ -314,6 +314,19 @@ fn generate_refuses_wrong_arguments_before_any_work() {
     with(&["--model", "dall-e"], "expected llamagen, var, a system of `smalti models` or an existing file");
     with(&["--class", "-1"], "-1");
     with(&["--grid", "24"], "notes block_size 256, not 576");
+    with(
+        &["--decoder", "mcsjd"],
+        "--decoder: no decoder \"mcsjd\", expected one of draft, gsd, jacobi, lantern, mc-sjd,",
+    );
+    with(&["--decoder", "draft"], "--decoder: draft tests a second model's drafts: give --draft FILE");
+    with(&["--decoder", "draft", "--draft", "/no/such/file"], "--draft: /no/such/file");
+    with(
+        &["--decoder", "sjd", "--draft", text(&weights("llamagen"))],
+        "--decoder: sjd drafts by itself, without --draft",
+    );
+    with(&["--decoder", "draft", "--draft", text(&weights("var"))], "--decoder: ");
+    with(&["--draft", text(&weights("llamagen"))], "--decoder");
+    with(&["--model", "var", "--decoder", "sjd"], "--decoder: var has no decoder \"sjd\", only its own");
     refused(&["generate", "--device", "wgpu:99", "--out", text(&out)], "device wgpu:99 is not available");
     refused(&["generate", "--device", "tpu", "--out", text(&out)], "device tpu is not available");
     refused(&["generate", "--device", "cpu", "--out", text(folder.path())], "is a folder");

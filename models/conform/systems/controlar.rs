@@ -43,7 +43,7 @@ pub(super) fn run<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
         let random = Random::Recorded { uniforms: &uniforms, orders: &[] };
         let sampler = Sampler { sampling, random, places: model.codes().places() };
         let run = generated::<T>(|steps| {
-            model.generate(&condition, visible.as_deref(), &control, strength, &sampler, steps)
+            model.generate(&condition, visible.as_deref(), &control, strength, &sampler, None, steps)
         })?;
         computed.push(run.logits.computed(logits));
         computed.push(Computed::integers(tokens, &run.tokens)?);

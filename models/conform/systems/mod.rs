@@ -199,8 +199,9 @@ fn repeat<T: Float>(dump: &Dump<'_>, model: &impl DrawsCodes, sampling: Sampling
     let orders = dump.counts("order").or_else(|_| dump.counts("cells")).unwrap_or_default();
     let random = Random::Recorded { uniforms: &uniforms, orders: &orders };
     let sampler = Sampler { sampling, random, places: model.codes().places() };
-    let mut run =
-        generated::<T>(|steps| model.generate(WantedCodes { labels: &labels, known: &[], sampler: &sampler }, steps))?;
+    let mut run = generated::<T>(|steps| {
+        model.generate(WantedCodes { labels: &labels, known: &[], sampler: &sampler, decoder: None }, steps)
+    })?;
     if logits == "scaled_logits" {
         let temperature = f64::from(sampled(dump)?.temperature);
         run.logits.0.iter_mut().flat_map(|(_, step)| step).for_each(|logit| *logit /= temperature);

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 
 use smalti::Float;
-use smalti::jacobi::VerifyDraws;
+use smalti::jacobi::{Rule, VerifyDraws};
 use smalti::sample::{self, Draws, Weights};
 
 use super::{Logits, sampled, weights};
@@ -62,11 +62,11 @@ fn probabilities(weights: &Weights) -> Result<Vec<f64>> {
 pub(super) fn run<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
     let model = LlamaGen::<T>::load(&weights(dump)?.prefixed(), dump.device)?;
     let test = match dump.config.text("scheme") {
-        Some("speculative_jacobi") => Test::Ratio,
+        Some("speculative_jacobi") => Test::Ratio(Rule::Fresh),
         Some("jacobi") => Test::Same,
         scheme => return Err(Error::Request(format!("sjd: scheme {scheme:?}"))),
     };
-    let verifies = matches!(test, Test::Ratio);
+    let verifies = matches!(test, Test::Ratio(_));
     let speculation =
         Speculation { test, window: dump.count("max_num_new_tokens")?, until: dump.count("jacobi_loop_interval_r")? };
     let floats = |name: &str| -> Result<Vec<f32>> {
@@ -87,7 +87,7 @@ pub(super) fn run<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
     let (mut counts, mut matched) = (Vec::new(), Vec::new());
     let (mut inputs, mut drawn, mut verified) = (Vec::new(), Vec::new(), Vec::new());
     let (mut drawn_from, mut probs, mut logits) = (Vec::new(), Vec::new(), Logits::default());
-    let tokens = model.speculate(label, &sampled(dump)?, &speculation, &mut luck, &mut |pass| {
+    let tokens = model.speculate(label, &sampled(dump)?, &speculation, None, &mut luck, &mut |pass| {
         let count = pass.inputs.len();
         let numbers = samples.iter().copied().skip(fed.get()).take(count).collect();
         drawn.extend(sample::draw(pass.weights, &Draws::Uniform(numbers))?.to_vec()?);

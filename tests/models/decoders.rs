@@ -1,0 +1,326 @@
+//! Decoders that test drafts: the law of one token after another where they claim it, in fewer passes.
+
+use std::collections::BTreeMap;
+
+use smalti::jacobi::{Groups, Rule};
+use smalti::sample::Filter;
+use smalti::{Device, Tensor};
+use smalti_models::decode::Network;
+use smalti_models::decode::speculative::{
+    Drafter, Law, NAMES, OfPicture, Pass, Rewind, Speculation, Test, speculative, squared_distances,
+};
+use smalti_models::weights::{Checkpoint, embedded};
+use smalti_models::zoo::llamagen::LlamaGen;
+use smalti_models::{Generator, Result, Sampling, zoo};
+
+const VOCABULARY: usize = 3;
+/// Enough for passes of several drafts, for the first three draw one token each.
+const LENGTH: usize = 7;
+
+/// A network that knows the chances of a token from its place and the token before.
+#[derive(Clone)]
+struct Chain {
+    seed: u64,
+    seen: usize,
+}
+
+impl Chain {
+    fn new(seed: u64) -> Self {
+        Self { seed, seen: 0 }
+    }
+
+    /// Of a token: the first stands after none, as if that were token 0.
+    fn logits_of(&self, place: usize, before: usize) -> [f32; VOCABULARY] {
+        let word = |token| smalti::rng::word(self.seed, place as u64, before as u32, 0, token);
+        std::array::from_fn(|token| (f64::from(word(token)) / f64::from(u32::MAX) * 3.0) as f32)
+    }
+
+    fn chances(&self, place: usize, before: usize) -> [f64; VOCABULARY] {
+        let shares = self.logits_of(place, before).map(|logit| f64::from(logit).exp());
+        let whole: f64 = shares.iter().sum();
+        shares.map(|share| share / whole)
+    }
+}
+
+impl Network<f32> for Chain {
+    fn logits(&mut self, x: &Tensor<f32>) -> Result<Tensor<f32>> {
+        let before = x.to_vec()?;
+        let logits =
+            before.iter().enumerate().flat_map(|(at, before)| self.logits_of(self.seen + at, *before as usize));
+        let logits = Tensor::from_vec(x.device(), &[1, before.len(), VOCABULARY], logits.collect())?;
+        self.seen += before.len();
+        Ok(logits)
+    }
+
+    fn embed(&mut self, tokens: &Tensor<u32>) -> Result<Tensor<f32>> {
+        let values = tokens.to_vec()?.iter().map(|token| *token as f32).collect();
+        Ok(Tensor::from_vec(tokens.device(), &[tokens.shape()[0], tokens.shape()[1], 1], values)?)
+    }
+}
+
+impl Rewind<f32> for Chain {
+    fn rewind(&mut self, places: usize) {
+        self.seen -= places;
+    }
+}
+
+/// Decodes one sequence of a chain; `second` drafts. The tokens, and how many passes they took.
+fn decoded(device: &Device, test: &Test, second: bool, picture: u64) -> (Vec<u32>, usize) {
+    let condition = Tensor::zeros(device, &[1, 1, 1]).expect("room");
+    let speculation = Speculation { test: test.clone(), window: 4, until: LENGTH };
+    let (filter, scale) = (Filter::default(), |_| 1.0);
+    let law = Law { scale: &scale, filter: &filter };
+    let mut drafting = Chain::new(6);
+    let drafter = second.then(|| Drafter::new(&mut drafting, condition.clone()));
+    let (mut luck, mut passes) = (OfPicture { seed: 5, picture, drafts: 0 }, 1);
+    let mut steps = |_: &Pass<'_, f32>| {
+        passes += 1;
+        Ok(())
+    };
+    let mut chain = Chain::new(8);
+    let tokens = speculative(&mut chain, &condition, LENGTH, law, &speculation, drafter, &mut luck, &mut steps);
+    (tokens.expect("a chain decodes"), passes)
+}
+
+/// The chi-square of the last three tokens of so many sequences, with 26 degrees of freedom, and the passes of one.
+fn chi_square(device: &Device, test: &Test, second: bool) -> (f64, f64) {
+    const COUNT: u64 = 20_000;
+    let chain = Chain::new(8);
+    // The chances of the token that the last three come after.
+    let mut before = vec![1.0, 0.0, 0.0];
+    for place in 0..LENGTH - 3 {
+        let mut after = vec![0.0; VOCABULARY];
+        for (token, chance) in before.iter().enumerate() {
+            chain.chances(place, token).iter().zip(&mut after).for_each(|(share, after)| *after += chance * share);
+        }
+        before = after;
+    }
+    let mut seen: BTreeMap<[u32; 3], f64> = BTreeMap::new();
+    let mut passes = 0;
+    for picture in 0..COUNT {
+        let (tokens, took) = decoded(device, test, second, picture);
+        *seen.entry([LENGTH - 3, LENGTH - 2, LENGTH - 1].map(|place| tokens[place])).or_default() += 1.0;
+        passes += took;
+    }
+    let mut chi_square = 0.0;
+    for tokens in (0..27).map(|code: usize| [code / 9, code / 3 % 3, code % 3]) {
+        let last = |start: usize| {
+            let mut chance = before[start];
+            let mut previous = start;
+            for (at, token) in tokens.iter().enumerate() {
+                chance *= chain.chances(LENGTH - 3 + at, previous)[*token];
+                previous = *token;
+            }
+            chance
+        };
+        let expected = COUNT as f64 * (0..VOCABULARY).map(last).sum::<f64>();
+        let count = seen.get(&tokens.map(|token| token as u32)).copied().unwrap_or(0.0);
+        chi_square += (count - expected).powi(2) / expected;
+    }
+    (chi_square, passes as f64 / COUNT as f64)
+}
+
+/// Above this chi-square of 26 degrees of freedom once in a thousand.
+const CRITICAL: f64 = 54.05;
+
+/// Decoders that claim the law of one token after another; whether a second network drafts.
+fn lossless() -> Vec<(Test, bool)> {
+    let ratio = [Rule::Fresh, Rule::Coupled].map(Test::Ratio);
+    let [fresh, coupled] = ratio;
+    vec![(Test::Same, false), (Test::Race, false), (coupled, false), (fresh.clone(), false), (fresh, true)]
+}
+
+#[test]
+fn lossless_decoders_draw_the_law_of_one_after_another() {
+    let device = Device::cpu_with_threads(1).expect("a CPU");
+    for (test, second) in lossless() {
+        let (chi_square, passes) = chi_square(&device, &test, second);
+        println!("{test:?}, second {second}: chi-square {chi_square:.1} of 26 degrees, {passes:.2} passes");
+        assert!(chi_square < CRITICAL, "{test:?}, second {second}: chi-square {chi_square}");
+        assert!(passes < LENGTH as f64, "{test:?}, second {second}: {passes} passes");
+    }
+}
+
+/// Tests that let other tokens pass for a draft.
+fn lossy(device: &Device) -> [Test; 2] {
+    let table = Tensor::from_slice(device, &[VOCABULARY, 2], &[0u32, 1, 1, 0, 2, 1]).expect("room");
+    let relaxed = Test::Relaxed(Groups::relaxed(&table, 1.0).expect("a table"));
+    let codes = Tensor::from_slice(device, &[VOCABULARY, 1], &[0.0f32, 0.1, 0.2]).expect("room");
+    let window = smalti::jacobi::Window { below: 1, above: 1, band: 1.0, reach: 1.0 };
+    let distances = squared_distances(&codes).expect("codes");
+    [relaxed, Test::Grouped { distances, window }]
+}
+
+#[test]
+fn decoders_that_let_other_tokens_pass_have_another_law() {
+    let device = Device::cpu_with_threads(1).expect("a CPU");
+    for test in lossy(&device) {
+        for second in [false, true] {
+            let (chi_square, _) = chi_square(&device, &test, second);
+            assert!(chi_square > 10.0 * CRITICAL, "{test:?}, second {second}: chi-square {chi_square}");
+        }
+    }
+}
+
+/// The CPU, and a GPU, software or not, of each kind that is here or that `SMALTI_REQUIRE` names.
+fn devices() -> Vec<Device> {
+    let required = std::env::var("SMALTI_REQUIRE").unwrap_or_default();
+    let mut devices = vec![Device::cpu()];
+    for id in ["wgpu", "cuda"] {
+        match Device::open(id) {
+            Ok(device) => devices.push(device),
+            Err(reason) => {
+                assert!(!required.split(',').any(|name| name == id), "SMALTI_REQUIRE names {id}: {reason}");
+                println!("skipped {id}: {reason}");
+            }
+        }
+    }
+    devices
+}
+
+#[test]
+fn decoders_draw_the_same_tokens_from_the_same_logits_on_every_device() {
+    let on = |device: &Device| -> Vec<_> {
+        let tests = lossless().into_iter().chain(lossy(device).map(|test| (test, true)));
+        tests.flat_map(|(test, second)| (0..10).map(move |picture| decoded(device, &test, second, picture))).collect()
+    };
+    let devices = devices();
+    let expected = on(&devices[0]);
+    for device in &devices[1..] {
+        assert_eq!(on(device), expected, "{device}");
+    }
+}
+
+fn trained(device: &Device) -> LlamaGen<f32> {
+    LlamaGen::load(&embedded("llamagen").expect("in the program"), device).expect("room")
+}
+
+/// The trained LlamaGen without its last layers, as a drafter.
+fn shallow(folder: &std::path::Path, layers: usize) -> Checkpoint {
+    let bytes =
+        std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/weights/emoji_llamagen.safetensors")).expect("there");
+    let whole = safetensors::SafeTensors::deserialize(&bytes).expect("whole");
+    let (_, notes) = safetensors::SafeTensors::read_metadata(&bytes).expect("whole");
+    let deep = |name: &str| {
+        let layer = name.strip_prefix("gpt.layers.").and_then(|rest| rest.split('.').next()?.parse().ok());
+        layer.is_some_and(|layer: usize| layer >= layers)
+    };
+    let path = folder.join("shallow.safetensors");
+    let kept = whole.tensors().into_iter().filter(|(name, _)| !deep(name));
+    safetensors::serialize_to_file(kept, notes.metadata().clone(), &path).expect("room");
+    Checkpoint::open(&path).expect("whole")
+}
+
+/// The tokens of a picture of each class, of the trained LlamaGen by a decoder, and the passes of one of them.
+fn drawn(
+    model: &LlamaGen<f32>,
+    speculation: &Speculation,
+    second: Option<&LlamaGen<f32>>,
+    sampling: &Sampling,
+) -> (Vec<u32>, f64) {
+    let (mut tokens, mut passes) = (Vec::new(), 0);
+    for class in 0..10 {
+        let mut luck = OfPicture { seed: 3, picture: class.into(), drafts: 0 };
+        let mut steps = |_: &Pass<'_, f32>| {
+            passes += 1;
+            Ok(())
+        };
+        let drawn = model.speculate(class, sampling, speculation, second, &mut luck, &mut steps);
+        tokens.extend(drawn.expect("a picture"));
+        // That of the condition.
+        passes += 1;
+    }
+    (tokens, f64::from(passes) / 10.0)
+}
+
+#[test]
+fn lossless_decoders_find_the_likeliest_tokens_in_fewer_passes() {
+    let device = Device::cpu();
+    let model = trained(&device);
+    let folder = tempfile::tempdir().expect("a folder");
+    let second = LlamaGen::load(&shallow(folder.path(), 3), &device).expect("room");
+    let greedy = Sampling { temperature: 0.0, ..model.about().sampling };
+    let expected = model
+        .generate(&(0..10).collect::<Vec<_>>(), 0, &greedy, &mut |_| std::ops::ControlFlow::Continue(()))
+        .expect("pictures");
+    let expected = expected.to_vec().expect("the device works");
+    for name in ["draft", "jacobi", "mc-sjd", "mc-sjd-gumbel", "sjd"] {
+        let drafts = name == "draft";
+        let test = model.speculation(name, drafts).expect("a decoder");
+        let (tokens, passes) = drawn(&model, &test, drafts.then_some(&second), &greedy);
+        println!("{name}: {passes} passes");
+        assert_eq!(tokens, expected, "{name}");
+        assert!(passes < 256.0, "{name}: {passes} passes");
+    }
+}
+
+#[test]
+fn decoders_of_the_trained_llamagen_take_fewer_passes_than_tokens() {
+    let device = Device::cpu();
+    let model = trained(&device);
+    let folder = tempfile::tempdir().expect("a folder");
+    let shallow = shallow(folder.path(), 3);
+    let second = LlamaGen::load(&shallow, &device).expect("room");
+    let sampling = model.about().sampling;
+    let mut took = BTreeMap::new();
+    for name in NAMES {
+        let drafts = name == "draft";
+        let speculation = model.speculation(name, drafts).expect("a decoder");
+        let (_, passes) = drawn(&model, &speculation, drafts.then_some(&second), &sampling);
+        println!("{name}: {passes} passes");
+        assert!(passes < 256.0, "{name}: {passes} passes");
+        took.insert(name, passes);
+    }
+    assert!(took["mc-sjd"] < took["sjd"], "{took:?}: coupled drafts change less");
+    assert!(took["gsd"] < took["sjd"] && took["lantern"] < took["sjd"], "{took:?}: more drafts pass");
+    // A network that drafts for itself is never wrong: the first three tokens, then six in each pass.
+    let speculation = model.speculation("draft", true).expect("a decoder");
+    let (_, passes) = drawn(&model, &speculation, Some(&model), &sampling);
+    assert_eq!(passes as usize, 3 + 253usize.div_ceil(speculation.window));
+}
+
+/// Systems whose networks are causal, as small random weights.
+const CAUSAL: [&str; 6] =
+    ["controlar_c2i", "dar_diffusion_gpt", "dar_small", "larp_ar_class", "llamagen_c2i", "rar_pow"];
+
+#[test]
+fn every_causal_system_decodes_by_tested_drafts() {
+    let device = Device::cpu();
+    for dump in CAUSAL {
+        let path = format!("{}/../tests/dumps/models/{dump}.safetensors", env!("CARGO_MANIFEST_DIR"));
+        let weights = Checkpoint::open(path.as_ref()).and_then(|dump| dump.under("w.")).expect("weights");
+        let load = || -> Box<dyn Generator> {
+            let mut generator = zoo::load::<f32>(&weights, &device).expect("a generator");
+            if let Some([height, width]) = generator.control_size() {
+                generator.use_control(&vec![0.5; 3 * height * width]).expect("a picture of this size");
+            }
+            generator
+        };
+        let draw = |generator: &dyn Generator| {
+            let greedy = Sampling { temperature: 0.0, ..generator.about().sampling };
+            let mut seen = Vec::new();
+            let drawn = generator.draw(&[1, 3], 0, &greedy, &mut |settled, all| {
+                seen.push((settled, all));
+                std::ops::ControlFlow::Continue(())
+            });
+            let places = generator.about().tokens_per_picture;
+            assert!(seen.is_sorted() && seen.last() == Some(&(2 * places, 2 * places)), "{dump}: {seen:?}");
+            (drawn.expect("pictures").tokens, seen.len())
+        };
+        let (expected, steps) = draw(load().as_ref());
+        for name in NAMES {
+            let mut generator = load();
+            match generator.use_decoder(name, None) {
+                Ok(()) => {
+                    let (tokens, _) = draw(generator.as_ref());
+                    assert!(["gsd", "lantern"].contains(&name) || tokens == expected, "{dump}, {name}: other tokens");
+                }
+                Err(error) => {
+                    let part = if name == "draft" { "second model" } else { "lantern compares the tokenizer's codes" };
+                    assert!(error.to_string().contains(part), "{dump}, {name}: {error}");
+                }
+            }
+        }
+        assert!(steps >= 16, "{dump}: {steps} steps of the system's own decoder");
+    }
+}
