@@ -60,7 +60,7 @@ pub use program::Parameter;
 pub use tensor_map::{Swizzle, TensorMap, TensorMapError};
 
 use program::Function as Decoded;
-use program::build::{Parts, build};
+use program::build::{Parts, build, threads};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// PTX, decoded.
@@ -144,10 +144,7 @@ impl Function {
             registers: function.registers,
             static_shared_bytes: function.static_shared_bytes,
             local_bytes: function.local_bytes,
-            max_threads: function
-                .max_threads
-                .map_or(Architecture::MAX_THREADS, |extents| extents.iter().product::<u32>())
-                .min(Architecture::MAX_THREADS),
+            max_threads: function.max_threads.map_or(Architecture::MAX_THREADS, threads).min(Architecture::MAX_THREADS),
         }
     }
 

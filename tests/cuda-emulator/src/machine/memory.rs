@@ -134,6 +134,17 @@ impl Allocation {
         }
     }
 
+    /// Sets bytes from `offset` on.
+    pub fn fill(&self, offset: u64, value: u8, bytes: u64) {
+        let chunk = [value; 4096];
+        let mut done = 0;
+        while done < bytes {
+            let step = (bytes - done).min(chunk.len() as u64);
+            self.write(offset + done, &chunk[..step as usize]);
+            done += step;
+        }
+    }
+
     /// Copies in from `offset` on.
     pub fn write(&self, offset: u64, bytes: &[u8]) {
         let mut at = offset;

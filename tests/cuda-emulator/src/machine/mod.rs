@@ -162,13 +162,7 @@ impl Machine {
     pub fn fill(&self, address: u64, value: u8, bytes: u64) -> Result<(), MemoryError> {
         let memory = self.read_memory();
         let allocation = memory.range(address, bytes)?;
-        let chunk = [value; 4096];
-        let mut done = 0;
-        while done < bytes {
-            let step = (bytes - done).min(chunk.len() as u64);
-            allocation.write(address - allocation.address + done, &chunk[..step as usize]);
-            done += step;
-        }
+        allocation.fill(address - allocation.address, value, bytes);
         Ok(())
     }
 
@@ -195,8 +189,7 @@ impl Machine {
         for (index, variable) in module.parts().variables.iter().enumerate() {
             let Some(address) = addresses.get(&(index as u32)) else { continue };
             let width = variable.element.bytes() as usize;
-            // PTX zeroes what has no value.
-            let mut bytes = Vec::with_capacity(variable.bytes as usize);
+            let mut bytes = Vec::with_capacity(width * variable.initial.len());
             for initial in &variable.initial {
                 let value = match initial {
                     Initial::Bits(bits) => *bits,
@@ -208,8 +201,10 @@ impl Machine {
                 };
                 bytes.extend_from_slice(&value.to_le_bytes()[..width]);
             }
-            bytes.resize(variable.bytes as usize, 0);
-            memory.range(*address, variable.bytes)?.write(0, &bytes);
+            let allocation = memory.range(*address, variable.bytes)?;
+            allocation.write(0, &bytes);
+            // PTX zeroes what has no value.
+            allocation.fill(bytes.len() as u64, 0, variable.bytes - bytes.len() as u64);
         }
         loaded.insert(module.id(), addresses);
         Ok(())
@@ -319,7 +314,7 @@ impl Machine {
             return Err(format!("block {:?}, the kernel requires {required:?}", launch.block));
         }
         if let Some(most) = function.max_threads {
-            let most: u64 = most.iter().map(|extent| u64::from(*extent)).product();
+            let most = u64::from(crate::program::build::threads(most));
             if threads > most {
                 return Err(format!("{threads} threads in a block, the kernel allows {most}"));
             }

@@ -11,6 +11,20 @@ use crate::ptx::syntax::{self, Operand, Statement};
 use crate::ptx::types::{Space, Type};
 use std::collections::{BTreeSet, HashMap};
 
+/// Registers of a function, the most that is supported: compilers seldom need ten thousand.
+const MAX_REGISTERS: u32 = 1 << 17;
+/// Bytes of a thread's local memory, with the parameters of what it calls.
+const MAX_FRAME: u64 = 512 << 10;
+/// Bytes of a kernel's parameters.
+const MAX_PARAMETERS: u64 = 32764;
+/// Bytes of a module's variables in device memory.
+const MAX_DEVICE_BYTES: u64 = 1 << 30;
+
+/// How many threads a block of these extents has.
+pub fn threads(extents: [u32; 3]) -> u32 {
+    extents.into_iter().fold(1, u32::saturating_mul)
+}
+
 /// A module's decoded parts.
 #[derive(Default)]
 pub struct Parts {
@@ -97,6 +111,16 @@ fn declare(parts: &mut Parts, variable: &syntax::Variable) -> Result<u32, LoadEr
     };
     if variable.external && kind != (VariableKind::Shared { dynamic: true }) {
         let message = format!("{} is defined in another module: linking is not supported", variable.name);
+        return Err(LoadError::new(variable.line, message));
+    }
+    let device_bytes: u64 = if matches!(kind, VariableKind::Global { .. }) {
+        let others = parts.variables.iter().filter(|other| matches!(other.kind, VariableKind::Global { .. }));
+        others.map(|other| other.bytes).sum()
+    } else {
+        0
+    };
+    if device_bytes + variable.bytes() > MAX_DEVICE_BYTES {
+        let message = format!("more than {MAX_DEVICE_BYTES} bytes of device memory, the most that is supported");
         return Err(LoadError::new(variable.line, message));
     }
     parts.variables.push(Variable {
@@ -194,8 +218,11 @@ impl Scope<'_> {
         for variable in &written.parameters {
             at = at.next_multiple_of(variable.align);
             let bytes = variable.bytes();
-            let offset = if self.entry { at } else { self.frame_space(bytes, variable.align) };
+            let offset = if self.entry { at } else { self.frame_space(variable)? };
             at += bytes;
+            if at > MAX_PARAMETERS {
+                return Err(LoadError::new(variable.line, format!("more than {MAX_PARAMETERS} bytes of parameters")));
+            }
             let binding = if self.entry { Binding::Parameter { offset } } else { Binding::Frame { offset, bytes } };
             self.bind(&variable.name, binding);
             parameters.push(Parameter { name: variable.name.clone(), offset, bytes, align: variable.align });
@@ -203,7 +230,7 @@ impl Scope<'_> {
         let mut returns = Vec::new();
         for variable in &written.returns {
             let bytes = variable.bytes();
-            let offset = self.frame_space(bytes, variable.align);
+            let offset = self.frame_space(variable)?;
             self.bind(&variable.name, Binding::Frame { offset, bytes });
             returns.push(Parameter { name: variable.name.clone(), offset, bytes, align: variable.align });
         }
@@ -227,8 +254,7 @@ impl Scope<'_> {
                 instruction.touched = touched(&instruction.operation);
             }
         }
-        let threads: u32 =
-            written.required_threads.or(written.max_threads).map_or(1, |extents| extents.iter().product());
+        let threads = written.required_threads.or(written.max_threads).map_or(1, threads);
         // The assembler keeps to what the kernel says, and a thread can have no more than 255.
         let most = written.max_registers.unwrap_or(255).min(65536 / threads.max(1)).min(255);
         let counts = instructions.iter().filter_map(|instruction| match instruction.operation {
@@ -239,7 +265,7 @@ impl Scope<'_> {
         // A kernel that hands registers over begins with an equal share of them for its warpgroups, as ptxas has it.
         let share = match (largest, written.min_blocks) {
             (Some(largest), Some(blocks)) if threads > 1 => {
-                let all = threads.next_multiple_of(128) * blocks.max(1);
+                let all = threads.div_ceil(128).saturating_mul(128).saturating_mul(blocks.max(1));
                 Some((65536 / all / 8 * 8).min(largest))
             }
             _ => None,
@@ -282,10 +308,13 @@ impl Scope<'_> {
         self.names.last_mut().expect("a function has a scope").insert(name.to_owned(), binding);
     }
 
-    fn frame_space(&mut self, bytes: u64, align: u64) -> u64 {
-        let offset = self.frame_bytes.next_multiple_of(align);
-        self.frame_bytes = offset + bytes;
-        offset
+    fn frame_space(&mut self, variable: &syntax::Variable) -> Result<u64, LoadError> {
+        let offset = self.frame_bytes.next_multiple_of(variable.align);
+        self.frame_bytes = offset + variable.bytes();
+        if self.frame_bytes > MAX_FRAME {
+            return Err(LoadError::new(variable.line, format!("more than {MAX_FRAME} bytes of a thread's own memory")));
+        }
+        Ok(offset)
     }
 
     /// Decodes the statements of a body or a block in it.
@@ -303,11 +332,19 @@ impl Scope<'_> {
         }
         for statement in statements {
             match statement {
-                Statement::Registers { element, names } => self.declare_registers(*element, names),
+                Statement::Registers { element, names, line } => {
+                    let declared = names.iter().map(|(_, count)| u64::from(count.unwrap_or(1))).sum::<u64>();
+                    let before = u64::from(self.registers + self.predicates);
+                    if before + declared > u64::from(MAX_REGISTERS) {
+                        let message = format!("more than {MAX_REGISTERS} registers, the most that is supported");
+                        return Err(LoadError::new(*line, message));
+                    }
+                    self.declare_registers(*element, names);
+                }
                 Statement::Variable(variable) => match variable.space {
                     Space::Local | Space::Param => {
                         let bytes = variable.bytes();
-                        let offset = self.frame_space(bytes, variable.align);
+                        let offset = self.frame_space(variable)?;
                         self.local_bytes += if variable.space == Space::Local { bytes } else { 0 };
                         self.bind(&variable.name, Binding::Frame { offset, bytes });
                     }
@@ -530,8 +567,12 @@ impl Scope<'_> {
                 Some(Binding::Register(register, kind)) => {
                     (Base::Source(Source::Register(*register)), *offset, kind.bits() == 32)
                 }
-                Some(Binding::Frame { offset: place, .. }) => (Base::Frame, *place as i64 + offset, false),
-                Some(Binding::Parameter { offset: place }) => (Base::Nothing, *place as i64 + offset, false),
+                Some(Binding::Frame { offset: place, .. }) => {
+                    (Base::Frame, offset.wrapping_add_unsigned(*place), false)
+                }
+                Some(Binding::Parameter { offset: place }) => {
+                    (Base::Nothing, offset.wrapping_add_unsigned(*place), false)
+                }
                 Some(Binding::Variable(_)) => (Base::Source(self.symbol(name, *offset)?), 0, false),
                 Some(_) => return Err(format!("{name} is not an address")),
                 None => return Err(format!("unknown name {name}")),

@@ -7,10 +7,25 @@ use crate::LoadError;
 
 type Result<T> = std::result::Result<T, LoadError>;
 
+/// How deep blocks, lists and expressions may stand in each other.
+const MAX_DEPTH: u32 = 128;
+/// What an address may have to be a multiple of.
+const MAX_ALIGN: u64 = 1 << 16;
+
+/// The largest variable of a space: for device memory a bound that no host has trouble with, else what devices have.
+fn most_bytes(space: Space) -> u64 {
+    match space {
+        Space::Constant => 64 << 10,
+        Space::Shared => 228 << 10,
+        Space::Local | Space::Param => 512 << 10,
+        _ => 1 << 30,
+    }
+}
+
 /// Parses a module's text.
 pub fn parse(text: &str) -> Result<Module> {
     let tokens = lex(text)?;
-    let mut parser = Parser { tokens, at: 0 };
+    let mut parser = Parser { tokens, at: 0, depth: 0 };
     let mut module = Module::default();
     while parser.at < parser.tokens.len() {
         parser.item(&mut module)?;
@@ -33,9 +48,21 @@ struct Linkage {
 struct Parser {
     tokens: Vec<Spanned>,
     at: usize,
+    depth: u32,
 }
 
 impl Parser {
+    /// Parses what may stand in something of its own kind.
+    fn nested<T>(&mut self, parse: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        if self.depth == MAX_DEPTH {
+            return Err(self.error(format!("more than {MAX_DEPTH} brackets or signs in each other")));
+        }
+        self.depth += 1;
+        let parsed = parse(self);
+        self.depth -= 1;
+        parsed
+    }
+
     fn peek(&self) -> Option<&Token> {
         self.tokens.get(self.at).map(|spanned| &spanned.token)
     }
@@ -185,17 +212,17 @@ impl Parser {
 
     /// After the space: `.align 4 .b8 name[4] = {..}, other;`
     fn variables(&mut self, space: Space, external: bool) -> Result<Vec<Variable>> {
-        let mut variables = vec![self.variable(space, external)?];
+        let kind = self.variable_kind()?;
+        let mut variables = vec![self.declarator(space, external, kind)?];
         while self.accept(',') {
-            let first = &variables[0];
-            let (element, align) = (first.element, first.align);
-            variables.push(self.declarator(space, external, element, align)?);
+            variables.push(self.declarator(space, external, kind)?);
         }
         self.expect(';')?;
         Ok(variables)
     }
 
-    fn variable(&mut self, space: Space, external: bool) -> Result<Variable> {
+    /// The type of a variable's elements, how many of them a vector has, and the alignment.
+    fn variable_kind(&mut self) -> Result<(Type, u64, u64)> {
         let mut align = None;
         let mut lanes = 1;
         loop {
@@ -230,9 +257,11 @@ impl Parser {
                             }
                         }
                         let align = align.unwrap_or(u64::from(element.bytes()) * lanes);
-                        let mut variable = self.declarator(space, external, element, align)?;
-                        variable.count *= lanes;
-                        return Ok(variable);
+                        if !align.is_power_of_two() || align > MAX_ALIGN {
+                            let message = format!("alignment {align} is not a power of two up to {MAX_ALIGN}");
+                            return Err(LoadError::new(line, message));
+                        }
+                        return Ok((element, lanes, align));
                     }
                 },
                 _ => {
@@ -243,11 +272,13 @@ impl Parser {
         }
     }
 
-    fn declarator(&mut self, space: Space, external: bool, element: Type, align: u64) -> Result<Variable> {
+    fn declarator(
+        &mut self,
+        space: Space,
+        external: bool,
+        (element, lanes, align): (Type, u64, u64),
+    ) -> Result<Variable> {
         let line = self.line();
-        if !align.is_power_of_two() {
-            return Err(LoadError::new(line, format!("alignment {align} is not a power of two")));
-        }
         let name = self.word()?;
         let mut count: u64 = 1;
         while self.accept('[') {
@@ -269,13 +300,18 @@ impl Parser {
         if initial.len() as u64 > count {
             return Err(LoadError::new(line, format!("{name} has more values than elements")));
         }
+        let most = most_bytes(space);
+        count =
+            count.checked_mul(lanes).filter(|count| *count <= most / u64::from(element.bytes()).max(1)).ok_or_else(
+                || LoadError::new(line, format!("{name} has more than {most} bytes, the most that is supported")),
+            )?;
         Ok(Variable { space, name, element, count, align, external, initial, line })
     }
 
     fn initial(&mut self, values: &mut Vec<Initial>) -> Result<()> {
         if self.accept('{') {
             while !self.accept('}') {
-                self.initial(values)?;
+                self.nested(|parser| parser.initial(values))?;
                 if !self.is_mark('}') {
                     self.expect(',')?;
                 }
@@ -394,7 +430,8 @@ impl Parser {
                 }
                 _ => return Err(LoadError::new(line, "expected .param")),
             }
-            parameters.push(self.variable(Space::Param, false)?);
+            let kind = self.variable_kind()?;
+            parameters.push(self.declarator(Space::Param, false, kind)?);
             if !self.is_mark(')') {
                 self.expect(',')?;
             }
@@ -414,7 +451,7 @@ impl Parser {
                 }
                 Some(Token::Mark('{')) => {
                     self.at += 1;
-                    statements.push(Statement::Block(self.statements()?));
+                    statements.push(Statement::Block(self.nested(Self::statements)?));
                 }
                 Some(Token::Mark(';')) => self.at += 1,
                 Some(Token::Dot(dot)) => {
@@ -469,7 +506,7 @@ impl Parser {
                     }
                 }
                 self.expect(';')?;
-                statements.push(Statement::Registers { element, names });
+                statements.push(Statement::Registers { element, names, line });
             }
             "shared" | "local" | "param" | "global" | "const" => {
                 let space = Space::parse(dot).expect("the five names above are spaces");
@@ -518,6 +555,10 @@ impl Parser {
     }
 
     fn simple_operand(&mut self) -> Result<Operand> {
+        self.nested(Self::any_operand)
+    }
+
+    fn any_operand(&mut self) -> Result<Operand> {
         match self.peek() {
             Some(Token::F32(bits)) => {
                 let bits = *bits;
@@ -660,13 +701,13 @@ impl Parser {
 
     fn unary(&mut self) -> Result<u64> {
         if self.accept('-') {
-            return Ok(self.unary()?.wrapping_neg());
+            return Ok(self.nested(Self::unary)?.wrapping_neg());
         }
         if self.accept('~') {
-            return Ok(!self.unary()?);
+            return Ok(!self.nested(Self::unary)?);
         }
         if self.accept('(') {
-            let value = self.expression()?;
+            let value = self.nested(Self::expression)?;
             self.expect(')')?;
             return Ok(value);
         }

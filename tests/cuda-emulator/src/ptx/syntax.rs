@@ -93,6 +93,8 @@ pub enum Statement {
         element: Type,
         /// Name and, for `b<4>`, how many.
         names: Vec<(String, Option<u32>)>,
+        /// Line of the declaration.
+        line: u32,
     },
     /// A variable of the body's scope.
     Variable(Variable),
