@@ -84,7 +84,8 @@ impl Device {
         Self(Handle::Cpu(crate::backend::cpu::Cpu::shared()))
     }
 
-    /// The CPU with this many threads; 0 means one per core. Results do not depend on the number.
+    /// The CPU with this many threads, the calling one among them; 0 means one per core. Results do not depend on the
+    /// number.
     ///
     /// # Errors
     /// [`Error::Device`] if the threads cannot be started.

@@ -37,17 +37,13 @@ pub fn swiglu<T: Float>(cpu: &Cpu, gate: View<'_, T>, up: View<'_, T>, mut y: Vi
 }
 
 fn map<T: Float>(cpu: &Cpu, x: View<'_, T>, mut y: ViewMut<'_, T>, function: impl Fn(f32) -> f32 + Send + Sync) {
-    let x = x.as_slice().expect("contiguous");
-    cpu.rows(y.as_mut_slice().expect("contiguous"), CHUNK, |chunk, y| {
-        let mut wide = [0.0; CHUNK];
-        let wide = &mut wide[..y.len()];
-        T::widen(&x[chunk * CHUNK..][..y.len()], wide);
-        vectorised(
-            #[inline(always)]
-            || wide.iter_mut().for_each(|x| *x = function(*x)),
-        );
-        T::narrow(wide, y);
-    });
+    cpu.rows_in_f32(
+        x.as_slice().expect("contiguous"),
+        CHUNK,
+        y.as_mut_slice().expect("contiguous"),
+        #[inline(always)]
+        |_, x, y| y.iter_mut().zip(x).for_each(|(y, x)| *y = function(*x)),
+    );
 }
 
 #[inline(always)]

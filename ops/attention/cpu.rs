@@ -7,11 +7,9 @@
 //! Tiles start on multiples of their length whatever the mask, each sum takes its terms one by one, and a hidden key
 //! has a weight of 0: so a row's result follows from the row alone.
 
-use rayon::prelude::*;
-
 use super::tile::{Arithmetic, GROUP, Pairs, Single, product};
 use super::{BLOCK, Compiled, Entry, Lengths, MAX_HEAD_DIM, Scoring, TILE};
-use crate::backend::cpu::{Cpu, vectorised};
+use crate::backend::cpu::Cpu;
 use crate::backend::simd::{self, Kernel, LANES, Line, Simd};
 use crate::{Element, Float, Layout, View, ViewMut, bf16};
 
@@ -116,7 +114,7 @@ fn spread<A: Arithmetic>(cpu: &Cpu, inputs: &Inputs<'_, A::Element>, y: &mut [f3
     if cpu.threads() == 1 || batch * heads * q_len * inputs.lengths.k_len * head_dim < WORTH_A_THREAD {
         tasks.into_iter().for_each(run);
     } else {
-        cpu.run(|| tasks.into_par_iter().for_each(run));
+        cpu.share(tasks.into_iter(), run);
     }
 }
 
@@ -679,17 +677,15 @@ pub fn merge<T: Float>(parts: View<'_, T>, lse: View<'_, f32>, mut y: ViewMut<'_
 pub fn l2_normalise<T: Float>(cpu: &Cpu, x: View<'_, T>, mut y: ViewMut<'_, T>) {
     let channels = x.shape()[x.shape().len() - 1];
     let x = x.as_slice().expect("contiguous");
-    cpu.rows(y.as_mut_slice().expect("contiguous"), channels, |row, y| {
-        let mut wide = vec![0.0; channels];
-        T::widen(&x[row * channels..][..channels], &mut wide);
-        vectorised(
-            #[inline(always)]
-            || {
-                let norm = dot(&wide, &wide).sqrt();
-                let norm = if norm < 1e-12 { 1e-12 } else { norm };
-                wide.iter_mut().for_each(|x| *x /= norm);
-            },
-        );
-        T::narrow(&wide, y);
-    });
+    cpu.rows_in_f32(
+        x,
+        channels,
+        y.as_mut_slice().expect("contiguous"),
+        #[inline(always)]
+        |_, x, y| {
+            let norm = dot(x, x).sqrt();
+            let norm = if norm < 1e-12 { 1e-12 } else { norm };
+            y.iter_mut().zip(x).for_each(|(y, x)| *y = x / norm);
+        },
+    );
 }

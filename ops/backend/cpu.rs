@@ -1,78 +1,166 @@
-//! The CPU: a pool of threads, and the widest vectors that this processor has.
+//! The CPU: threads that share work, and the widest vectors that this processor has.
 
-use std::sync::{Arc, OnceLock};
-
-use rayon::prelude::*;
+use std::num::NonZero;
+use std::sync::{Arc, Mutex, OnceLock};
 
 use super::host::Kept;
 use super::simd::{self, Kernel, Simd};
 use crate::device::{Backend, DeviceInfo};
-use crate::{Error, Result};
+use crate::{Error, Float, Result};
 
-/// A pool of threads. Every op runs inside it, so a caller's own rayon pool is left alone.
+/// Elements that are widened at once, at least.
+const CHUNK: usize = 1024;
+
+/// The calling thread and helpers that share an op's work. They are apart from the pool of rayon that a caller may have.
 #[derive(Debug)]
 pub struct Cpu {
-    pool: rayon::ThreadPool,
+    /// Absent where the calling thread works alone.
+    helpers: Option<rayon::ThreadPool>,
     /// Memory of dropped outputs, for the next ones.
     pub(crate) kept: Kept,
 }
 
 impl Cpu {
-    /// The pool that [`Device::cpu`](crate::Device::cpu) hands out, with a thread per core.
+    /// What [`Device::cpu`](crate::Device::cpu) hands out, with a thread per core.
     pub(crate) fn shared() -> Arc<Self> {
         static SHARED: OnceLock<Arc<Cpu>> = OnceLock::new();
-        Arc::clone(SHARED.get_or_init(|| {
-            let one_per_core = Self::with_threads(0);
-            let fewest = || Self::with_threads(1).expect("a process can start one thread");
-            Arc::new(one_per_core.unwrap_or_else(|_| fewest()))
-        }))
+        let alone = || Self { helpers: None, kept: Kept::default() };
+        Arc::clone(SHARED.get_or_init(|| Arc::new(Self::with_threads(0).unwrap_or_else(|_| alone()))))
     }
 
-    /// A pool with this many threads; 0 means one per core.
+    /// This many threads, the calling one among them; 0 means one per core.
     pub(crate) fn with_threads(threads: usize) -> Result<Self> {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|index| format!("smalti-{index}"))
-            .build()
-            .map_err(|error| Error::Device {
-                device: "cpu".to_owned(),
-                during: format!("starting {threads} threads"),
-                reason: error.to_string(),
-            })?;
-        Ok(Self { pool, kept: Kept::default() })
+        let cores = || std::thread::available_parallelism().map_or(1, NonZero::get);
+        let threads = if threads == 0 { cores() } else { threads };
+        let helpers =
+            rayon::ThreadPoolBuilder::new().num_threads(threads - 1).thread_name(|index| format!("smalti-{index}"));
+        // No threads would mean one per core.
+        let helpers = (threads > 1).then(|| helpers.build()).transpose().map_err(|error| Error::Device {
+            device: "cpu".to_owned(),
+            during: format!("starting {threads} threads"),
+            reason: error.to_string(),
+        })?;
+        Ok(Self { helpers, kept: Kept::default() })
     }
 
     /// How many threads share the work.
     #[must_use]
     pub fn threads(&self) -> usize {
-        self.pool.current_num_threads()
+        1 + self.helpers.as_ref().map_or(0, rayon::ThreadPool::current_num_threads)
     }
 
-    /// Runs `work` inside the pool, where rayon's parallel iterators find its threads.
-    pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        self.pool.install(work)
+    /// Runs `work` on every task; a thread that is done with one takes the next. The calling thread starts at once,
+    /// the helpers as soon as they are awake. What a task computes must not depend on who runs it.
+    pub fn share<T: Send>(&self, tasks: impl ExactSizeIterator<Item = T> + Send, work: impl Fn(T) + Sync) {
+        self.share_with(tasks, || (), |(), task| work(task));
+    }
+
+    /// As [`Cpu::share`], with scratch that each thread makes once.
+    pub fn share_with<T: Send, S>(
+        &self,
+        tasks: impl ExactSizeIterator<Item = T> + Send,
+        scratch: impl Fn() -> S + Sync,
+        work: impl Fn(&mut S, T) + Sync,
+    ) {
+        let others = tasks.len().saturating_sub(1).min(self.threads() - 1);
+        let tasks = Mutex::new(tasks);
+        let take_turns = || {
+            let mut scratch = scratch();
+            loop {
+                // Taking a task panics only with the iterator, which then ends for all.
+                let Some(task) = tasks.lock().ok().and_then(|mut tasks| tasks.next()) else { break };
+                work(&mut scratch, task);
+            }
+        };
+        match &self.helpers {
+            Some(helpers) if others > 0 => helpers.in_place_scope(|scope| {
+                (0..others).for_each(|_| scope.spawn(|_| take_turns()));
+                take_turns();
+            }),
+            _ => take_turns(),
+        }
+    }
+
+    /// The results of `work(index)` for as many indices, in order, with scratch that each thread makes once.
+    pub fn map<R: Send, S>(
+        &self,
+        count: usize,
+        scratch: impl Fn() -> S + Sync,
+        work: impl Fn(&mut S, usize) -> R + Sync,
+    ) -> Vec<R> {
+        let mut results: Vec<Option<R>> = (0..count).map(|_| None).collect();
+        let each = |scratch: &mut S, (index, result): (usize, &mut Option<R>)| *result = Some(work(scratch, index));
+        self.share_with(results.iter_mut().enumerate(), scratch, each);
+        results.into_iter().map(|result| result.expect("every task was run")).collect()
     }
 
     /// Calls `row(index, output)` for every chunk of `len` elements of `output`, spread over the threads where
     /// that pays. What a row computes must not depend on the others: so results do not depend on the threads.
-    pub fn rows<T: Send>(&self, output: &mut [T], len: usize, row: impl Fn(usize, &mut [T]) + Send + Sync) {
+    pub fn rows<T: Send>(&self, output: &mut [T], len: usize, row: impl Fn(usize, &mut [T]) + Sync) {
+        self.rows_with(output, len, || (), |(), index, output| row(index, output));
+    }
+
+    /// As [`Cpu::rows`], with scratch that each thread makes once.
+    pub fn rows_with<T: Send, S>(
+        &self,
+        output: &mut [T],
+        len: usize,
+        scratch: impl Fn() -> S + Sync,
+        row: impl Fn(&mut S, usize, &mut [T]) + Sync,
+    ) {
         /// Elements below which handing work to another thread costs more than doing it.
         const WORTH_A_THREAD: usize = 1 << 12;
+        /// Tasks for each thread: enough to make up for one that is held up.
+        const TASKS: usize = 4;
         if len == 0 {
             return;
         }
-        if self.threads() == 1 || output.len() <= WORTH_A_THREAD {
-            output.chunks_mut(len).enumerate().for_each(|(index, output)| row(index, output));
-        } else {
-            let rows_per_task = WORTH_A_THREAD.div_ceil(len);
-            self.run(|| {
-                output
-                    .par_chunks_mut(len)
-                    .with_min_len(rows_per_task)
-                    .enumerate()
-                    .for_each(|(index, output)| row(index, output));
-            });
+        let least = WORTH_A_THREAD.max(output.len() / (TASKS * self.threads()));
+        let rows_per_task = least.div_ceil(len);
+        let tasks = output.chunks_mut(rows_per_task * len).enumerate();
+        self.share_with(tasks, scratch, |scratch, (task, output)| {
+            for (index, output) in output.chunks_mut(len).enumerate() {
+                row(scratch, task * rows_per_task + index, output);
+            }
+        });
+    }
+
+    /// Calls `work(index, x, y)` with each row of `len` elements, in f32, to fill that of `y`; compiled as by
+    /// [`vectorised`], so `work` must be `#[inline(always)]`. What a row computes must not depend on the others.
+    pub fn rows_in_f32<T: Float>(
+        &self,
+        x: &[T],
+        len: usize,
+        y: &mut [T],
+        work: impl Fn(usize, &[f32], &mut [f32]) + Sync,
+    ) {
+        if len == 0 {
+            return;
         }
+        let rows = CHUNK.div_ceil(len);
+        let each = |first: usize, x: &[f32], y: &mut [f32]| {
+            vectorised(
+                #[inline(always)]
+                || {
+                    for (index, (x, y)) in x.chunks(len).zip(y.chunks_mut(len)).enumerate() {
+                        work(first + index, x, y);
+                    }
+                },
+            );
+        };
+        self.rows_with(y, rows * len, Vec::new, |wide: &mut Vec<f32>, chunk, y| {
+            let x = &x[chunk * rows * len..][..y.len()];
+            match (T::as_f32(x), T::as_f32_mut(y)) {
+                (Some(x), Some(y)) => each(chunk * rows, x, y),
+                _ => {
+                    wide.resize(2 * y.len(), 0.0);
+                    let (wide_x, wide_y) = wide.split_at_mut(y.len());
+                    T::widen(x, wide_x);
+                    each(chunk * rows, wide_x, wide_y);
+                    T::narrow(wide_y, y);
+                }
+            }
+        });
     }
 }
 

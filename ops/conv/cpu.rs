@@ -38,28 +38,23 @@ pub fn conv2d<T: Float>(
     for (picture, planes) in y.chunks_mut(g.channels_out * plane).enumerate() {
         tasks.extend(planes.chunks_mut(block * plane).enumerate().map(|(index, planes)| (picture, index, planes)));
     }
-    let run = |(picture, index, planes): &mut (usize, usize, &mut [T])| {
+    let run = |(picture, index, planes): (usize, usize, &mut [T])| {
         let mut sums = vec![0.0f32; planes.len()];
         let mut start = [0.0; BLOCK];
         if let Some(bias) = bias {
-            start.iter_mut().zip(&bias[*index * block..]).for_each(|(start, bias)| *start = *bias);
+            start.iter_mut().zip(&bias[index * block..]).for_each(|(start, bias)| *start = *bias);
         }
         simd::dispatch(Task {
             padded: &padded,
-            picture: *picture,
-            weight: &packed[*index * block * taps..][..block * taps],
+            picture,
+            weight: &packed[index * block * taps..][..block * taps],
             bias: start,
             block,
             sums: &mut sums,
         });
         T::narrow(&sums, planes);
     };
-    if cpu.threads() == 1 || tasks.len() == 1 {
-        tasks.iter_mut().for_each(run);
-    } else {
-        use rayon::prelude::*;
-        cpu.run(|| tasks.par_iter_mut().for_each(run));
-    }
+    cpu.share(tasks.into_iter(), run);
 }
 
 /// The weight by blocks of output channels, `[block, tap, channel of the block]`; zeros where the last block has none.

@@ -11,10 +11,8 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::tile::{self, Arithmetic, Pairs, STREAM_OUTPUTS, Single, Stored, TILE_OUTPUTS, TILE_ROWS};
-use crate::backend::cpu::Cpu;
+use crate::backend::cpu::{Cpu, vectorised};
 use crate::backend::simd::{self, Kernel, Line, Simd};
 use crate::{Float, View, ViewMut, Weight, bf16, f16};
 
@@ -26,6 +24,8 @@ const ROWS_AT_ONCE: usize = 768;
 const GROUP_ROWS: usize = 16 * TILE_ROWS;
 /// Steps that are taken at a time: with them a tile's operands stay in the first level cache.
 const PART_STEPS: usize = 32;
+/// Tasks that share the packing of `x`.
+const PACKING_TASKS: usize = 16;
 /// Outputs that are packed at a time.
 const BLOCK_OUTPUTS: usize = 32;
 
@@ -120,62 +120,84 @@ fn product<T: Float>(cpu: &Cpu, size: Size, x: &[T], matrix: Matrix<'_>, bias: O
     let threads = if rows * outputs * inputs.max(1) < WORTH_A_THREAD { 1 } else { cpu.threads() };
     // A few tasks for each thread make up for one that is held up.
     let whole = if rows <= TILE_ROWS { STREAM_OUTPUTS } else { BLOCK_OUTPUTS };
-    let outputs_per_task = outputs.div_ceil(8 * threads).next_multiple_of(whole);
+    let outputs_per_task = outputs.div_ceil(if threads == 1 { 1 } else { 8 * threads }).next_multiple_of(whole);
     let rows_at_once = rows.div_ceil(rows.div_ceil(ROWS_AT_ONCE)).next_multiple_of(GROUP_ROWS);
-    let mut sums = vec![0.0; outputs * rows.min(rows_at_once)];
     for (part, y) in y.chunks_mut(rows_at_once * outputs).enumerate() {
         let rows = y.len() / outputs;
-        let size = Size { rows, ..size };
         let range = part * rows_at_once * inputs..(part * rows_at_once + rows) * inputs;
         let x = match x {
             Operand::F32(x) => Operand::F32(&x[range]),
             Operand::Bf16(x) => Operand::Bf16(&x[range]),
         };
-        let sums = &mut sums[..y.len()];
-        sums_of(cpu, Tasks { threads, outputs_per_task }, size, x, matrix, bias, sums);
-        cpu.rows(y, outputs, |row, y| {
-            for (sums, y) in sums.chunks(outputs_per_task * rows).zip(y.chunks_mut(outputs_per_task)) {
-                T::narrow(&sums[row * y.len()..][..y.len()], y);
-            }
+        let mut results: Vec<_> = (0..outputs.div_ceil(outputs_per_task)).map(|_| Columns::with_room(rows)).collect();
+        for y in y.chunks_mut(outputs) {
+            results.iter_mut().zip(y.chunks_mut(outputs_per_task)).for_each(|(columns, y)| columns.rows.push(y));
+        }
+        let mut tasks = results.iter_mut().enumerate().map(|(task, columns)| Task {
+            first: task * outputs_per_task,
+            outputs: columns.rows[0].len(),
+            results: columns,
         });
+        each_task(cpu, &mut tasks, Size { rows, ..size }, x, matrix, bias);
     }
 }
 
-/// How a product is spread: each task takes all rows through some outputs, so that each part of the weight is read, and
-/// packed, by one thread alone.
-#[derive(Clone, Copy)]
-struct Tasks {
-    threads: usize,
-    outputs_per_task: usize,
+/// Some outputs of all rows, which one thread computes alone, so that each part of the weight is read, and packed, once.
+struct Task<'a> {
+    first: usize,
+    outputs: usize,
+    results: &'a mut (dyn Results + Send),
 }
 
-/// The results of one task after the other, each `[rows, outputs of the task]`. Not generic, so that the kernels are
-/// compiled once and with this crate.
-fn sums_of(
+/// Where a task's results go.
+trait Results {
+    /// Takes `[rows, count]` results, of the row `row` and the task's output `output` on.
+    fn take(&mut self, row: usize, output: usize, count: usize, results: &[f32]);
+}
+
+/// The outputs of one task in each row.
+struct Columns<'a, T> {
+    rows: Vec<&'a mut [T]>,
+    /// Results on their way.
+    narrow: Vec<T>,
+}
+
+impl<T> Columns<'_, T> {
+    fn with_room(rows: usize) -> Self {
+        Self { rows: Vec::with_capacity(rows), narrow: Vec::new() }
+    }
+}
+
+impl<T: Float> Results for Columns<'_, T> {
+    fn take(&mut self, row: usize, output: usize, count: usize, results: &[f32]) {
+        let rows = self.rows[row..].iter_mut().map(|row| &mut row[output..][..count]);
+        if results.len() == count {
+            rows.zip(results.chunks(count)).for_each(|(row, results)| T::narrow(results, row));
+        } else {
+            self.narrow.resize(results.len(), T::zeroed());
+            T::narrow(results, &mut self.narrow);
+            rows.zip(self.narrow.chunks(count)).for_each(|(row, results)| row.copy_from_slice(results));
+        }
+    }
+}
+
+/// Runs all tasks. Not generic, so that the kernels are compiled once and with this crate.
+fn each_task(
     cpu: &Cpu,
-    tasks: Tasks,
+    tasks: &mut (dyn ExactSizeIterator<Item = Task<'_>> + Send),
     size: Size,
     x: Operand<'_>,
     matrix: Matrix<'_>,
     bias: Option<&[f32]>,
-    sums: &mut [f32],
 ) {
     match (x, matrix) {
-        (Operand::Bf16(x), Matrix::Bf16(weight)) => {
-            spread::<Pairs, _, _>(cpu, tasks, size, x, weight, matrix, bias, sums);
-        }
+        (Operand::Bf16(x), Matrix::Bf16(weight)) => spread::<Pairs, _, _>(cpu, tasks, size, x, weight, matrix, bias),
         (Operand::Bf16(_), _) => unreachable!("a bf16 operand meets a bf16 matrix alone"),
-        (Operand::F32(x), Matrix::F32(weight)) => {
-            spread::<Single, _, _>(cpu, tasks, size, x, weight, matrix, bias, sums);
-        }
-        (Operand::F32(x), Matrix::F16(weight)) => {
-            spread::<Single, _, _>(cpu, tasks, size, x, weight, matrix, bias, sums);
-        }
-        (Operand::F32(x), Matrix::Bf16(weight)) => {
-            spread::<Single, _, _>(cpu, tasks, size, x, weight, matrix, bias, sums);
-        }
+        (Operand::F32(x), Matrix::F32(weight)) => spread::<Single, _, _>(cpu, tasks, size, x, weight, matrix, bias),
+        (Operand::F32(x), Matrix::F16(weight)) => spread::<Single, _, _>(cpu, tasks, size, x, weight, matrix, bias),
+        (Operand::F32(x), Matrix::Bf16(weight)) => spread::<Single, _, _>(cpu, tasks, size, x, weight, matrix, bias),
         (Operand::F32(x), Matrix::Int8 { values, .. }) => {
-            spread::<Single, _, _>(cpu, tasks, size, x, values, matrix, bias, sums);
+            spread::<Single, _, _>(cpu, tasks, size, x, values, matrix, bias);
         }
     }
 }
@@ -183,55 +205,73 @@ fn sums_of(
 /// Spreads a product over the threads.
 fn spread<A: Arithmetic, X: Stored<A>, W: Stored<A>>(
     cpu: &Cpu,
-    tasks: Tasks,
+    tasks: &mut (dyn ExactSizeIterator<Item = Task<'_>> + Send),
     size: Size,
     x: &[X],
     weight: &[W],
     matrix: Matrix<'_>,
     bias: Option<&[f32]>,
-    sums: &mut [f32],
 ) {
     let arithmetic = PhantomData::<A>;
     let Size { rows, inputs, .. } = size;
-    let Tasks { threads, outputs_per_task } = tasks;
     let steps = inputs.div_ceil(tile::step::<A, X>());
     let mut packed = vec![Line::default(); rows * steps];
     if inputs > 0 {
-        let pack = |(x, to): (&[X], &mut [Line])| pack_rows::<A, X>(x, inputs, steps, to);
-        if threads == 1 || rows <= TILE_ROWS {
-            x.chunks(TILE_ROWS * inputs).zip(packed.chunks_mut(TILE_ROWS * steps)).for_each(pack);
-        } else {
-            let to = packed.par_chunks_mut(TILE_ROWS * steps);
-            cpu.run(|| x.par_chunks(TILE_ROWS * inputs).zip(to).for_each(pack));
-        }
+        let rows_per_task = (rows / PACKING_TASKS).next_multiple_of(TILE_ROWS).max(TILE_ROWS);
+        let to = packed.chunks_mut(rows_per_task * steps);
+        cpu.share(x.chunks(rows_per_task * inputs).zip(to), |(x, to)| pack_rows::<A, X>(x, inputs, steps, to));
     }
-    let task = |(task, sums): (usize, &mut [f32])| {
-        let (first, count) = (task * outputs_per_task, sums.len() / rows);
-        let weight = &weight[first * inputs..][..count * inputs];
+    cpu.share_with(tasks, Scratch::default, |scratch, Task { first, outputs, results }| {
+        let weight = &weight[first * inputs..][..outputs * inputs];
+        let mut give = |row: usize, output: usize, count: usize, sums: &mut [f32]| {
+            finish(matrix, bias, first + output, count, sums);
+            results.take(row, output, count, sums);
+        };
         match (rows, steps) {
-            (_, 0) => sums.fill(0.0),
-            (1 | 2, _) => simd::dispatch(Stream { arithmetic, x: &packed, weight, inputs, steps, sums }),
-            _ => tiles(arithmetic, &packed, weight, inputs, steps, sums),
+            (_, 0) => give(0, 0, outputs, scratch.zeros(rows * outputs)),
+            (1 | 2, _) => {
+                let sums = scratch.zeros(rows * outputs);
+                simd::dispatch(Stream { arithmetic, x: &packed, weight, inputs, steps, sums: &mut *sums });
+                give(0, 0, outputs, sums);
+            }
+            _ => tiles(arithmetic, &packed, weight, inputs, steps, scratch, give),
         }
-        finish(matrix, bias, first, count, sums);
-    };
-    if threads == 1 {
-        sums.chunks_mut(outputs_per_task * rows).enumerate().for_each(task);
-    } else {
-        cpu.run(|| sums.par_chunks_mut(outputs_per_task * rows).enumerate().for_each(task));
+    });
+}
+
+/// What a thread uses again from task to task.
+#[derive(Default)]
+struct Scratch {
+    sums: Vec<f32>,
+    /// Packed outputs.
+    packed: Vec<Line>,
+    /// Sums of the steps before, by row tile, output tile and row.
+    partial: Vec<[Line; TILE_OUTPUTS]>,
+}
+
+impl Scratch {
+    fn zeros(&mut self, count: usize) -> &mut [f32] {
+        self.sums.clear();
+        self.sums.resize(count, 0.0);
+        &mut self.sums
     }
 }
 
 /// Turns sums, `[rows, count]` of the outputs from `first` on, into results.
 fn finish(matrix: Matrix<'_>, bias: Option<&[f32]>, first: usize, count: usize, sums: &mut [f32]) {
-    for sums in sums.chunks_mut(count) {
-        if let Matrix::Int8 { scale, .. } = matrix {
-            sums.iter_mut().zip(&scale[first..]).for_each(|(sum, scale)| *sum *= scale);
-        }
-        if let Some(bias) = bias {
-            sums.iter_mut().zip(&bias[first..]).for_each(|(sum, bias)| *sum += bias);
-        }
-    }
+    vectorised(
+        #[inline(always)]
+        || {
+            for sums in sums.chunks_mut(count) {
+                if let Matrix::Int8 { scale, .. } = matrix {
+                    sums.iter_mut().zip(&scale[first..]).for_each(|(sum, scale)| *sum *= scale);
+                }
+                if let Some(bias) = bias {
+                    sums.iter_mut().zip(&bias[first..]).for_each(|(sum, bias)| *sum += bias);
+                }
+            }
+        },
+    );
 }
 
 /// The rows of the next tile, of those that are left.
@@ -257,25 +297,34 @@ fn pack_rows<A: Arithmetic, X: Stored<A>>(x: &[X], inputs: usize, steps: usize, 
     }
 }
 
-/// Many rows of `x`, packed, times some outputs: `sums` is `[rows, outputs]`.
+/// Many rows of `x`, packed, times some outputs; calls `give(row, output, count, sums)` with `[rows, count]` sums of the
+/// rows from `row` and the outputs from `output` on.
 fn tiles<A: Arithmetic, W: Stored<A>>(
     arithmetic: PhantomData<A>,
     x: &[Line],
     weight: &[W],
     inputs: usize,
     steps: usize,
-    sums: &mut [f32],
+    Scratch { sums, packed, partial }: &mut Scratch,
+    mut give: impl FnMut(usize, usize, usize, &mut [f32]),
 ) {
     let (rows, outputs) = (x.len() / steps, weight.len() / inputs);
     // What a single tile of rows reads once need not be kept.
     let block = if rows <= TILE_ROWS { TILE_OUTPUTS } else { BLOCK_OUTPUTS };
-    let mut packed = vec![Line::default(); block * steps];
-    let mut partial = vec![[Line::default(); TILE_OUTPUTS]; rows.min(GROUP_ROWS) * block / TILE_OUTPUTS];
+    let group_rows = rows.min(GROUP_ROWS);
+    packed.resize(block * steps, Line::default());
+    partial.resize(group_rows * block / TILE_OUTPUTS, [Line::default(); TILE_OUTPUTS]);
+    sums.resize(group_rows * block, 0.0);
     for first in (0..outputs).step_by(block) {
         let count = block.min(outputs - first);
         let packed_outputs = count.next_multiple_of(TILE_OUTPUTS);
-        let groups = x.chunks(GROUP_ROWS * steps).zip(sums.chunks_mut(GROUP_ROWS * outputs));
-        for (group, (x, sums)) in groups.enumerate() {
+        // What is packed next comes near while this is multiplied.
+        let ahead: &[u8] = bytemuck::cast_slice(&weight[(first + count) * inputs..]);
+        let ahead = &ahead[..ahead.len().min(block * inputs * size_of::<W>())];
+        let mut ahead =
+            ahead.chunks(ahead.len().div_ceil(rows.div_ceil(GROUP_ROWS) * steps.div_ceil(PART_STEPS)).max(1));
+        for (group, x) in x.chunks(GROUP_ROWS * steps).enumerate() {
+            let sums = &mut sums[..x.len() / steps * count];
             for start in (0..steps).step_by(PART_STEPS) {
                 let range = start..steps.min(start + PART_STEPS);
                 let part = &mut packed[start * packed_outputs..][..range.len() * packed_outputs];
@@ -285,17 +334,20 @@ fn tiles<A: Arithmetic, W: Stored<A>>(
                     let from = &weight[first * inputs..][..count * inputs][start..];
                     simd::dispatch(Pack { arithmetic, from, stride: inputs, taken, rows: TILE_OUTPUTS, to: part });
                 }
+                let ahead = ahead.next().unwrap_or_default();
                 simd::dispatch(Part {
                     arithmetic,
                     x,
                     weight: part,
                     steps,
                     range,
-                    outputs: [first, first + count, outputs],
-                    partial: &mut partial,
+                    outputs: count,
+                    partial,
                     sums,
+                    ahead,
                 });
             }
+            give(group * GROUP_ROWS, first, count, sums);
         }
     }
 }
@@ -376,11 +428,12 @@ struct Part<'a, A: Arithmetic> {
     /// Of a row, and which of them these are.
     steps: usize,
     range: Range<usize>,
-    /// The first of these, one past the last, and how many there are in all.
-    outputs: [usize; 3],
+    outputs: usize,
     /// Sums of the steps before, by row tile, output tile and row.
     partial: &'a mut [[Line; TILE_OUTPUTS]],
     sums: &'a mut [f32],
+    /// What is read soon.
+    ahead: &'a [u8],
 }
 
 impl<A: Arithmetic> Kernel for Part<'_, A> {
@@ -389,13 +442,15 @@ impl<A: Arithmetic> Kernel for Part<'_, A> {
     #[inline(always)]
     fn run<S: Simd>(mut self, simd: S) {
         let count = self.x.len() / self.steps;
+        let tiles = count.div_ceil(TILE_ROWS) * self.outputs.div_ceil(TILE_OUTPUTS);
+        let mut ahead = self.ahead.chunks(self.ahead.len().div_ceil(tiles).max(1));
         let mut row = 0;
         while row < count {
             match tile_rows(count - row) {
-                TILE_ROWS => self.rows::<S, TILE_ROWS>(simd, row),
-                4 => self.rows::<S, 4>(simd, row),
-                2 => self.rows::<S, 2>(simd, row),
-                _ => self.rows::<S, 1>(simd, row),
+                TILE_ROWS => self.rows::<S, TILE_ROWS>(simd, row, &mut ahead),
+                4 => self.rows::<S, 4>(simd, row, &mut ahead),
+                2 => self.rows::<S, 2>(simd, row, &mut ahead),
+                _ => self.rows::<S, 1>(simd, row, &mut ahead),
             }
             row += tile_rows(count - row);
         }
@@ -405,12 +460,15 @@ impl<A: Arithmetic> Kernel for Part<'_, A> {
 impl<A: Arithmetic> Part<'_, A> {
     /// A tile of rows, to the partial sums or at last to `sums`.
     #[inline(always)]
-    fn rows<S: Simd, const ROWS: usize>(&mut self, simd: S, row: usize) {
-        let [first, end, outputs] = self.outputs;
+    fn rows<S: Simd, const ROWS: usize>(&mut self, simd: S, row: usize, ahead: &mut std::slice::Chunks<'_, u8>) {
+        let outputs = self.outputs;
         let x = &self.x[row * self.steps + self.range.start * ROWS..][..self.range.len() * ROWS];
-        let tiles = (end - first).div_ceil(TILE_OUTPUTS);
+        let tiles = outputs.div_ceil(TILE_OUTPUTS);
         let (partial, _) = self.partial[row * tiles..][..ROWS * tiles].as_chunks_mut::<ROWS>();
         for (tile, (weight, partial)) in self.weight.chunks(TILE_OUTPUTS * self.range.len()).zip(partial).enumerate() {
+            // A few at a time, or the loads of the tile would wait for them.
+            let lines = ahead.next().unwrap_or_default().iter().step_by(size_of::<Line>());
+            lines.for_each(|line| simd.prefetch(line));
             let mut sums = [[simd.splat(0.0); TILE_OUTPUTS]; ROWS];
             if self.range.start > 0 {
                 for (sums, partial) in sums.iter_mut().zip(&*partial) {
@@ -428,8 +486,8 @@ impl<A: Arithmetic> Part<'_, A> {
                 }
                 continue;
             }
-            let output = first + tile * TILE_OUTPUTS;
-            let kept = TILE_OUTPUTS.min(end - output);
+            let output = tile * TILE_OUTPUTS;
+            let kept = TILE_OUTPUTS.min(outputs - output);
             for (next, sums) in sums.into_iter().enumerate() {
                 let sums = simd.sums(sums);
                 let to = &mut self.sums[(row + next) * outputs + output..][..kept];

@@ -10,14 +10,13 @@ use crate::{Float, View, ViewMut};
 const LANES: usize = 32;
 
 /// [`super::rms_norm`] over contiguous operands.
-pub fn rms_norm<T: Float>(cpu: &Cpu, x: View<'_, T>, weight: Option<View<'_, f32>>, eps: f32, y: ViewMut<'_, T>) {
+pub fn rms_norm<T: Float>(cpu: &Cpu, x: View<'_, T>, weight: Option<View<'_, f32>>, eps: f32, mut y: ViewMut<'_, T>) {
     let channels = x.shape()[x.shape().len() - 1];
     let weight = weight.map(|weight| weight.as_slice().expect("contiguous"));
-    by_rows(
-        cpu,
-        x,
+    cpu.rows_in_f32(
+        x.as_slice().expect("contiguous"),
         channels,
-        y,
+        y.as_mut_slice().expect("contiguous"),
         #[inline(always)]
         |_, x, y| {
             let scale = 1.0 / (sum(x, square) / channels as f32 + eps).sqrt();
@@ -39,16 +38,15 @@ pub fn normalise<T: Float>(
     weight: Option<View<'_, f32>>,
     bias: Option<View<'_, f32>>,
     eps: f32,
-    y: ViewMut<'_, T>,
+    mut y: ViewMut<'_, T>,
 ) {
     let weight = weight.map(|weight| weight.as_slice().expect("contiguous"));
     let bias = bias.map(|bias| bias.as_slice().expect("contiguous"));
     let count = groups.len as f32;
-    by_rows(
-        cpu,
-        x,
+    cpu.rows_in_f32(
+        x.as_slice().expect("contiguous"),
         groups.len,
-        y,
+        y.as_mut_slice().expect("contiguous"),
         #[inline(always)]
         |row, x, y| {
             let mean = sum(
@@ -88,12 +86,11 @@ pub fn normalise<T: Float>(
 }
 
 /// [`super::softmax`] of contiguous rows of `channels` values.
-pub fn softmax<T: Float>(cpu: &Cpu, x: View<'_, T>, channels: usize, y: ViewMut<'_, T>) {
-    by_rows(
-        cpu,
-        x,
+pub fn softmax<T: Float>(cpu: &Cpu, x: View<'_, T>, channels: usize, mut y: ViewMut<'_, T>) {
+    cpu.rows_in_f32(
+        x.as_slice().expect("contiguous"),
         channels,
-        y,
+        y.as_mut_slice().expect("contiguous"),
         #[inline(always)]
         |_, x, y| {
             let largest = largest(x);
@@ -110,35 +107,6 @@ pub fn softmax<T: Float>(cpu: &Cpu, x: View<'_, T>, channels: usize, y: ViewMut<
             y.iter_mut().for_each(|y| *y *= scale);
         },
     );
-}
-
-/// Calls `work` with the number of each row of a contiguous `x` and the row itself, in f32, to fill that of `y`.
-fn by_rows<T: Float>(
-    cpu: &Cpu,
-    x: View<'_, T>,
-    len: usize,
-    mut y: ViewMut<'_, T>,
-    work: impl Fn(usize, &[f32], &mut [f32]) + Send + Sync,
-) {
-    let x = x.as_slice().expect("contiguous");
-    cpu.rows(y.as_mut_slice().expect("contiguous"), len, |row, y| {
-        let x = &x[row * len..][..len];
-        if let Some(x) = T::as_f32(x) {
-            let y = T::as_f32_mut(y).expect("of the type of x");
-            return vectorised(
-                #[inline(always)]
-                || work(row, x, y),
-            );
-        }
-        let mut wide = vec![0.0; 2 * len];
-        let (wide_x, wide_y) = wide.split_at_mut(len);
-        T::widen(x, wide_x);
-        vectorised(
-            #[inline(always)]
-            || work(row, wide_x, wide_y),
-        );
-        T::narrow(wide_y, y);
-    });
 }
 
 /// [`super::modulate`] into a contiguous `y`.
@@ -177,27 +145,32 @@ fn combine<T: Float>(
     formula: impl Fn(f32, f32, f32) -> f32 + Send + Sync,
 ) {
     let &[_, seq, channels] = x.shape() else { unreachable!("checked by the op: three axes") };
-    cpu.rows(y.as_mut_slice().expect("contiguous"), channels, |row, y| {
-        let mut rows = [const { Vec::new() }; 3];
-        for (view, wide) in [x, a, b].iter().zip(&mut rows) {
-            wide.resize(channels, 0.0);
-            let start = view.layout.index(&[row / seq, row % seq, 0]);
-            match view.layout.strides()[2] {
-                1 => T::widen(&view.data[start..start + channels], wide),
-                stride => (0..channels).for_each(|c| wide[c] = view.data[start + c * stride].to_f32()),
-            }
-        }
-        let [x, a, b] = &mut rows;
-        vectorised(
-            #[inline(always)]
-            || {
-                for ((x, a), b) in x.iter_mut().zip(&*a).zip(&*b) {
-                    *x = formula(*x, *a, *b);
+    let y = y.as_mut_slice().expect("contiguous");
+    cpu.rows_with(
+        y,
+        channels,
+        || vec![0.0; 3 * channels],
+        |wide, row, y| {
+            for (view, wide) in [x, a, b].iter().zip(wide.chunks_mut(channels)) {
+                let start = view.layout.index(&[row / seq, row % seq, 0]);
+                match view.layout.strides()[2] {
+                    1 => T::widen(&view.data[start..start + channels], wide),
+                    stride => (0..channels).for_each(|c| wide[c] = view.data[start + c * stride].to_f32()),
                 }
-            },
-        );
-        T::narrow(x, y);
-    });
+            }
+            let (x, wide) = wide.split_at_mut(channels);
+            let (a, b) = wide.split_at(channels);
+            vectorised(
+                #[inline(always)]
+                || {
+                    for ((x, a), b) in x.iter_mut().zip(a).zip(b) {
+                        *x = formula(*x, *a, *b);
+                    }
+                },
+            );
+            T::narrow(x, y);
+        },
+    );
 }
 
 /// NaNs are left out.

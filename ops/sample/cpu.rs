@@ -1,7 +1,5 @@
 //! A row per thread.
 
-use rayon::prelude::*;
-
 use super::integer::{Plan, Row, draw};
 use crate::backend::cpu::Cpu;
 use crate::{Float, Result, View};
@@ -57,5 +55,5 @@ pub fn rows<S: Default, R: Send>(
         let mut scratch = S::default();
         return (0..rows).map(|row| each(&mut scratch, row)).collect();
     }
-    cpu.run(|| (0..rows).into_par_iter().map_init(S::default, each).collect())
+    cpu.map(rows, S::default, each).into_iter().collect()
 }

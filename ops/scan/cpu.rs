@@ -1,7 +1,5 @@
 //! A line per thread, vectorised over the columns of its state.
 
-use rayon::prelude::*;
-
 use super::{Linear, Ssd};
 use crate::backend::cpu::{Cpu, vectorised};
 use crate::{Float, View};
@@ -75,7 +73,7 @@ pub fn linear_attention<T: Float>(
         );
         (y, state)
     };
-    let (y, state): (Vec<_>, Vec<_>) = cpu.run(|| (0..lines).into_par_iter().map(each).unzip());
+    let (y, state): (Vec<_>, Vec<_>) = cpu.map(lines, || (), |(), line| each(line)).into_iter().unzip();
     (narrow(&y.concat()), state.concat())
 }
 
@@ -121,7 +119,7 @@ pub fn ssd_scan<T: Float>(
         );
         (y, state)
     };
-    let (parts, state): (Vec<_>, Vec<_>) = cpu.run(|| (0..lines).into_par_iter().map(each).unzip());
+    let (parts, state): (Vec<_>, Vec<_>) = cpu.map(lines, || (), |(), line| each(line)).into_iter().unzip();
     let mut y = vec![0.0; batch * seq * heads * head_dim];
     for (line, part) in parts.iter().enumerate() {
         for (t, from) in part.chunks(head_dim.max(1)).enumerate() {

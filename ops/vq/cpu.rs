@@ -1,8 +1,6 @@
 //! A tile of codes at a time, transposed, so that vectors of registers meet many codes in one pass; some queries share
 //! what is read of it. The terms of a distance are added from the first to the last, whatever shares the pass.
 
-use rayon::prelude::*;
-
 use super::Metric;
 use crate::backend::cpu::Cpu;
 use crate::backend::simd::{self, Kernel, LANES, Line, Simd};
@@ -28,11 +26,7 @@ pub fn nearest<T: Float>(cpu: &Cpu, x: View<'_, T>, codebook: View<'_, f32>, met
         T::widen(&x[task * queries * dim..][..y.len() * dim], &mut wide);
         simd::dispatch(Search { x: &wide, dim, tiles: &tiles, codes, metric, y });
     };
-    if cpu.threads() == 1 || y.len() <= queries {
-        y.chunks_mut(queries.max(1)).enumerate().for_each(each);
-    } else {
-        cpu.run(|| y.par_chunks_mut(queries).enumerate().for_each(each));
-    }
+    cpu.share(y.chunks_mut(queries.max(1)).enumerate(), each);
 }
 
 /// The nearest code of each query.
@@ -199,9 +193,11 @@ pub fn nearest_list<T: Float>(
     };
     let indices = indices.as_mut_slice().expect("contiguous");
     let out = distances_out.as_mut_slice().expect("contiguous");
-    cpu.run(|| {
-        let rows = indices.par_chunks_mut(count).zip(out.par_chunks_mut(count)).with_min_len(16);
-        rows.enumerate().for_each(|(n, (indices, out))| each(n, indices, out));
+    let tasks = indices.chunks_mut(QUERIES * count).zip(out.chunks_mut(QUERIES * count)).enumerate();
+    cpu.share(tasks, |(task, (indices, out))| {
+        for (n, (indices, out)) in indices.chunks_mut(count).zip(out.chunks_mut(count)).enumerate() {
+            each(task * QUERIES + n, indices, out);
+        }
     });
 }
 
