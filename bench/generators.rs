@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 use smalti::{Device, Dtype, Float, Tensor};
 use smalti_models::Sampling;
 use smalti_models::backbone::adaln::{AdaLn, ModulatedHead};
+use smalti_models::decode::{Random, Sampler};
 use smalti_models::weights::Checkpoint;
-use smalti_models::zoo::llamagen::LlamaGen;
+use smalti_models::zoo::llamagen::{Condition, LlamaGen};
 
 use crate::numbers;
 
@@ -165,10 +166,11 @@ impl Shape {
         let checkpoint = Checkpoint::open(path)?;
         let device = device.clone();
         if self.system == "llamagen" {
-            let model = LlamaGen::<T>::load(&checkpoint, &device)?;
+            let model = LlamaGen::load(&checkpoint, &device)?;
             let sampling = Sampling { cfg: 4.0, temperature: 1.0, top_k: 0, top_p: 1.0, seed: 1 };
+            let sampler = Sampler { sampling, random: Random::Philox { first_picture: 0 }, places: self.tokens() };
             return Ok(Box::new(move || {
-                model.generate(&[7], 0, &sampling, &mut |_| ControlFlow::Continue(()))?;
+                model.generate::<T>(&Condition::Classes(&[7]), &sampler, &mut |_| ControlFlow::Continue(()))?;
                 Ok(())
             }));
         }

@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 
+use smalti::sample::Filter;
 use smalti::{Device, Float, Tensor};
 
 use crate::weights::{Checkpoint, Config};
@@ -23,6 +24,13 @@ pub struct Sampling {
 }
 
 impl Sampling {
+    /// What is drawn from at all.
+    #[must_use]
+    pub fn filter(&self) -> Filter {
+        let Self { temperature, top_k, top_p, .. } = *self;
+        Filter { temperature, top_k, top_p, ..Filter::default() }
+    }
+
     /// What the weights' notes say, and otherwise this. A `top_p` of 0 is none.
     #[must_use]
     pub fn noted(self, config: &Config) -> Self {
@@ -103,8 +111,10 @@ pub struct Seen<'a> {
     pub settled: usize,
     /// Tokens in all.
     pub all: usize,
-    /// Of each picture, the cells that the step settled, counted row by row, grid after grid of [`About::grids`];
-    /// empty where tokens do not settle cell by cell.
+    /// The first picture of the batch that the step is of: it may be of one alone.
+    pub first: usize,
+    /// Of each picture that the step is of, the cells that it settled, counted row by row, grid after grid of
+    /// [`About::grids`]; empty where tokens do not settle cell by cell.
     pub cells: &'a [Vec<usize>],
     /// The pictures as they are now, as [`Drawn::planes`]; empty where there are none before the end.
     pub pictures: &'a dyn Fn() -> Result<Vec<Vec<f32>>>,

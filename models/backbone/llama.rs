@@ -8,7 +8,7 @@ use smalti::attention::{self, KvCache, Options};
 use smalti::rope::{self, Pairing, Table};
 use smalti::{Device, Float, Tensor, Weight, activation, elementwise, linear, norm};
 
-use crate::weights::Loader;
+use crate::weights::{Config, Loader};
 use crate::{Error, Result};
 
 /// Sizes that shapes alone cannot tell.
@@ -25,6 +25,27 @@ pub struct Sizes {
 }
 
 impl Sizes {
+    /// Of blocks of `dim` channels: the configuration's `n_head`, `n_kv_head` and `norm_eps`, or what is official: heads of
+    /// 64 channels, but for 3B and 7B, which have 32, and as many for keys as the first block's matrix has rows.
+    #[must_use]
+    pub fn read(loader: &Loader<'_>, config: &Config, dim: usize) -> Self {
+        let heads = config.count("n_head").unwrap_or(if matches!(dim, 3200 | 4096) { 32 } else { dim / 64 });
+        let head_dim = dim / heads.max(1);
+        // Its rows are queries, keys and values.
+        let kv_heads = match loader.length("layers.0.attention.wqkv.weight", 0) / head_dim.max(1) {
+            0 => heads,
+            all => all.saturating_sub(heads) / 2,
+        };
+        let kv_heads = config.count("n_kv_head").unwrap_or(kv_heads);
+        Self { dim, heads, kv_heads, norm_eps: config.number("norm_eps").unwrap_or(1e-5) }
+    }
+
+    /// Whether the heads share the channels, and heads of keys those of queries.
+    #[must_use]
+    pub fn fit(&self) -> bool {
+        self.dim > 0 && self.dim.is_multiple_of(self.heads) && self.heads.is_multiple_of(self.kv_heads)
+    }
+
     /// Channels of one head.
     #[must_use]
     pub fn head_dim(&self) -> usize {
@@ -201,6 +222,12 @@ impl Llama {
         self.blocks.sizes
     }
 
+    /// How many blocks there are.
+    #[must_use]
+    pub fn depth(&self) -> usize {
+        self.blocks.depth()
+    }
+
     /// Empty caches for sequences of at most `capacity` places.
     ///
     /// # Errors
@@ -235,7 +262,25 @@ impl Llama {
         caches: &mut [KvCache<T>],
         options: &Options,
     ) -> Result<Tensor<T>> {
-        let x = self.blocks.run(0..self.blocks.depth(), x, Some(rotary), caches, options)?;
+        self.run_led(x, rotary, caches, options, |_, x| Ok(x))
+    }
+
+    /// The same where `before` changes what a block, named by its number, is given.
+    ///
+    /// # Errors
+    /// If shapes do not fit or the device fails, or whatever `before` returns.
+    pub fn run_led<T: Float>(
+        &self,
+        x: &Tensor<T>,
+        rotary: (&Table, usize),
+        caches: &mut [KvCache<T>],
+        options: &Options,
+        mut before: impl FnMut(usize, Tensor<T>) -> Result<Tensor<T>>,
+    ) -> Result<Tensor<T>> {
+        let mut x = x.clone();
+        for block in 0..self.blocks.depth() {
+            x = self.blocks.run(block..block + 1, &before(block, x)?, Some(rotary), caches, options)?;
+        }
         Ok(norm::rms_norm(&x, Some(&self.norm), self.blocks.sizes.norm_eps)?)
     }
 }

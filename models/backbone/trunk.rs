@@ -18,8 +18,7 @@ pub struct Trunk {
 }
 
 impl Trunk {
-    /// Loads `layers`, `norm`, `output` and the table of codes, whose name differs among systems. Of the configuration
-    /// it takes `n_head`, `n_kv_head` and `norm_eps`.
+    /// Loads `layers`, `norm`, `output` and the table of codes, whose name differs among systems; sizes as [`Sizes::read`].
     ///
     /// # Errors
     /// If the device has no room.
@@ -34,10 +33,8 @@ impl Trunk {
     /// If the device has no room.
     pub fn load_after(loader: &Loader<'_>, config: &Config, tokens: Weight) -> Result<Self> {
         let dim = tokens.shape()[1];
-        // Every official size has heads of 64.
-        let heads = config.count("n_head").unwrap_or(dim / 64).max(1);
-        let kv_heads = config.count("n_kv_head").unwrap_or(heads);
-        let sizes = Sizes { dim, heads, kv_heads, norm_eps: config.number("norm_eps").unwrap_or(1e-5) };
+        let sizes = Sizes::read(loader, config, dim);
+        let sizes = Sizes { heads: sizes.heads.max(1), ..sizes };
         Ok(Self {
             tokens,
             llama: Llama::load(loader, sizes)?,
@@ -55,6 +52,12 @@ impl Trunk {
     #[must_use]
     pub fn head_dim(&self) -> usize {
         self.llama.sizes().head_dim()
+    }
+
+    /// How many blocks there are.
+    #[must_use]
+    pub fn depth(&self) -> usize {
+        self.llama.depth()
     }
 
     /// How many tokens the head tells apart.
@@ -123,5 +126,20 @@ impl Trunk {
         options: &Options,
     ) -> Result<Tensor<T>> {
         Ok(linear::linear(&self.llama.run_at(x, rotary, caches, options)?, &self.output, None)?)
+    }
+
+    /// The logits of `x`, run as [`Llama::run_led`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn logits_led<T: Float>(
+        &self,
+        x: &Tensor<T>,
+        rotary: (&Table, usize),
+        caches: &mut [KvCache<T>],
+        options: &Options,
+        before: impl FnMut(usize, Tensor<T>) -> Result<Tensor<T>>,
+    ) -> Result<Tensor<T>> {
+        Ok(linear::linear(&self.llama.run_led(x, rotary, caches, options, before)?, &self.output, None)?)
     }
 }

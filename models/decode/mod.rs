@@ -7,7 +7,7 @@ pub mod speculative;
 
 use std::ops::ControlFlow;
 
-use smalti::sample::{self, Draws, Filter, Guidance, Schedule};
+use smalti::sample::{self, Draws, Guidance, Schedule};
 use smalti::{Element, Float, Tensor, copy, rng};
 
 use crate::weights::Config;
@@ -50,6 +50,46 @@ impl Cells<'_> {
             Self::From(first) => (*first..first + count).collect(),
             Self::Same(cells) => cells.to_vec(),
             Self::Each(cells) => cells[picture].clone(),
+        }
+    }
+}
+
+/// The cell that each place of a picture is, in decoding order.
+#[derive(Debug, Clone, Copy)]
+pub enum Order<'a> {
+    /// So many cells row by row, or codes that are no cells.
+    Raster(usize),
+    /// These cells, each once.
+    Cells(&'a [usize]),
+}
+
+impl<'a> Order<'a> {
+    /// How many places there are.
+    #[must_use]
+    pub fn places(self) -> usize {
+        match self {
+            Self::Raster(places) => places,
+            Self::Cells(cells) => cells.len(),
+        }
+    }
+
+    /// The cells of `count` places from `first` on.
+    #[must_use]
+    pub fn cells(self, first: usize, count: usize) -> Cells<'a> {
+        match self {
+            Self::Raster(_) => Cells::From(first),
+            Self::Cells(cells) => Cells::Same(&cells[first..first + count]),
+        }
+    }
+
+    /// Tokens `[batch, places]` in decoding order, put into their cells.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn in_raster(self, tokens: Tensor<u32>) -> Result<Tensor<u32>> {
+        match self {
+            Self::Raster(_) => Ok(tokens),
+            Self::Cells(cells) => to_raster(&tokens, cells),
         }
     }
 }
@@ -106,13 +146,6 @@ pub struct Sampler<'a> {
 }
 
 impl Sampler<'_> {
-    /// What [`Sampling`] says of the filter.
-    #[must_use]
-    pub fn filter(&self) -> Filter {
-        let Sampling { temperature, top_k, top_p, .. } = self.sampling;
-        Filter { temperature, top_k, top_p, ..Filter::default() }
-    }
-
     /// One token for each row of `logits` (`[batch, count, vocabulary]`), which are the places from `first` on in
     /// decoding order: `[batch, count]`.
     ///
@@ -134,7 +167,7 @@ impl Sampler<'_> {
                 Draws::Uniform(rows.copied().collect())
             }
         };
-        let tokens = sample::sample(&logits.reshape(&[batch * count, vocabulary])?, &self.filter(), &draws);
+        let tokens = sample::sample(&logits.reshape(&[batch * count, vocabulary])?, &self.sampling.filter(), &draws);
         let tokens = tokens.map_err(|error| at_tokens(error, first, count))?;
         Ok(tokens.reshape(&[batch, count])?)
     }

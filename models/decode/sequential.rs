@@ -3,7 +3,7 @@
 use smalti::sample::Guidance;
 use smalti::{Float, Tensor, copy};
 
-use super::{Cells, Sampler, Step, Steps, guide, twice};
+use super::{Order, Sampler, Step, Steps, guide, twice};
 use crate::zoo::codes::go_on;
 use crate::{Error, Result};
 
@@ -23,9 +23,9 @@ pub trait Network<T: Float> {
     fn embed(&mut self, tokens: &Tensor<u32>) -> Result<Tensor<T>>;
 }
 
-/// Draws `places` tokens for each of `batch` pictures, `[batch, places]`, after a condition of `batch` rows or, with
-/// guidance, as many without a condition below them (`[rows, seq, dim]`). `scale` is the guidance scale of a place; the
-/// guided logits are `uncond + scale (cond - uncond)`.
+/// Draws the tokens of `batch` pictures, `[batch, places]` in raster order, place by place of `order`, after a condition of
+/// `batch` rows or, with guidance, as many without a condition below them (`[rows, seq, dim]`). `scale` is the guidance
+/// scale of a place; the guided logits are `uncond + scale (cond - uncond)`.
 ///
 /// # Errors
 /// As the network, or [`Error::Interrupted`] if `steps` breaks off.
@@ -33,7 +33,7 @@ pub fn sequential<T: Float>(
     network: &mut impl Network<T>,
     condition: Tensor<T>,
     batch: usize,
-    places: usize,
+    order: Order<'_>,
     scale: impl Fn(usize) -> f32,
     sampler: &Sampler<'_>,
     steps: Steps<'_, T>,
@@ -42,6 +42,7 @@ pub fn sequential<T: Float>(
     if rows != batch && rows != 2 * batch {
         return Err(Error::Request(format!("a condition of {rows} rows for {batch} pictures")));
     }
+    let places = order.places();
     let mut drawn = Tensor::<u32>::zeros(condition.device(), &[batch, places])?;
     let mut x = condition;
     for place in 0..places {
@@ -50,11 +51,11 @@ pub fn sequential<T: Float>(
         let guided = guide(&last, batch, scale(place), Guidance::Scale)?;
         let token = sampler.draw(&guided, place)?;
         copy::copy_into_slice(&token, &mut drawn, 1, place)?;
-        let cells = Cells::From(place);
+        let cells = order.cells(place, 1);
         go_on(steps(Step { settled: place + 1, logits: &guided, tokens: &token, cells, latents: None }))?;
         if place + 1 < places {
             x = network.embed(&if rows > batch { twice(&token)? } else { token })?;
         }
     }
-    Ok(drawn)
+    order.in_raster(drawn)
 }

@@ -20,7 +20,7 @@ use smalti::sample::{self, Draws, Filter, Guidance, Places, Weights};
 use smalti::vq::{self, MAX_NEAREST, Metric};
 use smalti::{Device, Float, Tensor, Weight, elementwise, embedding, linear, rng};
 
-use super::{Cells, Network, Random, Sampler, Step, Steps, concatenate, guide, sequential, twice};
+use super::{Network, Order, Random, Sampler, Step, Steps, concatenate, guide, sequential, twice};
 use crate::zoo::codes::go_on;
 use crate::{Error, Result};
 
@@ -183,6 +183,23 @@ pub struct OfPicture {
     pub picture: u64,
     /// How many drafts were drawn.
     pub drafts: u32,
+}
+
+impl OfPicture {
+    /// For the first picture of a sampler.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if its numbers are recorded.
+    pub fn of(sampler: &Sampler<'_>) -> Result<Self> {
+        match sampler.random {
+            Random::Philox { first_picture } => {
+                Ok(Self { seed: sampler.sampling.seed, picture: first_picture, drafts: 0 })
+            }
+            Random::Recorded { .. } => {
+                Err(Error::Request("recorded numbers are for one token after another".to_owned()))
+            }
+        }
+    }
 }
 
 /// The last word of the counters that drafts are drawn with.
@@ -411,6 +428,24 @@ pub fn speculative<T: Float>(
     Ok(tokens)
 }
 
+/// What sees each pass of [`speculative`], and shows `steps` what it settled of the places of `order`.
+pub fn steps_of_passes<'a, T: Float>(
+    device: &'a Device,
+    order: Order<'a>,
+    steps: Steps<'a, T>,
+) -> impl FnMut(&Pass<'_, T>) -> Result<()> + use<'a, T> {
+    let mut settled = 0;
+    move |pass| {
+        // The first token was drawn before the first pass.
+        let first = &pass.inputs[..usize::from(settled == 0)];
+        let tokens = [first, &pass.tokens[..pass.settled]].concat();
+        let cells = order.cells(settled, tokens.len());
+        settled += tokens.len();
+        let tokens = Tensor::from_vec(device, &[1, tokens.len()], tokens)?;
+        go_on(steps(Step { settled, logits: pass.logits, tokens: &tokens, cells, latents: None }))
+    }
+}
+
 /// As [`sequential`], or, with a decoder, one picture by testing drafts.
 ///
 /// # Errors
@@ -419,33 +454,21 @@ pub fn causal<T: Float>(
     network: &mut impl Rewind<T>,
     condition: Tensor<T>,
     batch: usize,
-    places: usize,
+    order: Order<'_>,
     scale: impl Fn(usize) -> f32,
     sampler: &Sampler<'_>,
     decoder: Option<&Speculation>,
     steps: Steps<'_, T>,
 ) -> Result<Tensor<u32>> {
     let Some(speculation) = decoder else {
-        return sequential(network, condition, batch, places, scale, sampler, steps);
+        return sequential(network, condition, batch, order, scale, sampler, steps);
     };
-    let Random::Philox { first_picture } = sampler.random else {
-        return Err(Error::Request("recorded numbers are for one token after another".to_owned()));
-    };
-    let device = condition.device().clone();
-    let mut luck = OfPicture { seed: sampler.sampling.seed, picture: first_picture, drafts: 0 };
-    let law = Law { scale: &scale, filter: &sampler.filter() };
-    let mut settled = 0;
-    let mut each = |pass: &Pass<'_, T>| {
-        // The first token was drawn before the first pass.
-        let first = &pass.inputs[..usize::from(settled == 0)];
-        let tokens = [first, &pass.tokens[..pass.settled]].concat();
-        let cells = Cells::From(settled);
-        settled += tokens.len();
-        let tokens = Tensor::from_vec(&device, &[1, tokens.len()], tokens)?;
-        go_on(steps(Step { settled, logits: pass.logits, tokens: &tokens, cells, latents: None }))
-    };
+    let (device, places) = (condition.device().clone(), order.places());
+    let mut luck = OfPicture::of(sampler)?;
+    let law = Law { scale: &scale, filter: &sampler.sampling.filter() };
+    let mut each = steps_of_passes(&device, order, steps);
     let tokens = speculative(network, &condition, places, law, speculation, None, &mut luck, &mut each)?;
-    Ok(Tensor::from_vec(&device, &[batch, places], tokens)?)
+    order.in_raster(Tensor::from_vec(&device, &[batch, places], tokens)?)
 }
 
 /// The rows of all, one below the other.

@@ -77,7 +77,7 @@ impl<'a> Watcher<'a> {
     /// # Errors
     /// If a preview cannot be drawn or written.
     pub fn step(&mut self, seen: &Seen<'_>) -> Result<(), Error> {
-        self.steps.iter_mut().zip(seen.cells).for_each(|(steps, cells)| steps.push(cells.clone()));
+        self.steps[seen.first..].iter_mut().zip(seen.cells).for_each(|(steps, cells)| steps.push(cells.clone()));
         let Some(previews) = self.previews else { return Ok(()) };
         let in_scales = self.generator.about().grids.len() > 1;
         if !in_scales && (seen.settled - self.last) * MOST_PREVIEWS < seen.all {
@@ -111,8 +111,8 @@ impl<'a> Watcher<'a> {
         if let (&[[rows, columns]], true) = (&grids[..], planes.len() == 3 * plane) {
             let mut open = vec![true; rows * columns];
             self.steps[number].iter().flatten().for_each(|cell| open[*cell] = false);
-            // Latents that settle all together have no open cells.
-            if self.steps[number].iter().any(|cells| !cells.is_empty()) {
+            // Latents that settle all together have no open cells; a picture that is drawn after others is all open.
+            if self.steps.iter().flatten().any(|cells| !cells.is_empty()) {
                 for at in 0..plane {
                     if open[at / width * rows / height * columns + at % width * columns / width] {
                         (0..3).for_each(|colour| planes[colour * plane + at] = OPEN);

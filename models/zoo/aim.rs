@@ -26,7 +26,7 @@ use crate::backbone::adaln::{Condition, Modulation, Norm};
 use crate::backbone::condition::ClassTable;
 use crate::backbone::mamba::{Mamba2, MambaState};
 use crate::backbone::vit::Linear;
-use crate::decode::{Network, Steps, concatenate, sequential};
+use crate::decode::{Network, Order, Steps, concatenate, sequential};
 use crate::weights::Checkpoint;
 
 /// The model with its weights on a device.
@@ -203,6 +203,6 @@ impl DrawsCodes for Aim {
         let cfg = sampler.sampling.cfg;
         let condition: Tensor<T> = self.classes.rows(labels, cfg != 1.0)?;
         let mut running = self.running(&condition)?;
-        sequential(&mut running, condition, labels.len(), self.codes.places(), |_| cfg, sampler, steps)
+        sequential(&mut running, condition, labels.len(), Order::Raster(self.codes.places()), |_| cfg, sampler, steps)
     }
 }

@@ -7,7 +7,6 @@ use smalti::{Device, Float, Tensor, Weight, elementwise};
 
 use super::captions::CaptionFeatures;
 use super::class_names;
-use super::llamagen::{per_entry, to_host};
 use crate::decode::speculative::Speculation;
 use crate::decode::{Random, Sampler, Step, Steps, concatenate, normals_of_places, watched};
 use crate::generator::whole_only;
@@ -15,7 +14,7 @@ use crate::tokenizer::flow::FlowTokenizer;
 use crate::tokenizer::maskgit::MaskGitVqGan;
 use crate::tokenizer::video::VideoTokenizer;
 use crate::tokenizer::vq::VqTokenizer;
-use crate::weights::{Checkpoint, Config, Loader};
+use crate::weights::{Checkpoint, Config, Loader, Notes};
 use crate::{About, Drawn, Error, Generator, Given, Result, Sampling, Seen, Wanted, Watch};
 
 /// What turns codes into pixels.
@@ -34,7 +33,7 @@ pub struct Codes {
     /// Frames, rows and columns of cells; a picture is one frame.
     pub grid: [usize; 3],
     names: Vec<String>,
-    sampling: Sampling,
+    pub(super) sampling: Sampling,
     tokenizer: Option<Tokenizer>,
 }
 
@@ -77,9 +76,33 @@ impl Codes {
         self.names = captions.names();
     }
 
-    /// Sets the guidance scale of the weights' authors.
-    pub(super) fn set_cfg(&mut self, cfg: f32) {
-        self.sampling.cfg = cfg;
+    /// Notes if the tokenizer has fewer codes than the network draws from.
+    pub(super) fn hold(&self, vocabulary: usize, notes: &Notes) {
+        let codes = self.codebook().map_or(vocabulary, |codebook| codebook.shape()[0]);
+        if codes < vocabulary {
+            notes.add(format!("the transformer draws from {vocabulary} codes, the tokenizer has {codes}"));
+        }
+    }
+
+    /// How the authors sample.
+    #[must_use]
+    pub fn sampling(&self) -> Sampling {
+        self.sampling
+    }
+
+    /// LlamaGen's tokenizer, if it is that.
+    #[must_use]
+    pub fn vq(&self) -> Option<&VqTokenizer> {
+        match &self.tokenizer {
+            Some(Tokenizer::LlamaGen(tokenizer)) => Some(tokenizer),
+            _ => None,
+        }
+    }
+
+    /// The codes on the sphere that tokens stand for, where there are such.
+    #[must_use]
+    pub fn codebook(&self) -> Option<&Weight> {
+        self.vq().map(VqTokenizer::codebook)
     }
 
     /// Cells of the grid.
@@ -138,9 +161,8 @@ impl Codes {
     /// # Errors
     /// [`Error::Request`] if there is no encoder or the picture has another size; [`Error::Op`] if the device fails.
     pub fn known<T: Float>(&self, given: Given<'_>) -> Result<Vec<Option<u32>>> {
-        let Some(Tokenizer::LlamaGen(tokenizer)) = &self.tokenizer else {
-            return Err(Error::Request("the checkpoint holds no encoder of pictures".to_owned()));
-        };
+        let missing = || Error::Request("the checkpoint holds no encoder of pictures".to_owned());
+        let tokenizer = self.vq().ok_or_else(missing)?;
         let size = self.picture_size();
         let tokens = tokenizer.tokens(&tokenizer.latents(&given.pixels::<T>(&self.device, size)?)?)?.to_vec()?;
         let grid = [self.grid[1], self.grid[2]];
@@ -213,6 +235,17 @@ pub trait DrawsCodes {
         None
     }
 
+    /// Takes the weights of a second network that drafts, or none.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if there can be none, or it does not fit; [`Error::Weights`] if its weights do not.
+    fn use_second(&mut self, second: Option<&Checkpoint>) -> Result<()> {
+        match second {
+            None => Ok(()),
+            Some(_) => Err(Error::Request(format!("{} has no second model that drafts, llamagen has", Self::SYSTEM))),
+        }
+    }
+
     /// Whether it draws parts of pictures anew.
     const FILLS: bool = false;
 
@@ -260,14 +293,10 @@ impl<T: Float, M: DrawsCodes> Generator for InDtype<T, M> {
         let Some((tokens, vocabulary)) = self.model.drafted() else {
             return Err(Error::Request(format!("{} has no decoder \"{name}\", only its own", M::SYSTEM)));
         };
-        let of_tokenizer = match &codes.tokenizer {
-            Some(Tokenizer::LlamaGen(tokenizer)) => Some(tokenizer.codebook()),
-            _ => None,
-        };
-        if second.is_some() || name == "draft" {
-            return Err(Error::Request(format!("{} has no second model that drafts, llamagen has", M::SYSTEM)));
-        }
-        self.decoder = Some(Speculation::named(name, codes.places(), vocabulary, tokens, of_tokenizer, false)?);
+        let (places, codebook) = (codes.places(), codes.codebook());
+        let decoder = Speculation::named(name, places, vocabulary, tokens, codebook, second.is_some())?;
+        self.model.use_second(second)?;
+        self.decoder = Some(decoder);
         Ok(())
     }
 
@@ -293,15 +322,13 @@ impl<T: Float, M: DrawsCodes> Generator for InDtype<T, M> {
         let known = given.map(|given| codes.known::<T>(given)).transpose()?.unwrap_or_default();
         let random = Random::Philox { first_picture };
         let sampler = Sampler { sampling: *sampling, random, places };
-        let mut so_far: Vec<(Vec<Vec<usize>>, Tensor<u32>)> = Vec::new();
-        // Drafts are tested for one picture at a time: these have no cells in the steps of others.
+        // The first picture of a step, its pictures' cells, its tokens.
+        let mut so_far: Vec<(usize, Vec<Vec<usize>>, Tensor<u32>)> = Vec::new();
+        // Drafts are tested for one picture at a time.
         let mut each = |first: usize, part: usize, step: Step<'_, T>| {
             let count = step.tokens.shape()[1];
-            let cells = |picture: usize| match picture.checked_sub(first).filter(|of_part| *of_part < part) {
-                Some(of_part) => step.cells.of(of_part, count),
-                None => Vec::new(),
-            };
-            so_far.push(((0..batch).map(cells).collect(), step.tokens.clone()));
+            let cells = (0..part).map(|picture| step.cells.of(picture, count)).collect();
+            so_far.push((first, cells, step.tokens.clone()));
             let pictures = || {
                 // A flow shows something new when all tokens of a step are there.
                 if let Some(Tokenizer::Flow(tokenizer)) = &codes.tokenizer
@@ -311,9 +338,9 @@ impl<T: Float, M: DrawsCodes> Generator for InDtype<T, M> {
                 }
                 let of_cell = known.iter().map(|known| known.unwrap_or(0)).chain(std::iter::repeat(0)).take(places);
                 let mut raster = of_cell.collect::<Vec<_>>().repeat(batch);
-                for (cells, tokens) in &so_far {
+                for (first, cells, tokens) in &so_far {
                     let mut tokens = tokens.to_vec()?.into_iter();
-                    for (cells, raster) in cells.iter().zip(raster.chunks_mut(places)) {
+                    for (cells, raster) in cells.iter().zip(raster.chunks_mut(places).skip(*first)) {
                         cells.iter().zip(&mut tokens).for_each(|(cell, token)| raster[*cell] = token);
                     }
                 }
@@ -324,8 +351,8 @@ impl<T: Float, M: DrawsCodes> Generator for InDtype<T, M> {
                     Ok(Vec::new())
                 }
             };
-            let cells = &so_far[so_far.len() - 1].0;
-            watch(Seen { settled: first * places + step.settled * part, all, cells, pictures: &pictures })
+            let cells = &so_far[so_far.len() - 1].1;
+            watch(Seen { settled: first * places + step.settled * part, all, first, cells, pictures: &pictures })
         };
         let decoder = self.decoder.as_ref();
         let at_once = if decoder.is_some() { 1 } else { batch.max(1) };
@@ -344,13 +371,36 @@ impl<T: Float, M: DrawsCodes> Generator for InDtype<T, M> {
     }
 
     fn can_fill(&self) -> bool {
-        M::FILLS && matches!(self.model.codes().tokenizer, Some(Tokenizer::LlamaGen(_)))
+        M::FILLS && self.model.codes().vq().is_some()
     }
 }
 
 /// Ends a generation when the caller breaks off.
 pub(crate) fn go_on(flow: ControlFlow<()>) -> Result<()> {
     if flow.is_break() { Err(Error::Interrupted) } else { Ok(()) }
+}
+
+/// Tokens, and pixels where there is a tokenizer, per picture, in host memory.
+pub(crate) fn to_host<T: Float>(tokens: &Tensor<u32>, pixels: Option<&Tensor<T>>) -> Result<Drawn> {
+    let per_picture = tokens.shape()[1];
+    let tokens = tokens.to_vec()?;
+    // What a GPU writes where a row of logits was not finite.
+    if let Some(at) = tokens.iter().position(|token| *token == u32::MAX) {
+        let (picture, place) = (at / per_picture.max(1), at % per_picture.max(1));
+        return Err(Error::Request(format!("the logits of token {place} of picture {picture} are not finite")));
+    }
+    Ok(Drawn {
+        tokens: tokens.chunks(per_picture.max(1)).map(<[u32]>::to_vec).collect(),
+        planes: pixels.map(per_entry).transpose()?.unwrap_or_default(),
+        ..Drawn::default()
+    })
+}
+
+/// The values of each entry of the first axis, in host memory.
+pub(crate) fn per_entry<T: Float>(x: &Tensor<T>) -> Result<Vec<Vec<f32>>> {
+    let each = x.elements() / x.shape()[0].max(1);
+    let values: Vec<f32> = x.to_vec()?.iter().map(|value| value.to_f32()).collect();
+    Ok(values.chunks(each.max(1)).map(<[f32]>::to_vec).collect())
 }
 
 /// Latents `[batch, ..]`, and pixels where there is a tokenizer, picture by picture in host memory.

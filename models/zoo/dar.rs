@@ -31,7 +31,7 @@ use crate::backbone::condition::ClassTable;
 use crate::backbone::trunk::Trunk;
 use crate::backbone::vit::Linear;
 use crate::decode::speculative::{Rewind, causal, forget};
-use crate::decode::{Network, Steps, concatenate, from_raster, to_raster};
+use crate::decode::{Network, Order, Steps, concatenate, from_raster};
 use crate::order;
 use crate::weights::Checkpoint;
 use crate::{Error, Result};
@@ -174,8 +174,7 @@ impl DrawsCodes for Dar {
         let cfg = sampler.sampling.cfg;
         let condition = self.classes.rows(labels, cfg != 1.0)?;
         let mut running = self.running(condition.shape()[0])?;
-        let (batch, places) = (labels.len(), self.cells.len());
-        let drawn = causal(&mut running, condition, batch, places, |_| cfg, sampler, decoder, steps)?;
-        to_raster(&drawn, &self.cells)
+        let order = Order::Cells(&self.cells);
+        causal(&mut running, condition, labels.len(), order, |_| cfg, sampler, decoder, steps)
     }
 }

@@ -23,7 +23,7 @@ use crate::Result;
 use crate::backbone::condition::ClassTable;
 use crate::backbone::trunk::Trunk;
 use crate::decode::speculative::{Rewind, causal, forget};
-use crate::decode::{Network, Steps, concatenate};
+use crate::decode::{Network, Order, Steps, concatenate};
 use crate::weights::Checkpoint;
 
 /// The generator with its weights on a device.
@@ -57,7 +57,7 @@ impl DarDiffusion {
             // The official option is a text, where the scale starts and where it ends.
             let scales: Vec<f32> = config.text("cfg").unwrap_or("1.1,10").split(',').flat_map(str::parse).collect();
             if let [_, last] = scales[..] {
-                codes.set_cfg(last);
+                codes.sampling.cfg = last;
             }
             let theta = config.number("rope_base").unwrap_or(10_000.0);
             Ok(Self {
@@ -136,6 +136,6 @@ impl DrawsCodes for DarDiffusion {
             Some(until) if place > until + 1 => 1.0,
             _ => scales[place],
         };
-        causal(&mut running, condition, labels.len(), scales.len(), scale, sampler, decoder, steps)
+        causal(&mut running, condition, labels.len(), Order::Raster(scales.len()), scale, sampler, decoder, steps)
     }
 }

@@ -19,8 +19,7 @@ use smalti::sample::Guidance;
 use smalti::{Device, Float, Tensor, Weight, copy, elementwise, embedding, linear, vq};
 
 use super::class_names;
-use super::codes::go_on;
-use super::llamagen::{per_entry, to_host};
+use super::codes::{go_on, per_entry, to_host};
 use crate::backbone::adaln::{AdaLn, ModulatedHead, layer};
 use crate::backbone::condition::ClassTable;
 use crate::decode::{Cells, Random, Sampler, Step, Steps, concatenate, guide, twice, watched};
@@ -272,7 +271,7 @@ impl<T: Float> Generator for FlexVar<T> {
                 None => Ok(Vec::new()),
             };
             let cells = vec![step.cells.of(0, count); batch];
-            watch(Seen { settled: step.settled * batch, all, cells: &cells, pictures: &pictures })
+            watch(Seen { settled: step.settled * batch, all, first: 0, cells: &cells, pictures: &pictures })
         };
         let tokens = watched(each, |steps| self.generate(labels, &sampler, steps))?;
         let Some(tokenizer) = &self.tokenizer else { return to_host::<T>(&tokens, None) };

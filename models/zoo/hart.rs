@@ -26,8 +26,7 @@ use smalti::sample::{self, Filter, Guidance};
 use smalti::{Device, Float, Tensor, Weight, activation, copy, elementwise, embedding, linear, norm};
 
 use super::captions::CaptionFeatures;
-use super::codes::{go_on, to_planes};
-use super::llamagen::{per_entry, to_host};
+use super::codes::{go_on, per_entry, to_host, to_planes};
 use crate::backbone::adaln::{ModulatedHead, Norm, SelfAttention};
 use crate::backbone::condition::TimeEmbedding;
 use crate::backbone::vit::Linear;
@@ -526,7 +525,13 @@ impl<T: Float> Generator for Hart<T> {
                 Some(latents) if self.tokenizer.has_decoder() => per_entry(&self.tokenizer.decode(latents)?),
                 _ => Ok(Vec::new()),
             };
-            watch(Seen { settled: step.settled * batch, all: batch * places, cells: &cells, pictures: &pictures })
+            watch(Seen {
+                settled: step.settled * batch,
+                all: batch * places,
+                first: 0,
+                cells: &cells,
+                pictures: &pictures,
+            })
         };
         let hybrid = watched(each, |steps| self.generate(&text, &sampler, &mut normals, None, steps))?;
         let pixels = self.tokenizer.has_decoder().then(|| self.tokenizer.decode(&hybrid.latents)).transpose()?;

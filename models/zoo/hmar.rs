@@ -19,7 +19,7 @@ use smalti::sample::{self, Filter, Guidance};
 use smalti::{Device, Float, Tensor, Weight, copy, elementwise, linear};
 
 use super::class_names;
-use super::llamagen::{per_entry, to_host};
+use super::codes::{per_entry, to_host};
 use super::maskgil::probability;
 use crate::backbone::adaln::{AdaLn, ModulatedHead, scale_positions};
 use crate::backbone::condition::ClassTable;
@@ -373,7 +373,7 @@ impl<T: Float> Generator for Hmar<T> {
                 per_entry(&self.tokenizer.decode(&elementwise::add(call.latents, &part)?)?)
             };
             let settled = (before + of_scale) * batch;
-            watch(Seen { settled, all: places * batch, cells: &cells, pictures: &pictures })
+            watch(Seen { settled, all: places * batch, first: 0, cells: &cells, pictures: &pictures })
         })?;
         let of_picture = |picture: usize| {
             let each = scales.iter().flat_map(|tokens| {

@@ -26,8 +26,7 @@ use smalti::sample::Guidance;
 use smalti::{Device, Float, Tensor, activation, copy, elementwise, norm};
 
 use super::captions::CaptionFeatures;
-use super::codes::{go_on, to_planes};
-use super::llamagen::to_host;
+use super::codes::{go_on, to_host, to_planes};
 use crate::backbone::adaln::{Condition, Mlp, ModulatedHead, Modulation, Norm, SelfAttention, shared_modulation};
 use crate::backbone::vit::Linear;
 use crate::decode::{Cells, Random, Sampler, Step, Steps, concatenate, guide, twice, watched};
@@ -585,7 +584,7 @@ impl<T: Float> Generator for Infinity<T> {
         let (batch, all, text) = (labels.len(), labels.len() * self.places(), Text { features, lengths });
         let each = |step: Step<'_, T>| {
             let cells = vec![step.cells.of(0, step.tokens.shape()[1] / self.bits()); batch];
-            watch(Seen { settled: step.settled * batch, all, cells: &cells, pictures: &|| Ok(Vec::new()) })
+            watch(Seen { settled: step.settled * batch, all, first: 0, cells: &cells, pictures: &|| Ok(Vec::new()) })
         };
         let (tokens, latents) = watched(each, |steps| self.generate(&text, &schedule, &sampler, steps))?;
         let tokens = to_host::<T>(&tokens.reshape(&[labels.len(), bits])?, None)?.tokens;

@@ -20,7 +20,7 @@ use super::codes::{Codes, DrawsCodes, WantedCodes};
 use crate::backbone::condition::ClassTable;
 use crate::backbone::llama::{Blocks, Sizes};
 use crate::decode::speculative::{Rewind, Speculation, causal, forget};
-use crate::decode::{Network, Sampler, Steps, concatenate};
+use crate::decode::{Network, Order, Sampler, Steps, concatenate};
 use crate::weights::Checkpoint;
 use crate::{Error, Result};
 
@@ -139,7 +139,7 @@ impl Larp {
             Some(until) if place > until + 1 => 1.0,
             _ => cfg,
         };
-        causal(&mut running, before, batch, self.codes.places(), scale, sampler, decoder, steps)
+        causal(&mut running, before, batch, Order::Raster(self.codes.places()), scale, sampler, decoder, steps)
     }
 }
 

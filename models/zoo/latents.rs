@@ -5,8 +5,7 @@ use std::marker::PhantomData;
 use smalti::{Device, Float, Tensor};
 
 use super::class_names;
-use super::codes::to_planes;
-use super::llamagen::per_entry;
+use super::codes::{per_entry, to_planes};
 use crate::decode::{Chance, OfPlaces, Random, Sampler};
 use crate::tokenizer::kl::KlAutoencoder;
 use crate::tokenizer::spherical::SphericalAutoencoder;
@@ -222,7 +221,13 @@ impl<T: Float, M: DrawsLatents<T>> Generator for LatentsInDtype<T, M> {
                 (Some(tokenizer), Some(latents)) => per_entry(&tokenizer.decode(&latents()?)?),
                 _ => Ok(Vec::new()),
             };
-            watch(Seen { settled: step.settled * batch, all: batch * places, cells: &cells, pictures: &pictures })
+            watch(Seen {
+                settled: step.settled * batch,
+                all: batch * places,
+                first: 0,
+                cells: &cells,
+                pictures: &pictures,
+            })
         };
         let mut chance = OfPlaces::new(&sampler);
         let latents = self.0.draw_latents(labels, known.as_ref(), &sampler, &mut chance, &mut each)?;

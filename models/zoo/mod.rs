@@ -72,7 +72,7 @@ pub fn load<T: Float>(checkpoint: &Checkpoint, device: &Device) -> Result<Box<dy
         Some("hmar") => Ok(Box::new(hmar::Hmar::<T>::load(checkpoint, device)?)),
         Some("infinity") => Ok(Box::new(infinity::Infinity::<T>::load(checkpoint, device)?)),
         Some("larp") => Ok(Box::new(InDtype::<T, _>::new(larp::Larp::load(checkpoint, device)?))),
-        Some("llamagen") => Ok(Box::new(llamagen::LlamaGen::<T>::load(checkpoint, device)?)),
+        Some("llamagen") => Ok(Box::new(InDtype::<T, _>::new(llamagen::LlamaGen::load(checkpoint, device)?))),
         Some("lpd") => Ok(Box::new(InDtype::<T, _>::new(lpd::Lpd::load(checkpoint, device)?))),
         Some("mar") => Ok(Box::new(LatentsInDtype::<T, _>::new(mar::Mar::load(checkpoint, device)?))),
         Some("maskgil") => Ok(Box::new(InDtype::<T, _>::new(maskgil::MaskGil::load(checkpoint, device)?))),

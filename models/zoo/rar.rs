@@ -20,7 +20,7 @@ use smalti::{Device, Float, Tensor, Weight, activation, copy, elementwise, embed
 use super::codes::{Codes, DrawsCodes, WantedCodes};
 use crate::backbone::vit::{Linear, Vit};
 use crate::decode::speculative::{Rewind, causal, forget};
-use crate::decode::{Network, Steps, concatenate};
+use crate::decode::{Network, Order, Steps, concatenate};
 use crate::order;
 use crate::weights::Checkpoint;
 use crate::{Error, Result};
@@ -236,6 +236,6 @@ impl DrawsCodes for Rar {
         let mut running: Running<'_, T> = Running { model: self, conditions, caches };
         let schedule = Schedule::PowerCosine { power: self.power };
         let scale = |place: usize| schedule.at(cfg.into(), place as f64 / places as f64) as f32;
-        causal(&mut running, before, labels.len(), places, scale, sampler, decoder, steps)
+        causal(&mut running, before, labels.len(), Order::Raster(places), scale, sampler, decoder, steps)
     }
 }

@@ -18,8 +18,7 @@ use smalti::sample::Guidance;
 use smalti::{Device, Float, Tensor, Weight, copy, elementwise, embedding, linear};
 
 use super::class_names;
-use super::codes::go_on;
-use super::llamagen::{per_entry, to_host};
+use super::codes::{go_on, per_entry, to_host};
 use crate::backbone::adaln::{AdaLn, ModulatedHead, layer, scale_positions};
 use crate::decode::{Cells, Random, Sampler, Step, Steps, concatenate, guide, twice, watched};
 use crate::tokenizer::multi_scale::MultiScaleTokenizer;
@@ -333,7 +332,7 @@ impl<T: Float, B: Backbone<T>> Generator for Var<T, B> {
                 Some(latents) if self.tokenizer.has_decoder() => per_entry(&self.tokenizer.decode(latents)?),
                 _ => Ok(Vec::new()),
             };
-            watch(Seen { settled: step.settled * batch, all, cells: &cells, pictures: &pictures })
+            watch(Seen { settled: step.settled * batch, all, first: 0, cells: &cells, pictures: &pictures })
         };
         let (tokens, latents) = watched(each, |steps| self.generate(labels, &kept, &sampler, steps))?;
         self.pictures(&tokens, &latents)

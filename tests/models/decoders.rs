@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use smalti::jacobi::{Groups, Rule};
 use smalti::sample::Filter;
 use smalti::{Device, Tensor};
-use smalti_models::decode::Network;
 use smalti_models::decode::speculative::{
     Drafter, Law, NAMES, OfPicture, Pass, Rewind, Speculation, Test, speculative, squared_distances,
 };
+use smalti_models::decode::{Network, Random, Sampler};
 use smalti_models::weights::{Checkpoint, embedded};
-use smalti_models::zoo::llamagen::LlamaGen;
+use smalti_models::zoo::codes::DrawsCodes;
+use smalti_models::zoo::llamagen::{Condition, LlamaGen};
 use smalti_models::{Generator, Result, Sampling, zoo};
 
 const VOCABULARY: usize = 3;
@@ -191,8 +192,15 @@ fn decoders_draw_the_same_tokens_from_the_same_logits_on_every_device() {
     }
 }
 
-fn trained(device: &Device) -> LlamaGen<f32> {
+fn trained(device: &Device) -> LlamaGen {
     LlamaGen::load(&embedded("llamagen").expect("in the program"), device).expect("room")
+}
+
+/// The decoder of this name for it.
+fn speculation(model: &LlamaGen, name: &str, second: bool) -> Speculation {
+    let (tokens, vocabulary) = model.drafted().expect("a causal network");
+    let (places, codebook) = (model.codes().places(), model.codes().codebook());
+    Speculation::named(name, places, vocabulary, tokens, codebook, second).expect("a decoder")
 }
 
 /// The trained LlamaGen without its last layers, as a drafter.
@@ -213,9 +221,9 @@ fn shallow(folder: &std::path::Path, layers: usize) -> Checkpoint {
 
 /// The tokens of a picture of each class, of the trained LlamaGen by a decoder, and the passes of one of them.
 fn drawn(
-    model: &LlamaGen<f32>,
+    model: &LlamaGen,
     speculation: &Speculation,
-    second: Option<&LlamaGen<f32>>,
+    second: Option<&LlamaGen>,
     sampling: &Sampling,
 ) -> (Vec<u32>, f64) {
     let (mut tokens, mut passes) = (Vec::new(), 0);
@@ -239,14 +247,16 @@ fn lossless_decoders_find_the_likeliest_tokens_in_fewer_passes() {
     let model = trained(&device);
     let folder = tempfile::tempdir().expect("a folder");
     let second = LlamaGen::load(&shallow(folder.path(), 3), &device).expect("room");
-    let greedy = Sampling { temperature: 0.0, ..model.about().sampling };
-    let expected = model
-        .generate(&(0..10).collect::<Vec<_>>(), 0, &greedy, &mut |_| std::ops::ControlFlow::Continue(()))
-        .expect("pictures");
+    let greedy = Sampling { temperature: 0.0, ..model.codes().sampling() };
+    let random = Random::Philox { first_picture: 0 };
+    let sampler = Sampler { sampling: greedy, random, places: model.codes().places() };
+    let classes = Condition::Classes(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
+    let expected =
+        model.generate::<f32>(&classes, &sampler, &mut |_| std::ops::ControlFlow::Continue(())).expect("pictures");
     let expected = expected.to_vec().expect("the device works");
     for name in ["draft", "jacobi", "mc-sjd", "mc-sjd-gumbel", "sjd"] {
         let drafts = name == "draft";
-        let test = model.speculation(name, drafts).expect("a decoder");
+        let test = speculation(&model, name, drafts);
         let (tokens, passes) = drawn(&model, &test, drafts.then_some(&second), &greedy);
         println!("{name}: {passes} passes");
         assert_eq!(tokens, expected, "{name}");
@@ -261,12 +271,12 @@ fn decoders_of_the_trained_llamagen_take_fewer_passes_than_tokens() {
     let folder = tempfile::tempdir().expect("a folder");
     let shallow = shallow(folder.path(), 3);
     let second = LlamaGen::load(&shallow, &device).expect("room");
-    let sampling = model.about().sampling;
+    let sampling = model.codes().sampling();
     let mut took = BTreeMap::new();
     for name in NAMES {
         let drafts = name == "draft";
-        let speculation = model.speculation(name, drafts).expect("a decoder");
-        let (_, passes) = drawn(&model, &speculation, drafts.then_some(&second), &sampling);
+        let test = speculation(&model, name, drafts);
+        let (_, passes) = drawn(&model, &test, drafts.then_some(&second), &sampling);
         println!("{name}: {passes} passes");
         assert!(passes < 256.0, "{name}: {passes} passes");
         took.insert(name, passes);
@@ -274,9 +284,9 @@ fn decoders_of_the_trained_llamagen_take_fewer_passes_than_tokens() {
     assert!(took["mc-sjd"] < took["sjd"], "{took:?}: coupled drafts change less");
     assert!(took["gsd"] < took["sjd"] && took["lantern"] < took["sjd"], "{took:?}: more drafts pass");
     // A network that drafts for itself is never wrong: the first three tokens, then six in each pass.
-    let speculation = model.speculation("draft", true).expect("a decoder");
-    let (_, passes) = drawn(&model, &speculation, Some(&model), &sampling);
-    assert_eq!(passes as usize, 3 + 253usize.div_ceil(speculation.window));
+    let test = speculation(&model, "draft", true);
+    let (_, passes) = drawn(&model, &test, Some(&model), &sampling);
+    assert_eq!(passes as usize, 3 + 253usize.div_ceil(test.window));
 }
 
 /// Systems whose networks are causal, as small random weights.

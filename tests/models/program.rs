@@ -468,12 +468,38 @@ fn previews_and_traces_show_how_a_picture_came_about() {
         }
         files.iter().for_each(|file| std::fs::remove_file(file).unwrap());
     }
+    // Where drafts are tested for one picture after another, the second is open while the first is drawn.
+    let output = smalti(&[&own[..], &["--decoder", "sjd"], &shown[..2]].concat());
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let (width, height, pixels) = png(&steps.join("0000-001.png"));
+    assert_eq!(pixels[((height - 6) * width + 6) * 3..][..3], [204; 3], "what is open is grey");
     let file = weights_of_dump(folder.path(), "maskgil_linear", false);
     let without =
         ["generate", "--device", "cpu", "--model", "maskgil", "--weights", text(&file), "--out", text(&trace)];
     refused(&[&without[..], &shown[..2]].concat(), "without which there are no pictures");
     refused(&[&own[..], &["--trace", text(folder.path())]].concat(), "--trace");
     refused(&[&own[..], &["--preview", text(&out)]].concat(), "out.png: is a file, expected a folder");
+}
+
+#[test]
+fn a_trace_has_the_cells_of_each_picture_in_the_order_in_which_they_settle() {
+    // Of a 4 x 4 grid along its anti-diagonals, the first step to the right.
+    const ZIGZAG: [u64; 16] = [0, 1, 4, 8, 5, 2, 3, 6, 9, 12, 13, 10, 7, 11, 14, 15];
+    let folder = folder();
+    let [out, trace] = ["out.safetensors", "trace.json"].map(|name| folder.path().join(name));
+    let file = weights_of_dump(folder.path(), "dar_small", true);
+    let all = ["generate", "--device", "cpu", "--model", "dar", "--weights", text(&file), "--count", "3"];
+    // Drafts are tested for one picture after another: none has a step while another is drawn.
+    for decoder in [&[][..], &["--decoder", "sjd"]] {
+        let output = smalti(&[&all[..], &["--out", text(&out), "--trace", text(&trace)], decoder].concat());
+        assert_eq!(code(&output), 0, "{decoder:?}: {}", stderr(&output));
+        let (pictures, _) = traced(&trace);
+        assert_eq!(pictures.len(), 3, "{decoder:?}");
+        for steps in pictures {
+            assert_eq!(steps.concat(), ZIGZAG, "{decoder:?}");
+            assert!(steps.iter().all(|cells| !cells.is_empty()), "{decoder:?}: {steps:?}");
+        }
+    }
 }
 
 #[test]

@@ -3,10 +3,12 @@
 use smalti::{Float, Tensor};
 
 use super::{cos_sin, generated, greedy, sampled, weights};
-use crate::Result;
 use crate::conform::{Computed, Dump, Values};
 use crate::decode::{Random, Sampler};
-use crate::zoo::controlar::{Condition, ControlAr};
+use crate::zoo::codes::DrawsCodes;
+use crate::zoo::controlar::ControlAr;
+use crate::zoo::llamagen::Condition;
+use crate::{Error, Result};
 
 pub(super) fn run<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
     let model = ControlAr::load(&weights(dump)?, dump.device)?;
@@ -25,26 +27,27 @@ pub(super) fn run<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
     computed.push(cos_sin(model.table())?);
 
     let labels = dump.counts("labels").unwrap_or_default();
-    let caption = if dump.has("caption") { Some(dump.tensor::<T>("caption")?) } else { None };
-    let condition = caption.as_ref().map_or(Condition::Classes(&labels), Condition::Captions);
-    let visible = if caption.is_some() { Some(dump.checkpoint.floats("in.caption_mask")?) } else { None };
+    let condition = |visible: Option<Vec<f32>>| match dump.has("caption") {
+        true => Ok::<_, Error>(Condition::Captions { features: dump.tensor::<T>("caption")?, visible }),
+        false => Ok(Condition::Classes(&labels)),
+    };
     let dropped = dump.checkpoint.elements::<u8>("in.teacher_dropped")?;
     let dropped: Vec<_> = dropped.iter().map(|dropped| *dropped != 0).collect();
     let tokens = dump.indices("tokens")?;
     let tokens = tokens.narrow(1, 0, tokens.shape()[1] - 1)?.contiguous()?;
-    let teacher = model.teacher(&condition, &control, &dropped, &tokens)?;
+    let teacher = model.teacher(&condition(None)?, &control, &dropped, &tokens)?;
     computed.push(Computed::floats("teacher_logits", &teacher)?);
 
     let uniforms = dump.checkpoint.floats("in.uniforms")?;
+    let visible = if dump.has("caption") { Some(dump.checkpoint.floats("in.caption_mask")?) } else { None };
+    let condition = condition(visible)?;
     let strength = dump.number("control_strength")?;
     let runs =
         [(greedy(dump)?, "greedy_guided_logits", "greedy_tokens"), (sampled(dump)?, "guided_logits", "sampled_tokens")];
     for (sampling, logits, tokens) in runs {
         let random = Random::Recorded { uniforms: &uniforms, orders: &[] };
         let sampler = Sampler { sampling, random, places: model.codes().places() };
-        let run = generated::<T>(|steps| {
-            model.generate(&condition, visible.as_deref(), &control, strength, &sampler, None, steps)
-        })?;
+        let run = generated::<T>(|steps| model.generate(&condition, &control, strength, &sampler, None, steps))?;
         computed.push(run.logits.computed(logits));
         computed.push(Computed::integers(tokens, &run.tokens)?);
     }

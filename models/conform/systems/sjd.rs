@@ -60,7 +60,7 @@ fn probabilities(weights: &Weights) -> Result<Vec<f64>> {
 }
 
 pub(super) fn run<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
-    let model = LlamaGen::<T>::load(&weights(dump)?.prefixed(), dump.device)?;
+    let model = LlamaGen::load(&weights(dump)?.prefixed(), dump.device)?;
     let test = match dump.config.text("scheme") {
         Some("speculative_jacobi") => Test::Ratio(Rule::Fresh),
         Some("jacobi") => Test::Same,
@@ -87,7 +87,7 @@ pub(super) fn run<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
     let (mut counts, mut matched) = (Vec::new(), Vec::new());
     let (mut inputs, mut drawn, mut verified) = (Vec::new(), Vec::new(), Vec::new());
     let (mut drawn_from, mut probs, mut logits) = (Vec::new(), Vec::new(), Logits::default());
-    let tokens = model.speculate(label, &sampled(dump)?, &speculation, None, &mut luck, &mut |pass| {
+    let tokens = model.speculate::<T>(label, &sampled(dump)?, &speculation, None, &mut luck, &mut |pass| {
         let count = pass.inputs.len();
         let numbers = samples.iter().copied().skip(fed.get()).take(count).collect();
         drawn.extend(sample::draw(pass.weights, &Draws::Uniform(numbers))?.to_vec()?);
