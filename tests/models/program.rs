@@ -107,6 +107,46 @@ fn weights_of_dump(folder: &Path, dump: &str, tokenizer: bool) -> PathBuf {
     file
 }
 
+/// A file with the weights of several dumps: of each the tensors whose names start with the second text, the third put
+/// before what follows it. Of the configurations the first that has a key counts; of LlamaGen's codes 64 are kept, so that
+/// every model here knows them.
+fn weights_of_parts(folder: &Path, parts: &[[&str; 3]]) -> PathBuf {
+    let read = |dump: &str| {
+        let dump = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../tests/dumps/models/{dump}.safetensors"));
+        std::fs::read(dump).expect("a dump")
+    };
+    let files: Vec<_> = parts.iter().map(|[dump, ..]| read(dump)).collect();
+    let mut config = serde_json::Map::new();
+    let mut tensors = Vec::new();
+    for (bytes, [_, start, prefix]) in files.iter().zip(parts) {
+        let (_, header) = safetensors::SafeTensors::read_metadata(bytes).expect("a dump");
+        let noted = &header.metadata().as_ref().expect("a dump has notes")["config"];
+        let noted: serde_json::Map<_, _> = serde_json::from_str(noted).expect("JSON");
+        for (key, value) in noted {
+            config.entry(key).or_insert(value);
+        }
+        let held = safetensors::SafeTensors::deserialize(bytes).expect("a dump");
+        let of_part = |(name, tensor): (&str, _)| Some((format!("{prefix}{}", name.strip_prefix(start)?), tensor));
+        tensors.extend(held.iter().filter_map(of_part).map(|(name, tensor)| {
+            let (shape, bytes) = (tensor.shape(), tensor.data());
+            let tensor = match (name.as_str(), shape) {
+                ("vq.quantize.embedding.weight", &[rows, channels])
+                    if rows == 96 && channels == 8 && *start == "w.vq." =>
+                {
+                    let kept = &bytes[..bytes.len() / rows * 64];
+                    safetensors::tensor::TensorView::new(tensor.dtype(), vec![64, channels], kept).expect("64 rows")
+                }
+                _ => safetensors::tensor::TensorView::new(tensor.dtype(), shape.to_vec(), bytes).expect("as it was"),
+            };
+            (name, tensor)
+        }));
+    }
+    let notes = [("config".to_owned(), serde_json::Value::Object(config).to_string())].into_iter().collect();
+    let file = folder.join("parts.safetensors");
+    safetensors::serialize_to_file(tensors, Some(notes), &file).expect("room");
+    file
+}
+
 #[test]
 fn generate_draws_captions_under_a_control_picture() {
     use safetensors::{Dtype, tensor::TensorView};
@@ -527,6 +567,57 @@ fn generate_draws_a_part_anew_between_latents_that_stay() {
     let mut cells = pictures[0].concat();
     cells.sort_unstable();
     assert!(cells.into_iter().eq(0..places / 2), "the upper half is drawn");
+}
+
+#[test]
+fn generate_draws_a_part_anew_between_codes_that_stay() {
+    let folder = folder();
+    let [image, mask, out] = ["i.png", "m.png", "o.png"].map(|name| folder.path().join(name));
+    // LlamaGen's tokenizer has four pixels to a code's side.
+    for (dump, system, columns) in
+        [("arpg_cosine", "arpg", 5), ("maskgil_linear", "maskgil", 4), ("randar_parallel", "randar", 4)]
+    {
+        let file = weights_of_parts(folder.path(), &[[dump, "w.", ""], ["llamagen_c2i", "w.vq.", "vq."]]);
+        let side = 4 * columns;
+        let gray = |path: &Path, pixel: &dyn Fn(usize) -> u8| {
+            let created = std::fs::File::create(path).expect("room");
+            let mut encoder = png::Encoder::new(created, side as u32, side as u32);
+            encoder.set_color(png::ColorType::Grayscale);
+            let pixels: Vec<u8> = (0..side * side).map(pixel).collect();
+            encoder.write_header().and_then(|mut writer| writer.write_image_data(&pixels)).expect("room");
+        };
+        let given = |at: usize| (at * 7 % 251) as u8;
+        gray(&image, &given);
+        // Two rows of codes.
+        gray(&mask, &|at| if at < 8 * side { 255 } else { 0 });
+        let all = ["generate", "--device", "cpu", "--model", system, "--weights", text(&file), "--count", "1"];
+        let options = ["--image", text(&image), "--mask", text(&mask), "--out", text(&out)];
+        let output = smalti(&[&all[..], &options].concat());
+        assert_eq!(code(&output), 0, "{system}: {}", stderr(&output));
+        let (width, _, drawn) = png(&out);
+        let stays = |at: usize| drawn[((at / side + 4) * width + at % side + 4) * 3] == given(at);
+        assert!((8 * side..side * side).all(stays), "{system}: the dark part stays");
+        assert!(!(0..8 * side).all(stays), "{system}: the bright part is drawn");
+    }
+}
+
+#[test]
+fn previews_of_a_flow_lead_to_its_picture() {
+    let folder = folder();
+    let [out, steps] = ["out.png", "steps"].map(|name| folder.path().join(name));
+    let tokenizer = ["dar_diffusion_tokenizer", "w.", "vq."];
+    let file = weights_of_parts(folder.path(), &[["dar_diffusion_gpt", "w.", ""], tokenizer]);
+    let own = ["generate", "--device", "cpu", "--count", "1", "--out", text(&out)];
+    let model = ["--model", "dar_diffusion", "--weights", text(&file), "--preview", text(&steps)];
+    let output = smalti(&[&own[..], &model].concat());
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let mut files: Vec<_> = std::fs::read_dir(&steps).expect("previews").map(|file| file.unwrap().path()).collect();
+    files.sort();
+    assert!(files.len() > 2, "{} previews", files.len());
+    let (whole, last) = (png(&out), png(&files[files.len() - 1]));
+    assert_eq!(whole.0, 32 + 8, "as large as the flow's pictures");
+    assert_eq!(last, whole, "the last preview is the picture");
+    assert_ne!(png(&files[0]), whole, "the first is on the way to it");
 }
 
 #[test]
