@@ -16,6 +16,9 @@
 //! a pass over known tokens it gives the first of them position 0. Both are repeated here.
 //!
 //! Paper: Li et al. 2024, arXiv:2408.12245. Upstream: hp-l33/AiM, `models/stage2/mixer_seq_simple.py`.
+//!
+//! The file is long because its blocks are its own: Mamba-2 mixers modulated one by one or in groups, whose states
+//! take the place of keys and values.
 
 use smalti::activation::{Activation, activation};
 use smalti::{Device, Float, Tensor, Weight, elementwise, embedding, linear, norm};

@@ -21,6 +21,9 @@
 //! `tok_projection`, `direction_embeddings` of right, down, down and left, up and right.
 //!
 //! Paper: Xu et al. 2025, arXiv:2503.11129.
+//!
+//! The file is long because each token is told where the next lies, by a table of directions and by rotary positions
+//! of pairs of cells.
 
 use smalti::attention::KvCache;
 use smalti::rope::{Frequencies, NullRows, Positions, Table};

@@ -12,6 +12,9 @@
 //! | guidance  | `(1 + t) cond - t uncond`, `t` growing over the scales                                        |
 //!
 //! Paper: Jiao et al. 2025, arXiv:2502.20313, section 3. Upstream: jiaosiyu1999/FlexVAR, `models/flexvar.py`.
+//!
+//! The file is long because every scale is coded, placed and decoded by itself: codes, positions and inputs are
+//! resized where VAR's add up, and some scales take the likeliest token.
 
 use smalti::attention::{Mask, ScalesKind};
 use smalti::resize::{self, Mode};

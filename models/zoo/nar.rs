@@ -13,6 +13,9 @@
 //!
 //! Paper: He et al. 2025, arXiv:2503.10696, sections 3.2 and 3.3. Upstream: ThisisBillhe/NAR,
 //! `NAR-images/autoregressive/models/gpt.py` and `NAR-videos/models/larp_ar.py`.
+//!
+//! The file is long because a cell is predicted by up to three heads that leave the blocks at different depths, and
+//! pictures and videos have names and positions of their own.
 
 use std::ops::Range;
 

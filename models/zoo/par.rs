@@ -13,6 +13,9 @@
 //!
 //! Paper: Wang et al. 2024, arXiv:2412.15119; the learned transition tokens are in section 3.3.
 //! Upstream: YuqingWang1029/PAR.
+//!
+//! The file is long because transition tokens stand between single places and groups, which shifts the rotary rows and
+//! what a place of a whole sequence sees.
 
 use smalti::attention::Mask;
 use smalti::rope::{NullRows, Table};

@@ -12,6 +12,9 @@
 //! | guidance  | `uncond + s (cond - uncond)`, `s` a power-cosine of the step                               |
 //!
 //! Paper: Yu et al. 2024, arXiv:2411.00776, sections 3.2 and 3.3. Upstream: bytedance/1d-tokenizer, `modeling/rar.py`.
+//!
+//! The file is long because one table holds codes and classes, and places have learned vectors of three kinds: their
+//! own, their target's, their step's.
 
 use smalti::attention::{Align, KvCache, Mask};
 use smalti::sample::Schedule;

@@ -12,6 +12,9 @@
 //! | guidance  | `(1 + t) cond - t uncond`, `t` growing linearly from 0 to `cfg` over the scales |
 //!
 //! Paper: Tian et al. 2024, arXiv:2404.02905. Upstream: FoundationVision/VAR, `models/var.py`.
+//!
+//! The file is long because M-VAR is built on it, with another backbone, and because it draws parts of pictures anew,
+//! whose cells change at every scale.
 
 use smalti::attention::{KvCache, Mask, ScalesKind};
 use smalti::sample::Guidance;
