@@ -270,7 +270,7 @@ fn hmar<T: Float>(device: &Device, ceilings: &Ceilings) -> Result<Row> {
         Ok(Box::new(move || {
             let input =
                 |shape: &[usize]| Tensor::from_vec(&device, shape, vec![T::from_f32(0.1); shape.iter().product()]);
-            let condition = input(&[2, dim])?;
+            let condition = blocks.condition(&input(&[2, dim])?)?;
             let places = if markov { 256 } else { VAR_D16.tokens() };
             let mut caches = blocks.caches(&device, 2, places)?;
             for (scale, side) in sides.iter().enumerate() {

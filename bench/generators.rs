@@ -143,7 +143,8 @@ impl Shape {
             if name.contains("embedding") {
                 continue;
             }
-            // Modulations follow from the condition, once a step.
+            // Modulations follow from the condition: the blocks' once, the head's at every step.
+            let steps = if name.contains("blocks") && name.contains("ada_lin") { 1 } else { steps };
             let rows = 2 * if name.contains("ada_lin") { steps } else { self.tokens() };
             bytes += count * T::DTYPE.bytes() * steps;
             operations += 2 * count * rows;
@@ -185,8 +186,9 @@ impl Shape {
         let inputs = sides.iter().map(|side| input(&[2, side * side, dim])).collect::<smalti::Result<Vec<_>>>()?;
         Ok(Box::new(move || {
             let mut caches = backbone.caches(&device, 2, places)?;
+            let modulated = backbone.condition(&condition)?;
             for x in &inputs {
-                let x = backbone.run(x, &condition, &mut caches, &backbone.options())?;
+                let x = backbone.run(x, &modulated, &mut caches, &backbone.options())?;
                 head.run(&x, &condition)?;
             }
             Ok(())

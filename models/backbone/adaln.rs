@@ -4,6 +4,7 @@
 //! Source: Tian et al. 2024, arXiv:2404.02905, section 3.3; names from VAR's `basic_var.py`.
 
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use smalti::attention::{self, KvCache, Options};
 use smalti::{Device, Float, Tensor, Weight, activation, elementwise, linear, norm};
@@ -187,23 +188,28 @@ pub(crate) enum Modulation {
     Shared(Tensor<f32>),
 }
 
-/// A condition as blocks take it.
-pub(crate) struct Condition<T: smalti::Element> {
-    /// After its activation, `[batch, dim]`.
-    pub active: Tensor<T>,
+/// A condition as blocks take it, with the modulations that they have made of it: these are the same for all places and
+/// passes.
+pub struct Condition<T: smalti::Element> {
+    /// The condition itself, `[batch, dim]`.
+    pub(crate) given: Tensor<T>,
+    /// After its activation.
+    active: Tensor<T>,
     /// The modulations that blocks share, `[batch, vectors * dim]`.
-    pub shared: Option<Tensor<T>>,
+    shared: Option<Tensor<T>>,
+    /// Of each block, once it has run.
+    made: Vec<OnceLock<Vec<Tensor<T>>>>,
 }
 
 impl<T: Float> Condition<T> {
-    /// Of `[batch, dim]`, with the linear layer of the modulations that all blocks share, if they do.
+    /// Of `[batch, dim]`, for this many blocks, with the linear layer of the modulations that all share, if they do.
     ///
     /// # Errors
     /// If shapes do not fit or the device fails.
-    pub fn new(condition: &Tensor<T>, shared: Option<&Linear>) -> Result<Self> {
-        let active = activation::activation(condition, activation::Activation::Silu)?;
+    pub(crate) fn new(given: &Tensor<T>, shared: Option<&Linear>, blocks: usize) -> Result<Self> {
+        let active = activation::activation(given, activation::Activation::Silu)?;
         let shared = shared.map(|shared| shared.run(&active)).transpose()?;
-        Ok(Self { active, shared })
+        Ok(Self { given: given.clone(), active, shared, made: (0..blocks).map(|_| OnceLock::new()).collect() })
     }
 }
 
@@ -219,17 +225,30 @@ impl Modulation {
         }
     }
 
-    /// The vectors, each `[batch, 1, dim]`.
+    /// The vectors of this block, each `[batch, 1, dim]`.
     ///
     /// # Errors
     /// If shapes do not fit or the device fails.
-    pub fn run<T: Float>(&self, condition: &Condition<T>) -> Result<Vec<Tensor<T>>> {
-        let all = match (self, &condition.shared) {
-            (Self::Own(layer), _) => layer.run(&condition.active)?,
+    pub fn run<T: Float>(&self, condition: &Condition<T>, block: usize) -> Result<Vec<Tensor<T>>> {
+        let made = &condition.made[block];
+        if made.get().is_none() {
+            // If another thread was faster, its vectors are the same.
+            let _ = made.set(self.make(&condition.active, condition.shared.as_ref())?);
+        }
+        Ok(made.get().cloned().unwrap_or_default())
+    }
+
+    /// The vectors, of a condition after its activation and the modulations that blocks share, if they do.
+    ///
+    /// # Errors
+    /// If shapes do not fit or the device fails.
+    pub fn make<T: Float>(&self, active: &Tensor<T>, shared: Option<&Tensor<T>>) -> Result<Vec<Tensor<T>>> {
+        let all = match (self, shared) {
+            (Self::Own(layer), _) => layer.run(active)?,
             (Self::Shared(offset), Some(shared)) => elementwise::add(shared, &smalti::copy::convert(offset)?)?,
             (Self::Shared(_), None) => unreachable!("offsets are loaded with the shared layer only"),
         };
-        let (batch, dim) = (condition.active.shape()[0], condition.active.shape()[1]);
+        let (batch, dim) = (active.shape()[0], active.shape()[1]);
         let vectors = all.shape()[1] / dim.max(1);
         let all = all.reshape(&[batch, vectors, 1, dim])?;
         (0..vectors).map(|index| Ok(all.narrow(1, index, 1)?.reshape(&[batch, 1, dim])?)).collect()
@@ -311,15 +330,22 @@ impl<T: Float> AdaLn<T> {
         self.blocks.first().map_or_else(|| Options::new(plain), |block| block.attn.options(plain))
     }
 
-    /// Runs the places of `x` (`[batch, seq, dim]`) after those in the caches, and appends them there. `condition` is
-    /// `[batch, dim]`.
+    /// A condition `[batch, dim]`, for any number of runs.
+    ///
+    /// # Errors
+    /// If shapes do not fit or the device fails.
+    pub fn condition(&self, condition: &Tensor<T>) -> Result<Condition<T>> {
+        Condition::new(condition, self.shared.as_ref(), self.blocks.len())
+    }
+
+    /// Runs the places of `x` (`[batch, seq, dim]`) after those in the caches, and appends them there.
     ///
     /// # Errors
     /// If shapes do not fit or the device fails.
     pub fn run(
         &self,
         x: &Tensor<T>,
-        condition: &Tensor<T>,
+        condition: &Condition<T>,
         caches: &mut [KvCache<T>],
         options: &Options,
     ) -> Result<Tensor<T>> {
@@ -335,14 +361,14 @@ impl<T: Float> AdaLn<T> {
         &self,
         range: Range<usize>,
         x: &Tensor<T>,
-        condition: &Tensor<T>,
+        condition: &Condition<T>,
         mut caches: Option<&mut [KvCache<T>]>,
         options: &Options,
     ) -> Result<Tensor<T>> {
-        let condition = Condition::new(condition, self.shared.as_ref())?;
         let mut x = x.clone();
+        let first = range.start;
         for (index, block) in self.blocks[range].iter().enumerate() {
-            let six = block.modulation.run(&condition)?;
+            let six = block.modulation.run(condition, first + index)?;
             let h = norm::modulate(&self.norm.run(&x)?, &six[2], &six[4])?;
             let cache = caches.as_mut().map(|caches| &mut caches[index]);
             x = norm::gated_add(&x, &six[0], &block.attn.run(&h, Ok, cache, options)?)?;

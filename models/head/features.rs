@@ -133,7 +133,7 @@ impl<T: Float> FeatureHead<T> {
         let x = concatenate(&[&self.start(states)?, &self.input.run(&before.contiguous()?)?], 1)?;
         let x = elementwise::add(&x, &self.positions)?;
         let options = self.blocks.options().mask(Mask::Causal { align: Align::TopLeft });
-        self.blocks.run_some(0..self.blocks.depth(), &x, states, None, &options)
+        self.blocks.run_some(0..self.blocks.depth(), &x, &self.blocks.condition(states)?, None, &options)
     }
 
     /// The mixtures' parameters of inner states `[rows, groups, width]`: `[rows, groups, parameters]`.
@@ -184,11 +184,12 @@ impl<T: Float> FeatureHead<T> {
         let (all, device) = (states.shape()[0], states.device());
         let rows = if scale.is_some() { all / 2 } else { all };
         let mut caches = self.blocks.caches(device, all, self.groups)?;
+        let condition = self.blocks.condition(states)?;
         let mut x = self.start(states)?;
         let mut drawn = Vec::with_capacity(self.groups);
         for index in 0..self.groups {
             x = elementwise::add(&x, &self.positions.narrow(1, index, 1)?)?;
-            let inner = self.blocks.run(&x, states, &mut caches, &self.blocks.options())?;
+            let inner = self.blocks.run(&x, &condition, &mut caches, &self.blocks.options())?;
             let next = match &self.kind {
                 Kind::Mixture { head, candidates, course, .. } => {
                     let mixtures = self.mixtures(&head.run(&inner, states)?)?;

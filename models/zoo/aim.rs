@@ -25,7 +25,7 @@ use smalti::{Device, Float, Tensor, Weight, elementwise, embedding, linear, norm
 
 use super::codes::{Codes, DrawsCodes, WantedCodes};
 use crate::Result;
-use crate::backbone::adaln::{Condition, Modulation, Norm};
+use crate::backbone::adaln::{Modulation, Norm};
 use crate::backbone::condition::ClassTable;
 use crate::backbone::mamba::{Mamba2, MambaState};
 use crate::backbone::vit::Linear;
@@ -137,7 +137,7 @@ impl Aim {
         let (rows, dim) = (condition.shape()[0], condition.shape()[2]);
         let condition = condition.reshape(&[rows, dim])?;
         let active = activation(&condition, Activation::Silu)?;
-        let shared = match &self.groups {
+        let shared: Vec<Option<Tensor<T>>> = match &self.groups {
             Some((layer, groups)) => {
                 let all = layer.run(&active)?;
                 (0..*groups)
@@ -146,11 +146,9 @@ impl Aim {
             }
             None => vec![None],
         };
-        let conditions: Vec<_> =
-            shared.into_iter().map(|shared| Condition { active: active.clone(), shared }).collect();
-        let layers = self.layers.iter().zip(conditions.iter().cycle());
+        let layers = self.layers.iter().zip(shared.iter().cycle());
         let modulations: Vec<_> =
-            layers.map(|(layer, condition)| layer.modulation.run(condition)).collect::<Result<_>>()?;
+            layers.map(|(layer, shared)| layer.modulation.make(&active, shared.as_ref())).collect::<Result<_>>()?;
         let last = self.last_modulation.run(&active)?.reshape(&[rows, 1, 2 * dim])?;
         let last = [last.narrow(2, 0, dim)?, last.narrow(2, dim, dim)?];
         let device = &self.codes.device;

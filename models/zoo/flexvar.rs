@@ -23,7 +23,7 @@ use smalti::{Device, Float, Tensor, Weight, copy, elementwise, embedding, linear
 
 use super::class_names;
 use super::codes::{go_on, per_entry, to_host};
-use crate::backbone::adaln::{AdaLn, ModulatedHead, layer};
+use crate::backbone::adaln::{AdaLn, Condition, ModulatedHead, layer};
 use crate::backbone::condition::ClassTable;
 use crate::decode::{Cells, Random, Sampler, Step, Steps, concatenate, guide, twice, watched};
 use crate::generator::whole_only;
@@ -157,14 +157,14 @@ impl<T: Float> FlexVar<T> {
         Ok(codes.reshape(&[batch, side, side, channels])?.permute(&[0, 3, 1, 2])?.contiguous()?)
     }
 
-    fn condition(&self, labels: &[u32], guided: bool) -> Result<Tensor<T>> {
+    fn condition(&self, labels: &[u32], guided: bool) -> Result<Condition<T>> {
         let rows: Tensor<T> = self.classes.rows(labels, guided)?;
-        Ok(rows.reshape(&[rows.shape()[0], rows.shape()[2]])?)
+        self.backbone.condition(&rows.reshape(&[rows.shape()[0], rows.shape()[2]])?)
     }
 
-    fn first(&self, condition: &Tensor<T>) -> Result<Tensor<T>> {
-        let shape = [condition.shape()[0], 1, condition.shape()[1]];
-        Ok(elementwise::add(&condition.reshape(&shape)?, &self.start)?)
+    fn first(&self, condition: &Condition<T>) -> Result<Tensor<T>> {
+        let shape = [condition.given.shape()[0], 1, condition.given.shape()[1]];
+        Ok(elementwise::add(&condition.given.reshape(&shape)?, &self.start)?)
     }
 
     fn words(&self, codes: &Tensor<T>) -> Result<Tensor<T>> {
@@ -183,7 +183,7 @@ impl<T: Float> FlexVar<T> {
         let mask = Mask::Scales { patch_nums: self.schedule.clone(), kind: ScalesKind::BlockCausal };
         let mut caches = self.backbone.caches(&self.device, labels.len(), self.places())?;
         let x = self.backbone.run(&x, &condition, &mut caches, &self.backbone.options().mask(mask))?;
-        self.head.run(&x, &condition)
+        self.head.run(&x, &condition.given)
     }
 
     /// Draws the tokens of all scales, `[batch, places]`.
@@ -201,7 +201,7 @@ impl<T: Float> FlexVar<T> {
         for (scale, &side) in self.schedule.iter().enumerate() {
             let x_placed = elementwise::add(&x, &self.positions_of(side)?)?;
             let h = self.backbone.run(&x_placed, &condition, &mut caches, &self.backbone.options())?;
-            let mut logits = self.head.run(&h, &condition)?;
+            let mut logits = self.head.run(&h, &condition.given)?;
             if let Some([kept, never]) = &self.kept {
                 logits = elementwise::add(&elementwise::mul(&logits, kept)?, never)?;
             }

@@ -21,7 +21,7 @@ use smalti::{Device, Float, Tensor, Weight, copy, elementwise, linear};
 use super::class_names;
 use super::codes::{per_entry, to_host};
 use super::maskgil::probability;
-use crate::backbone::adaln::{AdaLn, ModulatedHead, scale_positions};
+use crate::backbone::adaln::{AdaLn, Condition, ModulatedHead, scale_positions};
 use crate::backbone::condition::ClassTable;
 use crate::decode::{Random, Sampler, concatenate, guide, twice};
 use crate::generator::whole_only;
@@ -141,8 +141,8 @@ impl<T: Float> Hmar<T> {
         &self.tokenizer
     }
 
-    /// The logits of `x` (`[batch, seq, dim]`, positions included) under a condition `[batch, dim]`.
-    fn logits(&self, x: &Tensor<T>, condition: &Tensor<T>, head: Head, mask: Mask) -> Result<Tensor<T>> {
+    /// The logits of `x` (`[batch, seq, dim]`, positions included) under a condition.
+    fn logits(&self, x: &Tensor<T>, condition: &Condition<T>, head: Head, mask: Mask) -> Result<Tensor<T>> {
         let options = self.blocks.options().mask(mask);
         let h = self.blocks.run_some(0..self.shared, x, condition, None, &options)?;
         let (skip, own, head) = match head {
@@ -150,13 +150,13 @@ impl<T: Float> Hmar<T> {
             Head::Masked => (self.own, self.blocks.depth() - self.shared - self.own, &self.mask_head),
         };
         let start = self.shared + skip;
-        head.run(&self.blocks.run_some(start..start + own, &h, condition, None, &options)?, condition)
+        head.run(&self.blocks.run_some(start..start + own, &h, condition, None, &options)?, &condition.given)
     }
 
     /// The first place of each sequence, without its position.
-    fn first(&self, condition: &Tensor<T>) -> Result<Tensor<T>> {
-        let shape = [condition.shape()[0], 1, condition.shape()[1]];
-        Ok(elementwise::add(&condition.reshape(&shape)?, &self.start)?)
+    fn first(&self, condition: &Condition<T>) -> Result<Tensor<T>> {
+        let shape = [condition.given.shape()[0], 1, condition.given.shape()[1]];
+        Ok(elementwise::add(&condition.given.reshape(&shape)?, &self.start)?)
     }
 
     fn words(&self, latents: &Tensor<T>) -> Result<Tensor<T>> {
@@ -236,9 +236,9 @@ impl<T: Float> Hmar<T> {
         self.logits(&x, &condition, head, mask)
     }
 
-    fn condition(&self, labels: &[u32], guided: bool) -> Result<Tensor<T>> {
+    fn condition(&self, labels: &[u32], guided: bool) -> Result<Condition<T>> {
         let rows: Tensor<T> = self.classes.rows(labels, guided)?;
-        Ok(rows.reshape(&[rows.shape()[0], rows.shape()[2]])?)
+        self.blocks.condition(&rows.reshape(&[rows.shape()[0], rows.shape()[2]])?)
     }
 
     /// Draws pictures: the latents that all scales add up to. `observe` sees every call of the network.

@@ -395,7 +395,7 @@ impl<T: Float> Infinity<T> {
         let hidden = activation::activation(&self.text_layers[0].run(&rows)?, activation::Activation::GeluTanh)?;
         let hidden = self.text_layers[1].run(&hidden)?;
         Ok(Encoded {
-            modulation: Condition::new(&condition, self.shared.as_ref())?,
+            modulation: Condition::new(&condition, self.shared.as_ref(), self.blocks.len())?,
             condition,
             keys: self.blocks.iter().map(|block| block.ca.keys(&hidden)).collect::<Result<_>>()?,
             lengths,
@@ -424,7 +424,7 @@ impl<T: Float> Infinity<T> {
         for (index, block) in self.blocks.iter().enumerate() {
             let heads = block.ca.heads;
             let head_dim = self.dim / heads;
-            let six = block.modulation.run(&text.modulation)?;
+            let six = block.modulation.run(&text.modulation, index)?;
             let options = block.sa.options((head_dim as f32).powf(-0.5)).mask(mask.clone());
             let turn = |x: Tensor<T>| Ok(rope::rope(&x, &self.table, from, Pairing::Interleaved)?);
             let h = norm::modulate(&block.norm.run(&x)?, &six[2], &six[4])?;

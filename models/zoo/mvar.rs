@@ -75,12 +75,21 @@ impl<T: Float> Backbone<T> for Blocks<T> {
         self.blocks.iter().map(|block| block.mamba.start(device, batch)).collect()
     }
 
-    fn run(&self, x: &Tensor<T>, condition: &Tensor<T>, state: &mut Self::State, sides: &[usize]) -> Result<Tensor<T>> {
-        let condition = Condition::new(condition, None)?;
+    fn condition(&self, condition: &Tensor<T>) -> Result<Condition<T>> {
+        Condition::new(condition, None, self.blocks.len())
+    }
+
+    fn run(
+        &self,
+        x: &Tensor<T>,
+        condition: &Condition<T>,
+        state: &mut Self::State,
+        sides: &[usize],
+    ) -> Result<Tensor<T>> {
         let mask = Mask::Scales { patch_nums: sides.to_vec(), kind: ScalesKind::MarkovSelf };
         let mut x = x.clone();
-        for (block, state) in self.blocks.iter().zip(state) {
-            let nine = block.modulation.run(&condition)?;
+        for (index, (block, state)) in self.blocks.iter().zip(state).enumerate() {
+            let nine = block.modulation.run(condition, index)?;
             let inner = |x: &Tensor<T>, part: usize| -> Result<Tensor<T>> {
                 Ok(norm::modulate(&self.norm.run(x)?, &nine[3 + part], &nine[6 + part])?)
             };

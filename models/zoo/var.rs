@@ -22,7 +22,7 @@ use smalti::{Device, Float, Tensor, Weight, copy, elementwise, embedding, linear
 
 use super::class_names;
 use super::codes::{go_on, per_entry, to_host};
-use crate::backbone::adaln::{AdaLn, ModulatedHead, layer, scale_positions};
+use crate::backbone::adaln::{AdaLn, Condition, ModulatedHead, layer, scale_positions};
 use crate::decode::{Cells, Random, Sampler, Step, Steps, concatenate, guide, twice, watched};
 use crate::tokenizer::multi_scale::MultiScaleTokenizer;
 use crate::weights::{Checkpoint, Loader};
@@ -57,12 +57,23 @@ pub trait Backbone<T: Float>: Sized {
     /// If the device has no room.
     fn start(&self, device: &Device, batch: usize, places: usize) -> Result<Self::State>;
 
-    /// Runs the next scales, whose grids have these sides: `x` is `[batch, their places, dim]`, `condition`
-    /// `[batch, dim]`.
+    /// A condition `[batch, dim]`, for all scales.
     ///
     /// # Errors
     /// If shapes do not fit or the device fails.
-    fn run(&self, x: &Tensor<T>, condition: &Tensor<T>, state: &mut Self::State, sides: &[usize]) -> Result<Tensor<T>>;
+    fn condition(&self, condition: &Tensor<T>) -> Result<Condition<T>>;
+
+    /// Runs the next scales, whose grids have these sides: `x` is `[batch, their places, dim]`.
+    ///
+    /// # Errors
+    /// If shapes do not fit or the device fails.
+    fn run(
+        &self,
+        x: &Tensor<T>,
+        condition: &Condition<T>,
+        state: &mut Self::State,
+        sides: &[usize],
+    ) -> Result<Tensor<T>>;
 }
 
 impl<T: Float> Backbone<T> for AdaLn<T> {
@@ -77,7 +88,17 @@ impl<T: Float> Backbone<T> for AdaLn<T> {
         self.caches(device, batch, places)
     }
 
-    fn run(&self, x: &Tensor<T>, condition: &Tensor<T>, state: &mut Self::State, sides: &[usize]) -> Result<Tensor<T>> {
+    fn condition(&self, condition: &Tensor<T>) -> Result<Condition<T>> {
+        self.condition(condition)
+    }
+
+    fn run(
+        &self,
+        x: &Tensor<T>,
+        condition: &Condition<T>,
+        state: &mut Self::State,
+        sides: &[usize],
+    ) -> Result<Tensor<T>> {
         let mask = match sides {
             // One scale sees all of itself and of what came before.
             [_] => Mask::Full,
@@ -193,8 +214,8 @@ impl<T: Float, B: Backbone<T>> Var<T, B> {
         &self.patch_nums
     }
 
-    /// The vectors of the classes, `[batch, dim]`; `None` is no class.
-    fn condition(&self, labels: &[Option<u32>]) -> Result<Tensor<T>> {
+    /// The vectors of the classes; `None` is no class.
+    fn condition(&self, labels: &[Option<u32>]) -> Result<Condition<T>> {
         let none = self.classes.len();
         let rows = labels.iter().map(|label| match label {
             None => Ok(none as u32),
@@ -205,13 +226,13 @@ impl<T: Float, B: Backbone<T>> Var<T, B> {
             }
         });
         let rows = Tensor::from_vec(&self.device, &[labels.len()], rows.collect::<Result<Vec<_>>>()?)?;
-        Ok(embedding::embedding(&self.class_embedding, &rows)?)
+        self.backbone.condition(&embedding::embedding(&self.class_embedding, &rows)?)
     }
 
     /// The first place of each sequence, without its position.
-    fn first(&self, condition: &Tensor<T>) -> Result<Tensor<T>> {
-        let rows = condition.shape()[0];
-        Ok(elementwise::add(&condition.reshape(&[rows, 1, self.dim])?, &self.start)?)
+    fn first(&self, condition: &Condition<T>) -> Result<Tensor<T>> {
+        let rows = condition.given.shape()[0];
+        Ok(elementwise::add(&condition.given.reshape(&[rows, 1, self.dim])?, &self.start)?)
     }
 
     fn positioned(&self, x: &Tensor<T>, from: usize) -> Result<Tensor<T>> {
@@ -230,7 +251,7 @@ impl<T: Float, B: Backbone<T>> Var<T, B> {
         let x = self.positioned(&concatenate(&[&self.first(&condition)?, &words], 1)?, 0)?;
         let mut state = self.backbone.start(&self.device, labels.len(), self.places())?;
         let x = self.backbone.run(&x, &condition, &mut state, &self.patch_nums)?;
-        self.head.run(&x, &condition)
+        self.head.run(&x, &condition.given)
     }
 
     /// Draws the tokens of all scales, `[batch, places]`, and the latents they add up to. Where some tokens are given `kept`
@@ -258,7 +279,7 @@ impl<T: Float, B: Backbone<T>> Var<T, B> {
         for (scale, &side) in self.patch_nums.iter().enumerate() {
             let h = self.backbone.run(&x, &condition, &mut state, &[side])?;
             let t = sampler.sampling.cfg * scale as f32 / (self.patch_nums.len() - 1).max(1) as f32;
-            let guided = guide(&self.head.run(&h, &condition)?, batch, t, Guidance::Extra)?;
+            let guided = guide(&self.head.run(&h, &condition.given)?, batch, t, Guidance::Extra)?;
             let mut drawn = sampler.draw(&guided, settled)?;
             if let Some(kept) = kept.get(settled..settled + side * side) {
                 let around = drawn.to_vec()?.into_iter().zip(kept.iter().cycle());
