@@ -12,6 +12,9 @@
 //! | guidance  | `uncond + s (cond - uncond)`, `s` constant or rising with the cells settled after the step     |
 //!
 //! Paper: Li et al. 2025, arXiv:2503.10568, section 3. Upstream: hp-l33/ARPG, `models/arpg.py`.
+//!
+//! The file is long because the backbone is its own: half of its blocks make a cache that the queries of the other half
+//! read, so tokens and queries carry rotary rows of different cells.
 
 use std::f64::consts::FRAC_PI_2;
 

@@ -11,6 +11,9 @@
 //! | decoder   | the planes before once per plane, the rows above once per row, the row once per pixel       |
 //!
 //! Paper: Ho et al. 2019, arXiv:1912.12180, section 3. Names from google-research's `axial`.
+//!
+//! The file is long because nothing around it is shared: its blocks attend along one axis of a grid, its matrices are
+//! stored inputs first, and three stacks of them hand planes, rows and pixels on to each other.
 
 use smalti::attention::{Along, axial};
 use smalti::conv::{self, Padding};

@@ -1,4 +1,7 @@
 //! Features of captions, for systems that draw from texts.
+//!
+//! The file is long because it is where features from outside are held against what a system expects, and because some
+//! systems want padding after a caption and others before it; its tests are here too.
 
 use smalti::{Device, Dtype, Float, Tensor};
 

@@ -17,6 +17,9 @@
 //! continuous tokenizer; hiding places is its mask mechanism.
 //!
 //! Paper: Yu et al. 2025, arXiv:2503.05305. Upstream: yuhuUSTC/FAR, `models/far.py`.
+//!
+//! The file is long because it holds two variants, with and without hidden places, which differ in levels, orders,
+//! temperatures and in whether the first picture is filtered.
 
 use std::f64::consts::FRAC_PI_2;
 

@@ -12,6 +12,9 @@
 //! | guidance  | `uncond + cfg (cond - uncond)`, if wanted only at the start; none after earlier frames |
 //!
 //! Paper: Wang et al. 2024, arXiv:2410.21264, section 3. Upstream: hywang66/LARP, `models/larp_ar.py`.
+//!
+//! The file is long because some checkpoints know classes and others continue earlier frames, and because it puts its
+//! network around the bare blocks itself, with learned positions and places that can be taken back.
 
 use smalti::attention::{Align, KvCache, Mask, Options};
 use smalti::{Device, Float, Tensor, Weight, elementwise, embedding, linear, norm};

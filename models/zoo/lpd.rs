@@ -12,6 +12,9 @@
 //! | guidance  | `uncond + s (cond - uncond)`, `s` constant or rising from place to place                     |
 //!
 //! Paper: Zhang et al. 2025, arXiv:2507.01957, section 3. Upstream: mit-han-lab/lpd, `models/lpd.py`.
+//!
+//! The file is long because it knows its mask twice, for a whole sequence of tokens and queries and for a step that
+//! reads a cache, and because it draws the order of its groups and guides each place by a scale of its own.
 
 use std::f64::consts::FRAC_PI_2;
 use std::ops::Range;

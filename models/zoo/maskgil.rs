@@ -13,6 +13,9 @@
 //!
 //! Paper: Xin et al. 2025, arXiv:2507.13032, section 3. Upstream: synbol/MaskGIL, `Network/gpt.py` and
 //! `Trainer/vit.py`.
+//!
+//! The file is long because it has four ways to choose the places that are kept, by chance, by confidence or by both,
+//! and shares its steps out anew when a part of the picture is given.
 
 use std::f64::consts::FRAC_PI_2;
 

@@ -12,6 +12,9 @@
 //! | decoder   | one after the other, or all at once; then cloze passes that refine                         |
 //!
 //! Paper: Bautista and Atienza 2022, arXiv:2207.06966, section 3. Upstream: baudm/parseq, `strhub/models/parseq`.
+//!
+//! The file is long because no other system has its decoder: layers of two streams that attend a picture, with a mask
+//! each for permutations, for reading from left to right and for cloze passes, and three ways to read.
 
 use smalti::attention::{self, Mask, Options};
 use smalti::{Device, Float, Tensor, Weight, activation, copy, elementwise, embedding, sample};

@@ -15,6 +15,9 @@
 //!
 //! Paper: Pang et al. 2024, arXiv:2412.01827, sections 3 and 4. Upstream: ziqipang/RandAR, `model/randar_gpt.py` and
 //! `applications/resolution_extrapolation.py`.
+//!
+//! The file is long because it also draws pictures of twice the side: a coarse picture comes first, the rotary table is
+//! stretched, and a third copy of each sequence, which does not see all of the coarse picture, guides.
 
 use std::f64::consts::FRAC_PI_2;
 use std::ops::Range;

@@ -15,6 +15,9 @@
 //! each other, as in the official code.
 //!
 //! Paper: Ke and Xue 2025, arXiv:2509.24335, sections 3.1 and 3.2. Upstream: guolinke/SphereAR, `SphereAR/model.py`.
+//!
+//! The file is long because it holds its head, a flow with modulations that several layers share, and because a step
+//! without guidance draws for the rows with and without a class apart.
 
 use smalti::attention::{Align, KvCache, Mask, Options};
 use smalti::rope::Table;

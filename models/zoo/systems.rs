@@ -1,4 +1,6 @@
 //! The systems in one table: what each is made of, and what it does here.
+//!
+//! The file is long because every system is an entry of eight lines; there is hardly any code.
 
 /// What runs of a system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -16,6 +16,9 @@
 //!
 //! Paper: Zhen et al. 2025, arXiv:2506.09482, sections 3.1 to 3.3. Upstream: TransDiff/TransDiff, `models/transdiff.py`,
 //! `models/transdiff_mrar.py`.
+//!
+//! The file is long because it holds its head, a transformer over all tokens with cross-attention, and because it runs
+//! one round, where the class sees the tokens, or several, which know the pictures before through a cache.
 
 use smalti::attention::{self, Options};
 use smalti::{Device, Float, Tensor, Weight, activation, copy, elementwise, embedding, norm};

@@ -15,6 +15,9 @@
 //! (the paper's noisy context learning), so the same network takes either.
 //!
 //! Paper: Ren et al. 2025, arXiv:2502.20388. Upstream: OliverRensu/xAR, `models/xar.py` and `models/sampler.py`.
+//!
+//! The file is long because its two stacks have blocks of their own, and because a cell passes through their caches at
+//! every step of its flow and is taken back until it is settled.
 
 use smalti::attention::{self, KvCache, Options};
 use smalti::rope::{self, Pairing, Table};
