@@ -1,7 +1,7 @@
 //! What the systems share that draw one code for each cell of a grid, given a class.
 //!
-//! The file is long because it makes a [`Generator`] of all these systems at once: it chooses among four tokenizers, keeps
-//! tokens of given pictures, hands out drafts picture by picture, and decodes previews of what is settled so far.
+//! The file is long because it makes a [`Generator`] of all these systems at once: it chooses among four tokenizers,
+//! keeps tokens of given pictures, hands out drafts picture by picture, and decodes previews of what is settled so far.
 
 use std::marker::PhantomData;
 use std::ops::ControlFlow;

@@ -13,8 +13,8 @@
 //!
 //! Paper: Kumbong et al. 2025, arXiv:2506.04421, sections 3 and 4. Upstream: NVlabs/HMAR, `models/hmar.py`.
 //!
-//! The file is long because one scale is predicted by two heads, each with blocks and inputs of its own, and because the
-//! masked steps choose by likelihood which cells to draw again; a preview has to tell which are settled.
+//! The file is long because one scale is predicted by two heads, each with blocks and inputs of its own, and because
+//! the masked steps choose by likelihood which cells to draw again; a preview has to tell which are settled.
 
 use smalti::attention::{Mask, ScalesKind};
 use smalti::resize::{self, Mode};

@@ -1,7 +1,7 @@
 //! What the systems share that draw continuous tokens, given a class, and decode them with an autoencoder.
 //!
-//! The file is long because it makes a [`Generator`] of all these systems at once, whichever of two autoencoders decodes:
-//! it is two traits, what passes between them, and previews and given pictures for everyone.
+//! The file is long because it makes a [`Generator`] of all these systems at once, whichever of two autoencoders
+//! decodes: it is two traits, what passes between them, and previews and given pictures for everyone.
 
 use std::marker::PhantomData;
 

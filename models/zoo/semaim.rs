@@ -12,8 +12,8 @@
 //!
 //! Paper: Song et al. 2023, arXiv:2312.10103, section 3. Upstream: skyoux/SemAIM, `models/models_semaim.py`.
 //!
-//! The file is long because the query stream has blocks of its own, and because the order may be led by attention, which
-//! it reads out of the last block or out of the states.
+//! The file is long because the query stream has blocks of its own, and because the order may be led by attention,
+//! which it reads out of the last block or out of the states.
 
 use smalti::attention::{self, Mask, Options};
 use smalti::{Device, Float, Tensor, activation, copy, elementwise, linear, norm};
