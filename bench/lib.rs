@@ -69,6 +69,22 @@ pub fn seconds(work: impl FnOnce()) -> f64 {
     start.elapsed().as_secs_f64()
 }
 
+/// Before each turn: PyTorch's threads look out for work for some milliseconds before they sleep, and would hold a core.
+const PAUSE: Duration = Duration::from_millis(20);
+/// A turn lasts so long at least: the system takes some milliseconds to spread threads that slept over its cores.
+const TURN: Duration = Duration::from_millis(40);
+
+/// Seconds that one run takes: the median of the later half of a turn's.
+fn turn(work: &mut dyn FnMut()) -> f64 {
+    std::thread::sleep(PAUSE);
+    let start = Instant::now();
+    let mut runs = Vec::new();
+    while runs.is_empty() || start.elapsed() < TURN {
+        runs.push(seconds(&mut *work));
+    }
+    median(runs.split_off(runs.len() / 2))
+}
+
 /// Someone else's code for the same task, in this process.
 pub struct Rival<'a> {
     /// Its name.
@@ -168,11 +184,12 @@ impl Bench {
             bencher.iter_custom(|iterations| {
                 let mut total = 0.0;
                 for _ in 0..iterations {
-                    our_seconds.push(seconds(&mut ours));
+                    our_seconds.push(turn(&mut ours));
                     total += our_seconds[our_seconds.len() - 1];
+                    std::thread::sleep(PAUSE);
                     peer_seconds[0].extend(self.pytorch.run());
                     for (rival, peer_seconds) in rivals.iter_mut().zip(&mut peer_seconds[1..]) {
-                        peer_seconds.push(seconds(&mut rival.run));
+                        peer_seconds.push(turn(&mut rival.run));
                     }
                 }
                 Duration::from_secs_f64(total)

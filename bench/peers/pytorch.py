@@ -3,6 +3,7 @@
 import json
 import math
 import resource
+import statistics
 import sys
 import time
 
@@ -224,9 +225,7 @@ def main():
             question = json.loads(line)
             try:
                 if question == "run":
-                    start = time.perf_counter()
-                    run()
-                    answer(time.perf_counter() - start)
+                    answer(turn(run))
                 else:
                     run = None
                     run = tasks[question["task"]](question)
@@ -235,6 +234,16 @@ def main():
                     answer(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
             except Exception as error:
                 answer({"error": repr(error)})
+
+
+def turn(run):
+    """Seconds of one run: the median of the later half of those in 40 ms, as ours."""
+    start, times = time.perf_counter(), []
+    while not times or time.perf_counter() - start < 0.04:
+        before = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - before)
+    return statistics.median(times[len(times) // 2 :])
 
 
 def answer(value):
