@@ -31,7 +31,8 @@ const CASES: &[Case] = &[
         lengths: &[("in.", 16, 9), ("w.mamba.backbone.embeddings.position_embeddings", 17, 10)],
         deeper: &["w.mamba.backbone.layers."],
     },
-    // One step settles every cell, so that its draws are those of the first.
+    // One step settles every cell, so that its draws are those of the first. At the dump's guidance of 3 one of these rows
+    // passes where the flow is so steep that weights an ulp off move the f64 reference itself by 2e-2.
     Case {
         dump: "arinar_flow",
         config: &[("side", "2"), ("num_iter", "1"), ("cfg", "1.5")],
