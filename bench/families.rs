@@ -16,7 +16,7 @@ use smalti_models::weights::Checkpoint;
 use smalti_models::{Generator, Result, Sampling, zoo};
 
 use crate::generators::{LLAMAGEN_B, Run, VAR_D16, save};
-use crate::{Ceilings, Rated, Row, Task, median, seconds, spread};
+use crate::{Ceilings, Rated, Row, Task, decoders, median, seconds, spread};
 
 /// Runs of each, in turns.
 const TURNS: usize = 3;
@@ -195,13 +195,13 @@ impl Way {
         let passes = draw(generator.as_ref())?;
         Ok((passes, Box::new(move || draw(generator.as_ref()).map(|_| ()))))
     }
+}
 
-    /// Bytes of the matrices that a pass reads, and operations of one row through them.
-    fn least<T: Float>(&self) -> [f64; 2] {
-        let matrices = self.tensors.iter().filter(|(name, shape)| shape.len() == 2 && !name.contains("emb"));
-        let elements: usize = matrices.map(|(_, shape)| shape.iter().product::<usize>()).sum();
-        [(elements * T::DTYPE.bytes()) as f64, 2.0 * elements as f64]
-    }
+/// Bytes of the matrices that a pass reads, and operations of one row through them.
+pub(crate) fn least<'a, T: Float>(tensors: impl Iterator<Item = (&'a str, Vec<usize>)>) -> [f64; 2] {
+    let matrices = tensors.filter(|(name, shape)| shape.len() == 2 && !name.contains("emb"));
+    let elements: usize = matrices.map(|(_, shape)| shape.iter().product::<usize>()).sum();
+    [(elements * T::DTYPE.bytes()) as f64, 2.0 * elements as f64]
 }
 
 /// All families in turns with their other ways, in the report's rows.
@@ -213,7 +213,8 @@ pub fn measure<T: Float>(device: &Device, folder: &Path, ceilings: &Ceilings) ->
     for Family { name, claim, parallel, other: (against, other) } in families() {
         let (passes, ours) = parallel.prepare::<T>(folder, device)?;
         let (other_passes, theirs) = other.prepare::<T>(folder, device)?;
-        let [bytes, operations] = parallel.least::<T>();
+        let tensors = parallel.tensors.iter().map(|(name, shape)| (name.as_str(), shape.clone()));
+        let [bytes, operations] = least::<T>(tensors);
         let places = parallel.config["block_size"].as_f64().unwrap_or(256.0);
         let task = Task {
             name: format!("{name}, {passes} passes; paper: {claim}"),
@@ -222,20 +223,29 @@ pub fn measure<T: Float>(device: &Device, folder: &Path, ceilings: &Ceilings) ->
             place: None,
         };
         let against = format!("{against}, {other_passes} passes");
-        rows.push(in_turns::<T>(task, ours, &against, theirs, ceilings)?);
+        rows.push(in_turns::<T>(task, 1, ours, &against, theirs, ceilings)?);
     }
     rows.push(hmar::<T>(device, ceilings)?);
+    rows.extend(decoders::measure::<T>(device, ceilings)?);
     Ok(rows)
 }
 
-fn in_turns<T: Float>(task: Task, mut ours: Run, against: &str, mut theirs: Run, ceilings: &Ceilings) -> Result<Row> {
+/// Runs that draw so many pictures each, in turns; seconds are those of one picture.
+pub(crate) fn in_turns<T: Float>(
+    task: Task,
+    pictures: usize,
+    mut ours: Run,
+    against: &str,
+    mut theirs: Run,
+    ceilings: &Ceilings,
+) -> Result<Row> {
     let (mut our_seconds, mut their_seconds) = (Vec::new(), Vec::new());
     for _ in 0..TURNS {
         let mut done = Ok(());
-        our_seconds.push(seconds(|| done = ours()));
+        our_seconds.push(seconds(|| done = ours()) / pictures as f64);
         done?;
         let mut done = Ok(());
-        their_seconds.push(seconds(|| done = theirs()));
+        their_seconds.push(seconds(|| done = theirs()) / pictures as f64);
         done?;
     }
     Ok(Row {
@@ -289,5 +299,5 @@ fn hmar<T: Float>(device: &Device, ceilings: &Ceilings) -> Result<Row> {
     let [bytes, operations] = VAR_D16.floor::<T>();
     let name = format!("HMAR's blocks, {passes} passes without a cache; paper: 1.75 times VAR");
     let task = Task { name, bytes, operations, place: None };
-    in_turns::<T>(task, run(true)?, &format!("VAR, {} passes", sides.len()), run(false)?, ceilings)
+    in_turns::<T>(task, 1, run(true)?, &format!("VAR, {} passes", sides.len()), run(false)?, ceilings)
 }

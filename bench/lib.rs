@@ -12,6 +12,7 @@ pub mod candle;
 mod ceilings;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+mod decoders;
 pub mod families;
 pub mod generators;
 mod page;
