@@ -85,10 +85,10 @@ impl Device {
     }
 
     /// The CPU with this many threads, the calling one among them; 0 means one per core. Results do not depend on the
-    /// number.
+    /// number. The others look out for the next op some 200 microseconds before they sleep.
     ///
     /// # Errors
-    /// [`Error::Device`] if the threads cannot be started.
+    /// [`Error::Value`] for more than 4096 threads, [`Error::Device`] if they cannot be started.
     #[cfg(feature = "cpu")]
     pub fn cpu_with_threads(threads: usize) -> Result<Self> {
         Ok(Self(Handle::Cpu(Arc::new(crate::backend::cpu::Cpu::with_threads(threads)?))))

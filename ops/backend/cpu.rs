@@ -3,6 +3,7 @@
 use std::num::NonZero;
 use std::sync::{Arc, Mutex, OnceLock};
 
+use super::helpers::Helpers;
 use super::host::Kept;
 use super::simd::{self, Kernel, Simd};
 use crate::device::{Backend, DeviceInfo};
@@ -11,11 +12,14 @@ use crate::{Error, Float, Result};
 /// Elements that are widened at once, at least.
 const CHUNK: usize = 1024;
 
-/// The calling thread and helpers that share an op's work. They are apart from the pool of rayon that a caller may have.
+/// More threads than any machine's cores: beyond that a number is a mistake, which the system would pay for in memory.
+const MOST_THREADS: usize = 4096;
+
+/// The calling thread and helpers that share an op's work.
 #[derive(Debug)]
 pub struct Cpu {
     /// Absent where the calling thread works alone.
-    helpers: Option<rayon::ThreadPool>,
+    helpers: Option<Helpers>,
     /// Memory of dropped outputs, for the next ones.
     pub(crate) kept: Kept,
 }
@@ -32,10 +36,11 @@ impl Cpu {
     pub(crate) fn with_threads(threads: usize) -> Result<Self> {
         let cores = || std::thread::available_parallelism().map_or(1, NonZero::get);
         let threads = if threads == 0 { cores() } else { threads };
-        let helpers =
-            rayon::ThreadPoolBuilder::new().num_threads(threads - 1).thread_name(|index| format!("smalti-{index}"));
-        // No threads would mean one per core.
-        let helpers = (threads > 1).then(|| helpers.build()).transpose().map_err(|error| Error::Device {
+        if threads > MOST_THREADS {
+            let expected = format!("at most {MOST_THREADS}, or 0 for one per core");
+            return Err(Error::Value { op: "cpu", operand: "threads", got: threads.to_string(), expected });
+        }
+        let helpers = (threads > 1).then(|| Helpers::new(threads - 1)).transpose().map_err(|error| Error::Device {
             device: "cpu".to_owned(),
             during: format!("starting {threads} threads"),
             reason: error.to_string(),
@@ -46,7 +51,7 @@ impl Cpu {
     /// How many threads share the work.
     #[must_use]
     pub fn threads(&self) -> usize {
-        1 + self.helpers.as_ref().map_or(0, rayon::ThreadPool::current_num_threads)
+        1 + self.helpers.as_ref().map_or(0, Helpers::count)
     }
 
     /// Runs `work` on every task; a thread that is done with one takes the next. The calling thread starts at once,
@@ -73,10 +78,7 @@ impl Cpu {
             }
         };
         match &self.helpers {
-            Some(helpers) if others > 0 => helpers.in_place_scope(|scope| {
-                (0..others).for_each(|_| scope.spawn(|_| take_turns()));
-                take_turns();
-            }),
+            Some(helpers) if others > 0 => helpers.join_in(others, &take_turns),
             _ => take_turns(),
         }
     }

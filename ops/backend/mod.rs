@@ -4,6 +4,8 @@
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+#[cfg(feature = "cpu")]
+mod helpers;
 pub(crate) mod host;
 #[cfg(feature = "cpu")]
 pub(crate) mod simd;

@@ -409,7 +409,9 @@ impl<A: Arithmetic, W: Stored<A>> Stream<'_, A, W> {
             if outputs < STREAM_OUTPUTS { (1, 0, 1) } else { (STREAM_OUTPUTS, inputs, STREAM_OUTPUTS) };
         for output in (0..outputs).step_by(step) {
             let output = output.min(outputs - kept);
-            let tile = tile::stream::<S, A, W, ROWS>(simd, x, &weight[output * inputs..], inputs, stride);
+            // What follows the last tile is another task's, and would be read twice.
+            let ahead = if output + kept < outputs { kept * inputs } else { 0 };
+            let tile = tile::stream::<S, A, W, ROWS>(simd, x, &weight[output * inputs..], inputs, stride, ahead);
             for (tile, sums) in tile.iter().zip(sums.chunks_mut(outputs)) {
                 let (fours, _) = tile.as_chunks::<4>();
                 for (four, sums) in fours.iter().zip(sums[output..][..kept].chunks_mut(4)) {

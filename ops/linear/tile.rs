@@ -174,7 +174,8 @@ pub(super) fn tile<S: Simd, A: Arithmetic, const ROWS: usize>(
 }
 
 /// The products of `ROWS` packed rows of `x` with [`STREAM_OUTPUTS`] rows of `weight`, read as they are stored, in one
-/// pass. The rows of the weight have `inputs` elements and are `stride` apart: `inputs`, or 0 to read one row alone.
+/// pass. The rows of the weight have `inputs` elements and are `stride` apart: `inputs`, or 0 to read one row alone. What
+/// is read next lies `ahead` elements further.
 #[inline(always)]
 pub(super) fn stream<S: Simd, A: Arithmetic, E: Stored<A>, const ROWS: usize>(
     simd: S,
@@ -182,6 +183,7 @@ pub(super) fn stream<S: Simd, A: Arithmetic, E: Stored<A>, const ROWS: usize>(
     weight: &[E],
     inputs: usize,
     stride: usize,
+    ahead: usize,
 ) -> [[S::F32s; STREAM_OUTPUTS]; ROWS] {
     assert!(weight.len() >= (STREAM_OUTPUTS - 1) * stride + inputs);
     let step = step::<A, E>();
@@ -193,8 +195,8 @@ pub(super) fn stream<S: Simd, A: Arithmetic, E: Stored<A>, const ROWS: usize>(
         let x: [A::Operand<S>; ROWS] = std::array::from_fn(|row| A::load(simd, &x[row]));
         let weight: [A::Operand<S>; STREAM_OUTPUTS] = std::array::from_fn(|output| {
             let weight = weight.wrapping_add(output * stride + at * step);
-            // Memory is what this waits for: ask for what the next tile reads.
-            simd.prefetch(weight.wrapping_add(STREAM_OUTPUTS * stride));
+            // Memory is what this waits for.
+            simd.prefetch(weight.wrapping_add(ahead));
             // SAFETY: the step ends before `(STREAM_OUTPUTS - 1) * stride + inputs`, which lies in the slice by the
             // assertion above. Elements are plain data, and an array is aligned as its elements are.
             E::load(simd, unsafe { &*weight.cast() })

@@ -140,14 +140,14 @@ fn the_models_here_draw_the_same_tokens_on_cpu_and_cuda() {
 fn draws_the_tokens_of_the_cpu(gpu: &Device) {
     for model in ["llamagen", "var"] {
         let checkpoint = smalti_models::weights::embedded(model).expect("weights in the program");
-        let draw = |device: &Device, seed: u64| {
-            let generator = zoo::load::<f32>(&checkpoint, device).unwrap();
-            let sampling = Sampling { seed, ..generator.about().sampling };
-            let go_on = &mut |_, _| ControlFlow::Continue(());
-            generator.draw(&[(seed % 10) as u32], 0, &sampling, go_on).unwrap().tokens
-        };
-        for seed in 1..=2 {
-            assert_eq!(draw(&on("cpu"), seed), draw(gpu, seed), "{model} {gpu}, seed {seed}");
+        let [here, there] = [&on("cpu"), gpu].map(|device| zoo::load::<f32>(&checkpoint, device).unwrap());
+        for seed in 1..=5 {
+            let [expected, got] = [&here, &there].map(|generator| {
+                let sampling = Sampling { seed, ..generator.about().sampling };
+                let go_on = &mut |_, _| ControlFlow::Continue(());
+                generator.draw(&[(seed % 10) as u32], 0, &sampling, go_on).unwrap().tokens
+            });
+            assert_eq!(got, expected, "{model} {gpu}, seed {seed}");
         }
     }
 }

@@ -343,6 +343,7 @@ fn generate_refuses_wrong_arguments_before_any_work() {
     };
     with(&["--temperature", "-1"], "--temperature -1: expected 0");
     with(&["--temperature", "NaN"], "--temperature NaN");
+    with(&["--threads", "999999999"], "threads is 999999999, expected at most 4096");
     with(&["--top-p", "0"], "--top-p 0: expected more than 0");
     with(&["--top-p", "2"], "--top-p 2");
     with(&["--top-p", "NaN"], "--top-p NaN");
