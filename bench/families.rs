@@ -1,11 +1,10 @@
 //! Parallel decoding against one token after the other, with equal weights on the same machine: passes, times, and what
 //! the papers claim.
 //!
-//! Every generator has LlamaGen-B's shape and random weights, each tensor of one shape the same ones, and draws one
-//! picture with guidance, without its tokenizer. A claim is the paper's own, with what it compares; where that is another
+//! Every generator has random weights, each tensor of one shape the same ones, and draws one picture with guidance,
+//! without its tokenizer. Those of codes cell by cell have LlamaGen-B's shape; the others are smaller ([`names`]). A claim is the paper's own, with what it compares; where that is another
 //! accelerator or a larger batch, the number here may well be another.
 
-use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 
@@ -16,13 +15,11 @@ use smalti_models::weights::Checkpoint;
 use smalti_models::{Generator, Result, Sampling, zoo};
 
 use crate::generators::{LLAMAGEN_B, Run, VAR_D16, save};
+use crate::names::{self, Tensors, llama, with};
 use crate::{Ceilings, Rated, Row, Task, decoders, median, seconds, spread};
 
 /// Runs of each, in turns.
 const TURNS: usize = 3;
-
-/// Names and shapes of weights.
-type Tensors = BTreeMap<String, Vec<usize>>;
 
 /// A way to draw.
 struct Way {
@@ -30,6 +27,8 @@ struct Way {
     /// What the weights' notes say of how it draws.
     config: Value,
     tensors: Tensors,
+    /// How many passes of the network a step is.
+    passes: usize,
 }
 
 /// A parallel decoder and what its paper claims over what.
@@ -41,79 +40,9 @@ struct Family {
     other: (&'static str, Way),
 }
 
-/// LlamaGen's names, without a prefix.
-fn llama() -> Tensors {
-    let own = |(name, shape): (String, Vec<usize>)| (name.trim_start_matches("gpt.").to_owned(), shape);
-    LLAMAGEN_B.tensors().into_iter().map(own).collect()
-}
-
-fn with(mut tensors: Tensors, more: &[(&str, &[usize])]) -> Tensors {
-    tensors.extend(more.iter().map(|(name, shape)| ((*name).to_owned(), shape.to_vec())));
-    tensors
-}
-
-/// ARPG's names: half of the blocks take tokens in, the others ask for cells.
-fn arpg() -> Tensors {
-    let crate::generators::Shape { dim, layers, hidden, vocabulary, .. } = LLAMAGEN_B;
-    let mut tensors = with(
-        Tensors::new(),
-        &[
-            ("embeddings.weight", &[vocabulary + 1003, dim]),
-            ("layers.norm.weight", &[dim]),
-            ("layers.to_k.weight", &[dim, dim]),
-            ("layers.to_v.weight", &[dim, dim]),
-            ("norm.weight", &[dim]),
-            ("head.weight", &[vocabulary, dim]),
-        ],
-    );
-    for layer in 0..layers {
-        let (kind, index) = (["self_dec", "cross_dec"][layer % 2], layer / 2);
-        let square: &[&str] = if layer % 2 == 0 { &["to_q", "to_k", "to_v", "proj"] } else { &["to_q", "proj"] };
-        let mut add = |name: &str, shape: &[usize]| {
-            tensors.insert(format!("layers.{kind}.{index}.{name}.weight"), shape.to_vec());
-        };
-        square.iter().for_each(|name| add(&format!("attn.{name}"), &[dim, dim]));
-        ["attn_norm", "ffn_norm"].iter().for_each(|name| add(name, &[dim]));
-        ["ffn.w1", "ffn.w3"].iter().for_each(|name| add(name, &[hidden, dim]));
-        add("ffn.w2", &[dim, hidden]);
-    }
-    tensors
-}
-
-/// LPD's names.
-fn lpd() -> Tensors {
-    let crate::generators::Shape { dim, layers, vocabulary, .. } = LLAMAGEN_B;
-    let mut tensors = with(
-        Tensors::new(),
-        &[
-            ("class_emb.weight", &[1000, dim]),
-            ("fake_latent", &[1, dim]),
-            ("token_emb.weight", &[vocabulary, dim]),
-            ("mask_token", &[1, 1, dim]),
-            ("pos_embed", &[1, 257, dim]),
-            ("head.weight", &[vocabulary, dim]),
-        ],
-    );
-    let mut add = |name: &str, outputs: usize, inputs: Option<usize>| {
-        let shape = [outputs].into_iter().chain(inputs).collect();
-        tensors.insert(format!("{name}.weight"), shape);
-        tensors.insert(format!("{name}.bias"), vec![outputs]);
-    };
-    ["z_proj_ln", "norm"].iter().for_each(|name| add(name, dim, None));
-    for block in 0..layers {
-        let at = |name: &str| format!("blocks.{block}.{name}");
-        ["norm1", "norm2"].iter().for_each(|name| add(&at(name), dim, None));
-        add(&at("attn.qkv"), 3 * dim, Some(dim));
-        add(&at("attn.proj"), dim, Some(dim));
-        add(&at("mlp.fc1"), 4 * dim, Some(dim));
-        add(&at("mlp.fc2"), dim, Some(4 * dim));
-    }
-    tensors
-}
-
 fn families() -> Vec<Family> {
     let crate::generators::Shape { dim, vocabulary, .. } = LLAMAGEN_B;
-    let way = |system, config, tensors| Way { system, config, tensors };
+    let way = |system, config, tensors| Way { system, config, tensors, passes: 1 };
     let raster = |places: usize| way("llamagen", json!({"block_size": places}), LLAMAGEN_B.tensors());
     let one_by_one = "one token a pass";
     let randar = || with(llama(), &[("pos_instruct_embeddings", &[1, dim])]);
@@ -125,6 +54,15 @@ fn families() -> Vec<Family> {
         let second = [("medusa_norm.weight", &[dim][..]), ("medusa_output.weight", &[vocabulary, dim])];
         way("nar", json!({"block_size": 256}), with(llama(), &second))
     };
+    let mar = |steps: usize| way("mar", json!({"heads": 4, "num_iter": steps, "num_sampling_steps": 10}), names::mar());
+    let xar = |cells: usize| way("xar", json!({"heads": 4, "cells": cells, "num_steps": 10}), names::xar());
+    // A step is a round of so many passes of the decoder.
+    let transdiff = |rounds: usize| {
+        let config = json!({"heads": 4, "num_sampling_steps": 10});
+        Way { passes: 10, ..way("transdiff", config, names::transdiff(rounds)) }
+    };
+    let flexvar =
+        |scales: &[usize]| way("flexvar", json!({"num_heads": names::DIM / 64, "schedule": scales}), names::flexvar());
     let mut masked =
         with(llama(), &[("tok_emb.weight", &[vocabulary + 1002, dim]), ("output.weight", &[vocabulary + 1, dim])]);
     masked.retain(|name, _| !name.starts_with("tok_embeddings") && !name.starts_with("cls_embedding"));
@@ -139,8 +77,8 @@ fn families() -> Vec<Family> {
         Family {
             name: "ARPG",
             claim: "more than 20 times other AR models, in batches",
-            parallel: way("arpg", json!({"block_size": 256, "num_iter": 64}), arpg()),
-            other: (one_by_one, way("arpg", json!({"block_size": 256, "num_iter": 256}), arpg())),
+            parallel: way("arpg", json!({"block_size": 256, "num_iter": 64}), names::arpg()),
+            other: (one_by_one, way("arpg", json!({"block_size": 256, "num_iter": 256}), names::arpg())),
         },
         Family {
             name: "PAR, 4 regions of 24 x 24",
@@ -164,8 +102,8 @@ fn families() -> Vec<Family> {
         Family {
             name: "LPD",
             claim: "3.4 times other parallel AR models",
-            parallel: way("lpd", json!({}), lpd()),
-            other: (one_by_one, way("lpd", json!({"group_sizes": vec![1; 256]}), lpd())),
+            parallel: way("lpd", json!({}), names::lpd()),
+            other: (one_by_one, way("lpd", json!({"group_sizes": vec![1; 256]}), names::lpd())),
         },
         Family {
             name: "MaskGIL",
@@ -173,11 +111,42 @@ fn families() -> Vec<Family> {
             parallel: way("maskgil", json!({"block_size": 256, "step": 8}), masked),
             other: ("raster", raster(256)),
         },
+        Family { name: "MAR", claim: "64 passes in place of 256", parallel: mar(64), other: (one_by_one, mar(256)) },
+        Family {
+            name: "FAR",
+            claim: "10 passes for a picture",
+            parallel: way("far", json!({"heads": 4, "masked": false, "num_sampling_steps": 10}), names::far()),
+            other: ("MAR", mar(64)),
+        },
+        Family {
+            name: "xAR",
+            claim: "20 times diffusion transformers",
+            parallel: xar(4),
+            other: ("a token each", xar(256)),
+        },
+        Family {
+            name: "TransDiff",
+            claim: "2 times AR models, 112 times diffusion models",
+            parallel: transdiff(1),
+            other: ("MRAR", transdiff(4)),
+        },
+        Family {
+            name: "FlexVAR",
+            claim: "any scales, 6 to 16 of them",
+            parallel: flexvar(&[1, 2, 4, 7, 11, 16]),
+            other: ("its own scales", flexvar(&[1, 2, 3, 4, 5, 7, 9, 11, 13, 16])),
+        },
+        Family {
+            name: "AiM-B",
+            claim: "2 to 10 times transformers",
+            parallel: way("aim", json!({}), names::aim()),
+            other: ("LlamaGen-B", raster(256)),
+        },
     ]
 }
 
 impl Way {
-    /// How it draws, and in how many steps, each of them a pass.
+    /// How it draws, and in how many passes.
     fn prepare<T: Float>(&self, folder: &Path, device: &Device) -> Result<(usize, Run)> {
         let path = folder.join(self.system);
         let written = save::<T>(&path, self.system, &self.config, &self.tensors);
@@ -193,7 +162,7 @@ impl Way {
             Ok::<_, smalti_models::Error>(passes)
         };
         let passes = draw(generator.as_ref())?;
-        Ok((passes, Box::new(move || draw(generator.as_ref()).map(|_| ()))))
+        Ok((passes * self.passes, Box::new(move || draw(generator.as_ref()).map(|_| ()))))
     }
 }
 
@@ -204,13 +173,14 @@ pub(crate) fn least<'a, T: Float>(tensors: impl Iterator<Item = (&'a str, Vec<us
     [(elements * T::DTYPE.bytes()) as f64, 2.0 * elements as f64]
 }
 
-/// All families in turns with their other ways, in the report's rows.
+/// All families in turns with their other ways, in the report's rows; of names that hold `wanted`, if that is not empty.
 ///
 /// # Errors
 /// If weights cannot be written or the device fails.
-pub fn measure<T: Float>(device: &Device, folder: &Path, ceilings: &Ceilings) -> Result<Vec<Row>> {
+pub fn measure<T: Float>(device: &Device, folder: &Path, ceilings: &Ceilings, wanted: &str) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
-    for Family { name, claim, parallel, other: (against, other) } in families() {
+    let asked = families().into_iter().filter(|family| family.name.contains(wanted));
+    for Family { name, claim, parallel, other: (against, other) } in asked {
         let (passes, ours) = parallel.prepare::<T>(folder, device)?;
         let (other_passes, theirs) = other.prepare::<T>(folder, device)?;
         let tensors = parallel.tensors.iter().map(|(name, shape)| (name.as_str(), shape.clone()));
@@ -225,8 +195,12 @@ pub fn measure<T: Float>(device: &Device, folder: &Path, ceilings: &Ceilings) ->
         let against = format!("{against}, {other_passes} passes");
         rows.push(in_turns::<T>(task, 1, ours, &against, theirs, ceilings)?);
     }
-    rows.push(hmar::<T>(device, ceilings)?);
-    rows.extend(decoders::measure::<T>(device, ceilings)?);
+    if "HMAR".contains(wanted) {
+        rows.push(hmar::<T>(device, ceilings)?);
+    }
+    if "decoders".contains(wanted) {
+        rows.extend(decoders::measure::<T>(device, ceilings)?);
+    }
     Ok(rows)
 }
 

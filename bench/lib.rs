@@ -15,6 +15,7 @@ pub mod cuda;
 mod decoders;
 pub mod families;
 pub mod generators;
+mod names;
 mod page;
 mod peer;
 mod report;

@@ -1,7 +1,8 @@
 //! Whole generators with random weights: LlamaGen-B, 256 tokens with guidance, and the transformer of VAR-d16 over its
 //! ten scales with guidance. Each runs in a process of its own, so that its peak memory is its own. Without a GPU, wgpu's
 //! adapter may be one in software; it is measured all the same, by one run. Then parallel decoders against one token a
-//! pass, beside what their papers claim ([`smalti_bench::families`]); `SMALTI_BENCH_FAMILIES` leaves out all else.
+//! pass, beside what their papers claim ([`smalti_bench::families`]); `SMALTI_BENCH_FAMILIES` leaves out all else, and
+//! families without its word in their names, unless that is 1.
 
 use std::path::Path;
 use std::process::Command;
@@ -60,12 +61,14 @@ fn main() -> Result<(), Failure> {
         return Ok(());
     }
     let ceilings = Ceilings::measure(&Device::cpu_with_threads(threads())?, threads());
-    if std::env::var_os("SMALTI_BENCH_FAMILIES").is_none() {
+    let wanted = std::env::var("SMALTI_BENCH_FAMILIES").ok();
+    if wanted.is_none() {
         alone(&ceilings)?;
     }
+    let wanted = wanted.filter(|word| word != "1").unwrap_or_default();
     let folder = tempfile::tempdir()?;
     let device = Device::cpu_with_threads(threads())?;
-    let rows = families::measure::<bf16>(&device, folder.path(), &ceilings)?;
+    let rows = families::measure::<bf16>(&device, folder.path(), &ceilings, &wanted)?;
     Ok(write("parallel decoding, bf16", &format!("cpu, {} threads", threads()), &[], &ceilings, &rows)?)
 }
 
