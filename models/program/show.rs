@@ -252,11 +252,13 @@ fn parse_one(text: &str) -> Result<(Mask, Option<usize>), String> {
 fn of_system(system: &str) -> Result<(Mask, Option<usize>), String> {
     const SCALES: &str = "1,2,3,4,5,6,8,10,13,16";
     match system {
-        "dar_diffusion" | "larp" | "llamagen" | "rar" | "spherear" => parse_one("causal"),
-        "flexvar" | "infinity" | "var" => parse_one(&format!("scales:{SCALES}")),
-        "hmar" => parse_one(&format!("markov-self:{SCALES}")),
+        "controlar" | "dar" | "dar_diffusion" | "larp" | "llamagen" | "rar" | "spherear" => parse_one("causal"),
+        "flexvar" | "hart" | "infinity" | "var" => parse_one(&format!("scales:{SCALES}")),
+        "hmar" | "mvar" => parse_one(&format!("markov-self:{SCALES}")),
         "nar" => parse_one("diagonals:16,16"),
-        "arinar" | "mar" | "maskgil" => parse_one("full"),
+        // A quarter of 16 x 16 cells after another.
+        "xar" => parse_one("frames:64").map(|(mask, _)| (mask, Some(256))),
+        "arinar" | "far" | "mar" | "maskgil" => parse_one("full"),
         "arpg" | "lpd" | "par" | "randar" => {
             // By the step that settles a cell; the cells in raster order.
             let grids = steps(system, 16, 1).unwrap_or_default();

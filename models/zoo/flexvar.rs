@@ -33,7 +33,7 @@ use crate::weights::Checkpoint;
 use crate::{About, Drawn, Error, Generator, Result, Sampling, Seen, Wanted, Watch};
 
 /// The official schedule.
-const SCHEDULE: [usize; 10] = [1, 2, 3, 4, 5, 7, 9, 11, 13, 16];
+pub(super) const SCHEDULE: [usize; 10] = [1, 2, 3, 4, 5, 7, 9, 11, 13, 16];
 /// Scales that draw; others take the likeliest token.
 const DRAWN: [usize; 13] = [1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 23, 24, 32];
 

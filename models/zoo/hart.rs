@@ -43,7 +43,7 @@ use crate::{About, Drawn, Error, Generator, Result, Sampling, Seen, Wanted, Watc
 const SAMPLING: Sampling = Sampling { cfg: 4.5, temperature: 1.0, top_k: 600, top_p: 1.0, seed: 0 };
 
 /// The official scales, for 1024 pixels.
-const PATCH_NUMS: [usize; 14] = [1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64];
+pub(super) const PATCH_NUMS: [usize; 14] = [1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64];
 /// A side no model comes near.
 const LONGEST_SIDE: usize = 256;
 /// What the diffusion's values are multiplied by to become latents.

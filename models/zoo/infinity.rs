@@ -36,7 +36,7 @@ use crate::weights::{Checkpoint, Config, Loader, Notes};
 use crate::{About, Drawn, Error, Generator, Result, Sampling, Seen, Wanted, Watch};
 
 /// The official scales of a square picture of 1024 pixels.
-const SIDES: [usize; 13] = [1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64];
+pub(super) const SIDES: [usize; 13] = [1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64];
 /// More scales or longer sides than any model has.
 const MOST: usize = 256;
 

@@ -6,9 +6,9 @@ use std::f64::consts::FRAC_PI_2;
 use smalti::rng;
 
 use crate::order::locality::{self, Chance, Thresholds};
-use crate::order::{counts, planes, regions};
+use crate::order::{counts, planes, regions, zigzag};
 
-use super::hmar::{PATCH_NUMS, SCHEDULE};
+use super::{flexvar, hart, hmar, infinity, xar};
 
 /// A grid of cells, each with the step, counted from 0, that settles it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,7 +32,7 @@ impl Steps {
 
 /// The grids that a system settles, one after another: one, or one per scale; none if its tokens are not cells of a
 /// picture, or `side` does not suit it. Orders that are random, or in MaskGIT's decoder the network's to choose, are
-/// those of `seed`. Systems of scales have those of VAR for 256 pixels, whatever
+/// those of `seed`. Systems of scales have their own, VAR's kin those of 256 pixels, whatever
 /// `side` is.
 #[must_use]
 pub fn steps(system: &str, side: usize, seed: u64) -> Option<Vec<Steps>> {
@@ -40,8 +40,12 @@ pub fn steps(system: &str, side: usize, seed: u64) -> Option<Vec<Steps>> {
     let one = |groups: &[Vec<usize>]| Some(vec![Steps::of_groups(side, 0, groups)]);
     let grouped = |counts: &[usize]| one(&cut(&shuffled(places, seed, 0), counts));
     match system {
-        "llamagen" | "rar" | "spherear" => one(&(0..places).map(|cell| vec![cell]).collect::<Vec<_>>()),
+        "aim" | "controlar" | "llamagen" | "rar" | "spherear" => {
+            one(&(0..places).map(|cell| vec![cell]).collect::<Vec<_>>())
+        }
+        "dar" => one(&zigzag(side, side).iter().map(|[row, column]| vec![row * side + column]).collect::<Vec<_>>()),
         "nar" => one(&planes([1, side, side])),
+        "xar" if side.is_multiple_of(2) => one(&cut(&xar::cells_in_order(side, 2), &[places / 4; 4])),
         "par" if side.is_multiple_of(2) && side > 1 => {
             // The first cell of each of four regions in turn.
             one(&cut(&regions(side, 4), &[&[1; 4][..], &vec![4; places / 4 - 1]].concat()))
@@ -67,23 +71,29 @@ pub fn steps(system: &str, side: usize, seed: u64) -> Option<Vec<Steps>> {
             let thresholds = Thresholds { proximity: 1.0, repulsion: 2.0 };
             one(&cut(&locality::order(side, &sizes, thresholds, &mut chance), &sizes))
         }
-        "flexvar" | "infinity" | "var" => {
-            let scale = |(step, side): (usize, &usize)| Steps { width: *side, of_cell: vec![step; side * side] };
-            Some(PATCH_NUMS.iter().enumerate().map(scale).collect())
-        }
+        "mvar" | "var" => Some(scales(&hmar::PATCH_NUMS)),
+        "flexvar" => Some(scales(&flexvar::SCHEDULE)),
+        "hart" => Some(scales(&hart::PATCH_NUMS)),
+        "infinity" => Some(scales(&infinity::SIDES)),
         "hmar" => {
             let mut first = 0;
             let scale = |(scale, side): (usize, &usize)| {
                 let whole = [side * side];
-                let sizes = SCHEDULE.get(scale).copied().unwrap_or(&whole);
+                let sizes = hmar::SCHEDULE.get(scale).copied().unwrap_or(&whole);
                 let grid = Steps::of_groups(*side, first, &cut(&shuffled(side * side, seed, 4 + scale as u32), sizes));
                 first += sizes.len();
                 grid
             };
-            Some(PATCH_NUMS.iter().enumerate().map(scale).collect())
+            Some(hmar::PATCH_NUMS.iter().enumerate().map(scale).collect())
         }
         _ => None,
     }
+}
+
+/// One step for each scale.
+fn scales(sides: &[usize]) -> Vec<Steps> {
+    let scale = |(step, side): (usize, &usize)| Steps { width: *side, of_cell: vec![step; side * side] };
+    sides.iter().enumerate().map(scale).collect()
 }
 
 fn word(seed: u64, cell: usize, use_: u32) -> u32 {

@@ -269,7 +269,7 @@ pub fn time_index(time: f64) -> u32 {
 }
 
 /// The raster places of a square grid, cell by cell, each cell line by line.
-fn cells_in_order(side: usize, across: usize) -> Vec<usize> {
+pub(super) fn cells_in_order(side: usize, across: usize) -> Vec<usize> {
     let of_cell = side / across;
     let place = |index: usize| {
         let (cell, within) = (index / (of_cell * of_cell), index % (of_cell * of_cell));
@@ -376,8 +376,16 @@ impl<T: Float> DrawsLatents<T> for Xar {
         chance: &mut dyn Chance,
         progress: Progress<'_, T>,
     ) -> Result<Tensor<T>> {
+        let order = cells_in_order(self.latents.side, self.across);
+        let cells: Vec<Vec<_>> = order
+            .chunks(self.cell_tokens())
+            .map(|cell| (0..labels.len()).flat_map(|picture| cell.iter().map(move |place| (picture, *place))).collect())
+            .collect();
         self.generate_cells(labels, sampler, chance, |cell, step, _: &Tensor<T>| {
-            progress(Partial::count((cell * self.steps + step + 1) * self.cell_tokens() / self.steps))
+            let settled = (cell * self.steps + step + 1) * self.cell_tokens() / self.steps;
+            // A cell is settled by its last step.
+            let cells: &[_] = if step + 1 == self.steps { &cells[cell] } else { &[] };
+            progress(Partial { settled, cells, latents: None })
         })
     }
 }

@@ -694,7 +694,9 @@ fn show_mask_colours_every_pair_by_its_tile() {
         [at(0, 0), at(0, 1), at(15, 15), at(0, 64), at(64, 0), at(127, 127)],
         ["seen", "hidden", "seen", "skipped", "full", "seen"]
     );
-    for mask in ["var", "hmar", "par", "arpg", "causal & window:20", "packed:5,9,2", "frames:7", "columns:4,5,2"] {
+    for mask in
+        ["var", "hmar", "hart", "par", "arpg", "xar", "causal & window:20", "packed:5,9,2", "frames:7", "columns:4,5,2"]
+    {
         let output = smalti(&["show-mask", "--mask", mask, "--out", text(&out)]);
         assert_eq!(code(&output), 0, "{mask}: {}", stderr(&output));
     }
@@ -728,10 +730,56 @@ fn show_order_draws_every_system_whose_tokens_are_cells() {
         }
         drawn += 1;
     }
-    assert!(drawn >= 14, "{drawn} orders");
+    assert!(drawn >= 20, "{drawn} orders");
     refused(&["show-order", "--model", "pixelcnn", "--out", text(&out)], "expected a system");
     refused(&["show-order", "--model", "par", "--grid", "3", "--out", text(&out)], "another grid");
     refused(&["show-order", "--model", "nar", "--grid", "0", "--out", text(&out)], "1 to 128");
+}
+
+#[test]
+fn show_order_settles_cells_as_a_generation_does() {
+    let folder = folder();
+    let [out, trace, order, control] = ["o", "t.json", "order.png", "c.png"].map(|name| folder.path().join(name));
+    let mut encoder = png::Encoder::new(std::fs::File::create(&control).expect("room"), 1, 1);
+    encoder.set_color(png::ColorType::Grayscale);
+    encoder.write_header().and_then(|mut writer| writer.write_image_data(&[90])).expect("room");
+    let control = ["--control", text(&control)];
+    for (dump, system) in [
+        ("aim_plain", "aim"),
+        ("controlar_c2i", "controlar"),
+        ("dar_small", "dar"),
+        ("nar_c2i", "nar"),
+        ("par_four", "par"),
+        ("rar_pow", "rar"),
+        ("spherear_linear", "spherear"),
+        ("xar_sde", "xar"),
+    ] {
+        let file = weights_of_dump(folder.path(), dump, false);
+        let all = ["generate", "--device", "cpu", "--count", "1", "--model", system, "--weights", text(&file)];
+        let more = ["--out", text(&out), "--trace", text(&trace)];
+        let output = smalti(&[&all[..], &more, if system == "controlar" { &control } else { &[] }].concat());
+        assert_eq!(code(&output), 0, "{system}: {}", stderr(&output));
+        let (pictures, places) = traced(&trace);
+        let side = places.isqrt() as usize;
+        let output = smalti(&["show-order", "--model", system, "--grid", &side.to_string(), "--out", text(&order)]);
+        assert_eq!(code(&output), 0, "{system}: {}", stderr(&output));
+        let (width, _, pixels) = png(&order);
+        // The grid is as wide as the picture without its margins of 16, but for what does not divide; later is brighter.
+        let square = (width - 32) / side;
+        let brightness = |cell: &u64| {
+            let [x, y] = [*cell as usize % side, *cell as usize / side].map(|at| 16 + at * square + square / 2);
+            let pixel = &pixels[(y * width + x) * 3..][..3];
+            299 * u32::from(pixel[0]) + 587 * u32::from(pixel[1]) + 114 * u32::from(pixel[2])
+        };
+        let steps: Vec<Vec<_>> = pictures[0]
+            .iter()
+            .filter(|cells| !cells.is_empty())
+            .map(|cells| cells.iter().map(brightness).collect())
+            .collect();
+        assert!(steps.iter().all(|step| step.iter().all(|cell| *cell == step[0])), "{system}: one colour a step");
+        assert!(steps.windows(2).all(|steps| steps[0][0] < steps[1][0]), "{system}: {steps:?}");
+        assert_eq!(steps.concat().len(), places as usize, "{system}: every cell");
+    }
 }
 
 #[test]
