@@ -120,6 +120,18 @@ pub struct Seen<'a> {
     pub pictures: &'a dyn Fn() -> Result<Vec<Vec<f32>>>,
 }
 
+impl<'a> Seen<'a> {
+    /// A step of a whole batch, of whose pictures' `places` each so many have settled.
+    pub(crate) fn of_batch(
+        [settled, places]: [usize; 2],
+        cells: &'a [Vec<usize>],
+        pictures: &'a dyn Fn() -> Result<Vec<Vec<f32>>>,
+    ) -> Self {
+        let batch = cells.len();
+        Self { settled: settled * batch, all: places * batch, first: 0, cells, pictures }
+    }
+}
+
 /// Sees each step of a generation.
 pub type Watch<'a> = &'a mut dyn FnMut(Seen<'_>) -> Result<()>;
 

@@ -37,12 +37,16 @@ pub struct Trace {
 }
 
 impl Trace {
-    /// As JSON; steps are lists of cells, counted row by row, grid after grid.
+    /// As JSON; steps are lists of cells, counted row by row, grid after grid, or of places of a sequence.
     pub fn json(self, generator: &dyn Generator, seed: u64) -> serde_json::Value {
-        let grids = generator.about().grids;
-        serde_json::json!({
-            "system": generator.about().system, "seed": seed, "grids": grids, "pictures": self.pictures,
-        })
+        let about = generator.about();
+        let mut trace = serde_json::json!({"system": about.system, "seed": seed, "pictures": self.pictures});
+        if about.grids.is_empty() {
+            trace["sequence"] = about.tokens_per_picture.into();
+        } else {
+            trace["grids"] = serde_json::json!(about.grids);
+        }
+        trace
     }
 }
 

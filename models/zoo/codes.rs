@@ -252,6 +252,9 @@ pub trait DrawsCodes {
     /// Whether it draws parts of pictures anew.
     const FILLS: bool = false;
 
+    /// Whether its tokens are cells of a grid; otherwise they are a sequence.
+    const CELLS: bool = true;
+
     /// Draws the tokens of one picture per label, `[batch, places]` in raster order, computing in `T`.
     ///
     /// # Errors
@@ -278,8 +281,6 @@ impl<T: Float, M: DrawsCodes> Generator for InDtype<T, M> {
     fn about(&self) -> About<'_> {
         let codes = self.model.codes();
         let [frames, height, width] = codes.grid;
-        // A reader of 1-D codes has no cells.
-        let in_rows = matches!(codes.tokenizer, Some(Tokenizer::Flow(_) | Tokenizer::Video(_)));
         About {
             system: M::SYSTEM,
             classes: &codes.names,
@@ -287,7 +288,7 @@ impl<T: Float, M: DrawsCodes> Generator for InDtype<T, M> {
             tokens_per_picture: codes.places(),
             has_tokenizer: codes.tokenizer.is_some(),
             picture_size: codes.picture_size(),
-            grids: if in_rows { Vec::new() } else { vec![[height, width]; frames] },
+            grids: if M::CELLS { vec![[height, width]; frames] } else { Vec::new() },
         }
     }
 
@@ -354,8 +355,17 @@ impl<T: Float, M: DrawsCodes> Generator for InDtype<T, M> {
                     Ok(Vec::new())
                 }
             };
-            let cells = &so_far[so_far.len() - 1].1;
-            watch(Seen { settled: first * places + step.settled * part, all, first, cells, pictures: &pictures })
+            // What stays of a given picture was not drawn.
+            let drawn = |cell: &usize| known.get(*cell).is_none_or(Option::is_none);
+            let of_picture = |cells: &Vec<usize>| cells.iter().copied().filter(drawn).collect();
+            let cells: Vec<_> = so_far[so_far.len() - 1].1.iter().map(of_picture).collect();
+            watch(Seen {
+                settled: first * places + step.settled * part,
+                all,
+                first,
+                cells: &cells,
+                pictures: &pictures,
+            })
         };
         let decoder = self.decoder.as_ref();
         let at_once = if decoder.is_some() { 1 } else { batch.max(1) };

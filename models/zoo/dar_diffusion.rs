@@ -118,6 +118,7 @@ impl<T: Float> Rewind<T> for Running<'_, T> {
 
 impl DrawsCodes for DarDiffusion {
     const SYSTEM: &'static str = "dar_diffusion";
+    const CELLS: bool = false;
 
     fn codes(&self) -> &Codes {
         &self.codes

@@ -264,7 +264,7 @@ impl<T: Float> Generator for FlexVar<T> {
     fn draw_watched(&self, wanted: Wanted<'_>, watch: Watch<'_>) -> Result<Drawn> {
         let Wanted { labels, first_picture, sampling, given } = wanted;
         whole_only("flexvar", given)?;
-        let (batch, all) = (labels.len(), labels.len() * self.places());
+        let batch = labels.len();
         let sampler = Sampler { sampling: *sampling, random: Random::Philox { first_picture }, places: self.places() };
         let each = |step: Step<'_, T>| {
             let count = step.tokens.shape()[1];
@@ -274,7 +274,7 @@ impl<T: Float> Generator for FlexVar<T> {
                 None => Ok(Vec::new()),
             };
             let cells = vec![step.cells.of(0, count); batch];
-            watch(Seen { settled: step.settled * batch, all, first: 0, cells: &cells, pictures: &pictures })
+            watch(Seen::of_batch([step.settled, self.places()], &cells, &pictures))
         };
         let tokens = watched(each, |steps| self.generate(labels, &sampler, steps))?;
         let Some(tokenizer) = &self.tokenizer else { return to_host::<T>(&tokens, None) };

@@ -525,13 +525,7 @@ impl<T: Float> Generator for Hart<T> {
                 Some(latents) if self.tokenizer.has_decoder() => per_entry(&self.tokenizer.decode(latents)?),
                 _ => Ok(Vec::new()),
             };
-            watch(Seen {
-                settled: step.settled * batch,
-                all: batch * places,
-                first: 0,
-                cells: &cells,
-                pictures: &pictures,
-            })
+            watch(Seen::of_batch([step.settled, places], &cells, &pictures))
         };
         let hybrid = watched(each, |steps| self.generate(&text, &sampler, &mut normals, None, steps))?;
         let pixels = self.tokenizer.has_decoder().then(|| self.tokenizer.decode(&hybrid.latents)).transpose()?;

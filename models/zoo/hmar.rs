@@ -375,8 +375,7 @@ impl<T: Float> Generator for Hmar<T> {
                 let part = self.tokenizer.quantiser().contribution(&map, call.scale)?;
                 per_entry(&self.tokenizer.decode(&elementwise::add(call.latents, &part)?)?)
             };
-            let settled = (before + of_scale) * batch;
-            watch(Seen { settled, all: places * batch, first: 0, cells: &cells, pictures: &pictures })
+            watch(Seen::of_batch([before + of_scale, places], &cells, &pictures))
         })?;
         let of_picture = |picture: usize| {
             let each = scales.iter().flat_map(|tokens| {

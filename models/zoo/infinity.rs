@@ -581,10 +581,10 @@ impl<T: Float> Generator for Infinity<T> {
         }
         let bits = self.places() * self.bits();
         let sampler = Sampler { sampling: *sampling, random: Random::Philox { first_picture }, places: bits };
-        let (batch, all, text) = (labels.len(), labels.len() * self.places(), Text { features, lengths });
+        let (batch, text) = (labels.len(), Text { features, lengths });
         let each = |step: Step<'_, T>| {
             let cells = vec![step.cells.of(0, step.tokens.shape()[1] / self.bits()); batch];
-            watch(Seen { settled: step.settled * batch, all, first: 0, cells: &cells, pictures: &|| Ok(Vec::new()) })
+            watch(Seen::of_batch([step.settled, self.places()], &cells, &|| Ok(Vec::new())))
         };
         let (tokens, latents) = watched(each, |steps| self.generate(&text, &schedule, &sampler, steps))?;
         let tokens = to_host::<T>(&tokens.reshape(&[labels.len(), bits])?, None)?.tokens;

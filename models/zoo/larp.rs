@@ -63,8 +63,7 @@ impl Larp {
         let config = checkpoint.config()?;
         checkpoint.build(device, &[], |root, _| {
             let [rows, dim] = root.lengths("tok_embeddings.weight");
-            let heads = config.count("n_head").unwrap_or(dim / 64).max(1);
-            let sizes = Sizes { dim, heads, kv_heads: heads, norm_eps: config.number("norm_eps").unwrap_or(1e-5) };
+            let sizes = Sizes::read(root, &config, dim);
             let classes = if root.has("cls_embedding") {
                 Some(ClassTable::load(root, "cls_embedding.embedding_table.weight", dim)?)
             } else {
@@ -173,6 +172,7 @@ impl<T: Float> Rewind<T> for Running<'_, T> {
 
 impl DrawsCodes for Larp {
     const SYSTEM: &'static str = "larp";
+    const CELLS: bool = false;
 
     fn codes(&self) -> &Codes {
         &self.codes

@@ -224,13 +224,7 @@ impl<T: Float, M: DrawsLatents<T>> Generator for LatentsInDtype<T, M> {
                 (Some(tokenizer), Some(latents)) => per_entry(&tokenizer.decode(&latents()?)?),
                 _ => Ok(Vec::new()),
             };
-            watch(Seen {
-                settled: step.settled * batch,
-                all: batch * places,
-                first: 0,
-                cells: &cells,
-                pictures: &pictures,
-            })
+            watch(Seen::of_batch([step.settled, places], &cells, &pictures))
         };
         let mut chance = OfPlaces::new(&sampler);
         let latents = self.0.draw_latents(labels, known.as_ref(), &sampler, &mut chance, &mut each)?;

@@ -70,8 +70,7 @@ impl Nar {
         let config = checkpoint.config()?;
         checkpoint.build(device, &["quantize.codebook_used"], |root, _| {
             let [vocabulary, dim] = root.lengths("tok_embeddings.weight");
-            let heads = config.count("n_head").unwrap_or(dim / 64).max(1);
-            let sizes = Sizes { dim, heads, kv_heads: heads, norm_eps: config.number("norm_eps").unwrap_or(1e-5) };
+            let sizes = Sizes::read(root, &config, dim);
             let classes = ClassTable::load(root, "cls_embedding.embedding_table.weight", dim)?;
             let codes = Codes::load(checkpoint, root, &config, classes.classes())?;
             let blocks = Blocks::load(root, sizes)?;

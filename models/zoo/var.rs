@@ -348,7 +348,7 @@ impl<T: Float, B: Backbone<T>> Generator for Var<T, B> {
     fn draw_watched(&self, wanted: Wanted<'_>, watch: Watch<'_>) -> Result<Drawn> {
         let Wanted { labels, first_picture, sampling, given } = wanted;
         let kept = given.map(|given| self.kept(given)).transpose()?.unwrap_or_default();
-        let (batch, all) = (labels.len(), labels.len() * self.places());
+        let batch = labels.len();
         let sampler = Sampler { sampling: *sampling, random: Random::Philox { first_picture }, places: self.places() };
         let each = |step: Step<'_, T>| {
             let cells = vec![step.cells.of(0, step.tokens.shape()[1]); batch];
@@ -356,7 +356,7 @@ impl<T: Float, B: Backbone<T>> Generator for Var<T, B> {
                 Some(latents) if self.tokenizer.has_decoder() => per_entry(&self.tokenizer.decode(latents)?),
                 _ => Ok(Vec::new()),
             };
-            watch(Seen { settled: step.settled * batch, all, first: 0, cells: &cells, pictures: &pictures })
+            watch(Seen::of_batch([step.settled, self.places()], &cells, &pictures))
         };
         let (tokens, latents) = watched(each, |steps| self.generate(labels, &kept, &sampler, steps))?;
         self.pictures(&tokens, &latents)

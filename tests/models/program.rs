@@ -3,6 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use smalti::{Device, Tensor};
+use smalti_models::tokenizer::video::VideoTokenizer;
+use smalti_models::weights::Checkpoint;
+use smalti_models::{Given, Sampling, zoo};
+
 fn smalti(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_smalti")).args(arguments).output().expect("the program starts")
 }
@@ -108,8 +113,8 @@ fn weights_of_dump(folder: &Path, dump: &str, tokenizer: bool) -> PathBuf {
 }
 
 /// A file with the weights of several dumps: of each the tensors whose names start with the second text, the third put
-/// before what follows it. Of the configurations the first that has a key counts; of LlamaGen's codes 64 are kept, so that
-/// every model here knows them.
+/// before what follows it. Of the configurations the first that has a key counts, but a sequence is as long as its
+/// tokenizer's; of LlamaGen's and LARP's codes 64 are kept, so that every model here knows them.
 fn weights_of_parts(folder: &Path, parts: &[[&str; 3]]) -> PathBuf {
     let read = |dump: &str| {
         let dump = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../tests/dumps/models/{dump}.safetensors"));
@@ -118,7 +123,7 @@ fn weights_of_parts(folder: &Path, parts: &[[&str; 3]]) -> PathBuf {
     let files: Vec<_> = parts.iter().map(|[dump, ..]| read(dump)).collect();
     let mut config = serde_json::Map::new();
     let mut tensors = Vec::new();
-    for (bytes, [_, start, prefix]) in files.iter().zip(parts) {
+    for (bytes, [dump, start, prefix]) in files.iter().zip(parts) {
         let (_, header) = safetensors::SafeTensors::read_metadata(bytes).expect("a dump");
         let noted = &header.metadata().as_ref().expect("a dump has notes")["config"];
         let noted: serde_json::Map<_, _> = serde_json::from_str(noted).expect("JSON");
@@ -136,10 +141,17 @@ fn weights_of_parts(folder: &Path, parts: &[[&str; 3]]) -> PathBuf {
                     let kept = &bytes[..bytes.len() / rows * 64];
                     safetensors::tensor::TensorView::new(tensor.dtype(), vec![64, channels], kept).expect("64 rows")
                 }
+                ("tok_embeddings.weight" | "output.weight", &[rows, channels]) if *dump == "larp_ar_class" => {
+                    let kept = &bytes[..bytes.len() / rows * 64];
+                    safetensors::tensor::TensorView::new(tensor.dtype(), vec![64, channels], kept).expect("64 rows")
+                }
                 _ => safetensors::tensor::TensorView::new(tensor.dtype(), shape.to_vec(), bytes).expect("as it was"),
             };
             (name, tensor)
         }));
+    }
+    if let Some(tokens) = config.get("bottleneck_token_num").cloned() {
+        config.insert("max_seq_len".to_owned(), tokens);
     }
     let notes = [("config".to_owned(), serde_json::Value::Object(config).to_string())].into_iter().collect();
     let file = folder.join("parts.safetensors");
@@ -476,7 +488,9 @@ fn traced(path: &Path) -> (Vec<Vec<Vec<u64>>>, u64) {
     let steps = |picture: &serde_json::Value| list(&picture["steps"]).iter().map(cells).collect();
     let sides =
         |grid: &serde_json::Value| list(grid).iter().map(|side| side.as_u64().expect("a side")).product::<u64>();
-    (list(&trace["pictures"]).iter().map(steps).collect(), list(&trace["grids"]).iter().map(sides).sum())
+    let sequence = trace["sequence"].as_u64();
+    let places = sequence.unwrap_or_else(|| list(&trace["grids"]).iter().map(sides).sum());
+    (list(&trace["pictures"]).iter().map(steps).collect(), places)
 }
 
 #[test]
@@ -568,12 +582,79 @@ fn generate_draws_a_part_anew_between_latents_that_stay() {
     let mut cells = pictures[0].concat();
     cells.sort_unstable();
     assert!(cells.into_iter().eq(0..places / 2), "the upper half is drawn");
+    the_rest_stays(&file, "mar", 4, 8);
+}
+
+#[test]
+fn a_video_is_drawn_as_its_frames_side_by_side() {
+    let folder = folder();
+    let [out, trace] = ["o.png", "t.json"].map(|name| folder.path().join(name));
+    let file = weights_of_parts(folder.path(), &[["larp_ar_class", "w.", ""], ["larp_tokenizer", "w.", "vq."]]);
+    let all = ["generate", "--device", "cpu", "--count", "1", "--model", "larp", "--weights", text(&file), "--json"];
+    let output = smalti(&[&all[..], &["--out", text(&out), "--trace", text(&trace)]].concat());
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
+    assert_eq!([&report["kind"], &report["tokens"]], [&serde_json::json!("pictures"), &serde_json::json!(12)]);
+    let (pictures, places) = traced(&trace);
+    assert!(pictures[0].concat().into_iter().eq(0..places) && places == 12, "a sequence: {pictures:?}");
+
+    // What the tokenizer makes of the same tokens, frame by frame.
+    let checkpoint = Checkpoint::open_as(Some("larp"), &[&file]).expect("weights");
+    let device = Device::cpu();
+    let generator = zoo::load::<f32>(&checkpoint, &device).expect("room");
+    let sampling = Sampling { seed: 1, ..generator.about().sampling };
+    let drawn = generator.draw(&[0], 0, &sampling, &mut |_, _| std::ops::ControlFlow::Continue(())).expect("a video");
+    let parts = checkpoint.under("vq.").expect("a tokenizer");
+    let config = checkpoint.config().expect("JSON");
+    let tokenizer = parts.build(&device, &[], |root, _| VideoTokenizer::load(root, &config)).expect("a tokenizer");
+    let tokens = Tensor::from_vec(&device, &[1, 12], drawn.tokens[0].clone()).expect("room");
+    let video = tokenizer.decode::<f32>(&tokenizer.latents(&tokens).expect("codes")).expect("a video");
+    let &[1, 3, frames, height, frame_width] = video.shape() else { panic!("{:?}", video.shape()) };
+    let video = video.to_vec().expect("the device works");
+    let (width, whole_height, pixels) = png(&out);
+    assert_eq!([frames, height, frame_width], [4, 16, 16]);
+    assert_eq!([width, whole_height], [4 * 16 + 8, 16 + 8], "four frames side by side in a margin");
+    for (at, value) in video.iter().enumerate() {
+        let [colour, frame, y, x] = [at / 1024, at / 256 % 4, at / 16 % 16, at % 16];
+        let pixel = pixels[((y + 4) * width + frame * 16 + x + 4) * 3 + colour];
+        let expected = (value.clamp(-1.0, 1.0) + 1.0) * 127.5;
+        assert!((f32::from(pixel) - expected).abs() <= 1.0, "frame {frame}, {y}, {x}: {pixel}, expected {expected}");
+    }
+    let frame =
+        |at: usize| (0..16).flat_map(|y| &pixels[((y + 4) * width + at * 16 + 4) * 3..][..48]).collect::<Vec<_>>();
+    assert!((1..4).all(|at| frame(at) != frame(at - 1)), "frames differ");
+}
+
+/// Of a picture whose upper pixel rows are drawn anew, the codes or latents of each cell.
+fn filled(file: &Path, system: &str, rows: usize, seed: u64) -> Vec<Vec<f32>> {
+    let checkpoint = Checkpoint::open_as(Some(system), &[file]).expect("weights");
+    let generator = zoo::load::<f32>(&checkpoint, &Device::cpu()).expect("room");
+    let [height, width] = generator.about().picture_size;
+    let planes: Vec<_> = (0..3 * height * width).map(|at| (at * 7 % 251) as f32 / 125.5 - 1.0).collect();
+    let anew: Vec<_> = (0..height * width).map(|at| at / width < rows).collect();
+    let sampling = Sampling { seed, ..generator.about().sampling };
+    let given = Given { planes: &planes, anew: &anew };
+    let go_on = &mut |_, _| std::ops::ControlFlow::Continue(());
+    let drawn = generator.fill(given, &[1], 0, &sampling, go_on).expect("a picture");
+    let cells = generator.about().tokens_per_picture;
+    match drawn.latents.first() {
+        Some(latents) => (0..cells).map(|cell| latents.iter().skip(cell).step_by(cells).copied().collect()).collect(),
+        None => drawn.tokens[0].iter().map(|token| vec![*token as f32]).collect(),
+    }
+}
+
+/// That the cells of the pixel rows from `rows` on are the same with every seed, and some before are not: the program puts
+/// the given pixels back, so that its picture does not tell.
+fn the_rest_stays(file: &Path, system: &str, rows: usize, cells_anew: usize) {
+    let [one, other] = [1, 2].map(|seed| filled(file, system, rows, seed));
+    assert_eq!(one[cells_anew..], other[cells_anew..], "{system}: what stays is not drawn");
+    assert_ne!(one[..cells_anew], other[..cells_anew], "{system}: the rest is drawn");
 }
 
 #[test]
 fn generate_draws_a_part_anew_between_codes_that_stay() {
     let folder = folder();
-    let [image, mask, out] = ["i.png", "m.png", "o.png"].map(|name| folder.path().join(name));
+    let [image, mask, trace, out] = ["i.png", "m.png", "t.json", "o.png"].map(|name| folder.path().join(name));
     // LlamaGen's tokenizer has four pixels to a code's side.
     for (dump, system, columns) in
         [("arpg_cosine", "arpg", 5), ("maskgil_linear", "maskgil", 4), ("randar_parallel", "randar", 4)]
@@ -592,13 +673,18 @@ fn generate_draws_a_part_anew_between_codes_that_stay() {
         // Two rows of codes.
         gray(&mask, &|at| if at < 8 * side { 255 } else { 0 });
         let all = ["generate", "--device", "cpu", "--model", system, "--weights", text(&file), "--count", "1"];
-        let options = ["--image", text(&image), "--mask", text(&mask), "--out", text(&out)];
+        let options = ["--image", text(&image), "--mask", text(&mask), "--trace", text(&trace), "--out", text(&out)];
         let output = smalti(&[&all[..], &options].concat());
         assert_eq!(code(&output), 0, "{system}: {}", stderr(&output));
         let (width, _, drawn) = png(&out);
         let stays = |at: usize| drawn[((at / side + 4) * width + at % side + 4) * 3] == given(at);
         assert!((8 * side..side * side).all(stays), "{system}: the dark part stays");
         assert!(!(0..8 * side).all(stays), "{system}: the bright part is drawn");
+        the_rest_stays(&file, system, 8, 2 * columns);
+        let (pictures, places) = traced(&trace);
+        let mut cells = pictures[0].concat();
+        cells.sort_unstable();
+        assert!(cells.into_iter().eq(0..2 * columns as u64) && places as usize == columns * columns, "{system}");
     }
 }
 
