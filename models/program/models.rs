@@ -38,6 +38,7 @@ fn weights(system: &System) -> &'static str {
     match names_tell(system.name) {
         _ if embedded(system.name).is_some() => "in the program",
         _ if system.runs == Runs::Conform => "of dumps",
+        _ if system.runs == Runs::Decoder => "its network's",
         Some(true) => "official names",
         Some(false) => "with --model",
         None => "noted in a file",

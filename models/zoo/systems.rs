@@ -133,7 +133,7 @@ pub const SYSTEMS: &[System] = &[
         parts: "KL autoencoder, ViT encoder and decoder, frequency by frequency, diffusion head that knows the level",
         condition: "class",
         runs: Runs::Pictures,
-        passes: "one per level, 10",
+        passes: "one per level, 10 or 11",
     },
     System {
         name: "flexvar",
@@ -325,6 +325,6 @@ pub const SYSTEMS: &[System] = &[
         parts: "KL autoencoder, blocks modulated by class and time, quarter by quarter, flow of a whole cell",
         condition: "class",
         runs: Runs::Pictures,
-        passes: "51 per cell of 4",
+        passes: "203 for 4 cells",
     },
 ];
