@@ -272,6 +272,29 @@ fn memory_that_a_product_or_a_copy_reads_stays_as_it_is() {
 }
 
 #[test]
+fn a_stage_is_given_back_when_its_products_are_done() {
+    let fence = "wgmma.fence.sync.aligned;";
+    let wait = "wgmma.wait_group.sync.aligned 0;";
+    let arrive = "@first mbarrier.arrive.shared::cta.b64 _, [mbar];";
+    let before = |instructions: &str| format!("mad.lo.u32 mbar, stage, 8, empty; {arrive} {instructions}");
+    let moved = |line, from, instructions: &str| {
+        let before = before(instructions);
+        broken(&[(line, from, &before), ("free", arrive, "")])
+    };
+    let fails = |text: String, kind: FaultKind, at: &str, words: &str| {
+        let fault = run(&text).expect_err("given back too early");
+        assert_eq!((fault.kind, fault.line), (kind, line_of(&text, at)), "{fault}");
+        assert!(fault.to_string().contains(words), "{fault}");
+    };
+    // While they are under way; before they are issued, if the copy comes after that, and if it comes before.
+    let words = "which a wgmma.mma_async may still read";
+    fails(moved("wait product", wait, wait), FaultKind::AsyncRead, "load a", words);
+    fails(moved("fence", fence, fence), FaultKind::AsyncRead, "load a", words);
+    let words = "which a bulk copy writes that nothing here has waited for";
+    fails(moved("fence", fence, "bar.sync 1, 128; wgmma.fence.sync.aligned;"), FaultKind::AsyncCopy, "product", words);
+}
+
+#[test]
 fn registers_of_a_product_wait_for_it() {
     let wait = "wgmma.wait_group.sync.aligned 0;";
     let before = |instruction: &str| format!("{instruction} {wait}");
