@@ -26,10 +26,13 @@ pub fn segments([batch, heads, q_len, k_len]: [usize; 4], multiprocessors: usize
     }
 }
 
-/// [`super::attention`] over operands whose last axis is dense. `bias` is broadcast to `[batch, heads, q_len,
+/// [`super::attention`] over operands whose last axis is dense. With `pages`, u32 `[batch, most pages]`, contiguous, `k` and
+/// `v` are `[pages, kv_heads, page_size, head_dim]`: key `j` of a batch entry is slot `j mod page_size` of the page that its
+/// row names. `bias` is broadcast to `[batch, heads, q_len,
 /// k_len]`, `given` to `[batch, q_len, k_len]`. `y` and `lse` are contiguous. With `parts`, f32 `[batch, heads, q_len,
 /// segments, head_dim + 2]`, contiguous, the keys are split into [`segments`]. With `notes`, u32 zeros, as
-/// many as [`notes`] says, Hopper's own kernel does the work; it does so without where all queries see all keys.
+/// many as [`notes`] says, Hopper's own kernel does the work; it does so without where all queries see all keys. Pages
+/// are not for that kernel.
 ///
 /// # Errors
 /// [`Error::Shape`] if a layout is none of these; [`Error::Value`] if a stride does not fit 32 bits.
@@ -39,6 +42,7 @@ pub fn attention(
     q: Operand<'_>,
     k: Operand<'_>,
     v: Operand<'_>,
+    pages: Option<Operand<'_>>,
     scoring: Scoring,
     bias: Option<Operand<'_>>,
     visible: Visible<Operand<'_>>,
@@ -49,7 +53,7 @@ pub fn attention(
     notes: Option<Operand<'_>>,
 ) -> Result<()> {
     const OP: &str = "attention";
-    let (&[batch, heads, q_len, head_dim], &[_, kv_heads, ..]) = (q.shape(), k.shape()) else {
+    let (&[batch, heads, q_len, head_dim], &[_, kv_heads, k_len, _]) = (q.shape(), k.shape()) else {
         return Err(Error::shape(OP, "q", q.shape(), "[batch, heads, q_len, head_dim], as k"));
     };
     if !(1..=MAX_HEAD_DIM).contains(&head_dim) {
@@ -63,7 +67,11 @@ pub fn attention(
     let segments = parts.and_then(|parts| parts.shape().get(3).copied()).unwrap_or(1);
     let multiprocessors = stream.cuda().multiprocessors() as usize;
     let mut again = Argument::Address(0);
-    let beside = bias.is_some() || given.is_some() || parts.is_some();
+    let (pages_stride, page_size) = match pages {
+        None => (0, 0),
+        Some(pages) => (pages.shape().last().copied().unwrap_or(0), k_len),
+    };
+    let beside = pages.is_some() || bias.is_some() || given.is_some() || parts.is_some();
     let hopper = !beside && hopper::attention(stream, [q, k, v, y], scoring, &sees, lse, notes)?;
     if hopper {
         let Some(notes) = notes else { return Ok(()) };
@@ -82,6 +90,7 @@ pub fn attention(
         dense(OP, "y", y)?,
         dense_or_absent(OP, "lse", lse)?,
         dense_or_absent(OP, "parts", parts)?,
+        dense_or_absent(OP, "pages", pages)?,
         Argument::Words(&q_strides),
         Argument::Words(&k_strides),
         Argument::Words(&v_strides),
@@ -96,6 +105,8 @@ pub fn attention(
         Argument::U32(sees.keys[0]),
         Argument::U32(sees.keys[1]),
         Argument::U32(to_u32(OP, "parts", segments)?),
+        Argument::U32(to_u32(OP, "pages", pages_stride)?),
+        Argument::U32(to_u32(OP, "k", page_size)?),
         Argument::F32(scoring.scale),
         Argument::F32(scoring.softcap.unwrap_or(0.0)),
     ];
@@ -242,42 +253,6 @@ pub fn merge(
     ];
     let grid = blocks(OP, elements, BLOCK as usize)?;
     stream.launch(&format!("merge_{}", y.dtype), [grid, 1, 1], [BLOCK, 1, 1], 0, &arguments)
-}
-
-/// Gathers the keys or values of [`super::paged`]: `x` `[pages, page_size, kv_heads, head_dim]`, whose last axis is
-/// dense, into `y` `[batch, kv_heads, most, head_dim]` by `pages` `[batch, ..]` and `lengths` `[batch]`.
-///
-/// # Errors
-/// [`Error::Shape`] if a layout is none of these; [`Error::Value`] if a stride does not fit 32 bits.
-pub fn gather_pages(
-    stream: &Stream<'_>,
-    x: Operand<'_>,
-    pages: Operand<'_>,
-    lengths: Operand<'_>,
-    y: Operand<'_>,
-) -> Result<()> {
-    const OP: &str = "attention_paged";
-    let (&[_, page_size, ..], &[_, kv_heads, most, head_dim]) = (x.shape(), y.shape()) else {
-        return Err(Error::shape(OP, "k", x.shape(), "[pages, page_size, kv_heads, head_dim]"));
-    };
-    let elements = y.layout.elements();
-    let strides = rows("k", x)?;
-    let arguments = [
-        Argument::Address(x.address()),
-        dense(OP, "pages", pages)?,
-        dense(OP, "lengths", lengths)?,
-        dense(OP, "y", y)?,
-        Argument::Words(&strides),
-        Argument::U32(to_u32(OP, "pages", *pages.shape().last().unwrap_or(&0))?),
-        Argument::U32(to_u32(OP, "k", page_size)?),
-        Argument::U32(to_u32(OP, "k", kv_heads)?),
-        Argument::U32(to_u32(OP, "k", most)?),
-        Argument::U32(to_u32(OP, "k", head_dim)?),
-        Argument::U32(to_u32(OP, "k", elements)?),
-    ];
-    let grid = blocks(OP, elements, BLOCK as usize)?;
-    let entry = format!("gather_pages_b{}", 8 * x.dtype.bytes());
-    stream.launch(&entry, [grid, 1, 1], [BLOCK, 1, 1], 0, &arguments)
 }
 
 /// [`super::l2_normalise`] into `y`, over contiguous operands. `y` may be `x` itself.

@@ -204,7 +204,8 @@ pub fn attention<T: Float>(q: &Tensor<T>, k: &Tensor<T>, v: &Tensor<T>, options:
             let visible = mask.visible(words.as_ref().map(Tensor::cuda_operand));
             let bias = bias.as_ref().map(Tensor::cuda_operand);
             let given = mask.given.as_ref().map(Tensor::cuda_operand);
-            on_cuda(cuda, [&q, &k, &v], scoring, bias, visible, given, &y, options.lse.then_some(&lse))?;
+            let lse = options.lse.then_some(&lse);
+            on_cuda(cuda, [&q, &k, &v], k_len, None, scoring, bias, visible, given, &y, lse)?;
         }
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(_) => {
@@ -223,6 +224,8 @@ pub fn attention<T: Float>(q: &Tensor<T>, k: &Tensor<T>, v: &Tensor<T>, options:
 fn on_cuda<T: Float>(
     cuda: &crate::backend::cuda::Cuda,
     [q, k, v]: [&Tensor<T>; 3],
+    k_len: usize,
+    pages: Option<crate::backend::cuda::Operand<'_>>,
     scoring: Scoring,
     bias: Option<crate::backend::cuda::Operand<'_>>,
     visible: Visible<crate::backend::cuda::Operand<'_>>,
@@ -230,9 +233,7 @@ fn on_cuda<T: Float>(
     y: &Tensor<T>,
     lse: Option<&Tensor<f32>>,
 ) -> Result<()> {
-    let (&[batch, heads, q_len, head_dim], &[_, _, k_len, _]) = (q.shape(), k.shape()) else {
-        unreachable!("the op checked it")
-    };
+    let &[batch, heads, q_len, head_dim] = q.shape() else { unreachable!("the op checked it") };
     let parts = match cuda::segments([batch, heads, q_len, k_len], cuda.multiprocessors() as usize) {
         1 => None,
         segments => Some(Tensor::<f32>::empty(q.device(), &[batch, heads, q_len, segments, head_dim + 2])?),
@@ -241,12 +242,13 @@ fn on_cuda<T: Float>(
     let [q, k, v, y] = [q, k, v, y].map(Tensor::cuda_operand);
     let notes = match (visible, bias, given) {
         (Visible::Same([0, _]), ..) | (_, Some(_), _) | (_, _, Some(_)) => None,
+        _ if pages.is_some() => None,
         _ => cuda::notes(&cuda.stream(), [q, k, v, y], scoring),
     };
     let notes = notes.map(|words| Tensor::<u32>::zeros(device, &[words])).transpose()?;
     let notes = notes.as_ref().map(Tensor::cuda_operand);
     let (lse, parts) = (lse.map(Tensor::cuda_operand), parts.as_ref().map(Tensor::cuda_operand));
-    cuda::attention(&cuda.stream(), q, k, v, scoring, bias, visible, given, y, lse, parts, notes)
+    cuda::attention(&cuda.stream(), q, k, v, pages, scoring, bias, visible, given, y, lse, parts, notes)
 }
 
 /// Allocates what [`wgpu::attention`] writes and calls it; returns `y`.

@@ -2,13 +2,9 @@
 
 #[cfg(feature = "cpu")]
 use super::cpu;
-#[cfg(feature = "cuda")]
-use super::cuda;
 #[cfg(feature = "wgpu")]
 use super::wgpu;
 use super::{Align, Attention, Compiled, Lengths, MAX_HEAD_DIM, Mask, Options, Scoring, dense_rows, reference};
-#[cfg(feature = "cuda")]
-use crate::backend::cuda::to_u32;
 use crate::device::Handle;
 use crate::{Device, Error, Float, Result, Tensor, copy};
 
@@ -36,8 +32,8 @@ pub struct PageTable {
 /// | `lse`     | `[batch, heads, q_len]`                     | f32            | contiguous                             |
 ///
 /// The mask is [`Mask::Full`] or [`Mask::Causal`] with [`Align::BottomRight`], each with the length of the batch entry:
-/// query `i` sees all its keys, or those up to `i + length - q_len`. On the host and on CUDA the pages in use are
-/// gathered first.
+/// query `i` sees all its keys, or those up to `i + length - q_len`. GPUs read keys and values where they lie; on the host
+/// the pages in use are gathered first.
 ///
 /// # Errors
 /// [`Error::Shape`] if shapes do not fit, or the table has not an entry per batch entry; [`Error::Value`] if a page does
@@ -108,19 +104,13 @@ pub fn paged<T: Float>(
         }
         #[cfg(feature = "cuda")]
         Handle::Cuda(gpu) => {
-            let stream = gpu.stream();
-            let (pages, lengths_of) = (table.on(device)?, table.lengths_on(device)?);
-            let gather = |x: &Tensor<T>| {
-                let dense = Tensor::<T>::empty(device, &[batch, kv_heads, most, head_dim])?;
-                let (x, y) = (x.cuda_operand(), dense.cuda_operand());
-                cuda::gather_pages(&stream, x, pages.cuda_operand(), lengths_of.cuda_operand(), y)?;
-                Ok(dense)
-            };
-            let (k, v) = (gather(&k)?, gather(&v)?);
             let words = mask.words();
             let words = Tensor::from_vec(device, &[words.len()], words)?;
+            let pages = table.on(device)?;
             let visible = mask.visible(Some(words.cuda_operand()));
-            super::on_cuda(gpu, [&q, &k, &v], scoring, None, visible, None, &y, Some(&lse))?;
+            let (k, v) = (k.permute(&[0, 2, 1, 3])?, v.permute(&[0, 2, 1, 3])?);
+            let (pages, lse) = (Some(pages.cuda_operand()), options.lse.then_some(&lse));
+            super::on_cuda(gpu, [&q, &k, &v], most, pages, scoring, None, visible, None, &y, lse)?;
         }
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(_) => {
@@ -170,13 +160,6 @@ impl PageTable {
             }
         }
         Tensor::from_vec(x.device(), &[self.lengths.len(), kv_heads, most, head_dim], dense)
-    }
-
-    /// `[batch]` on a GPU.
-    #[cfg(feature = "cuda")]
-    fn lengths_on(&self, device: &Device) -> Result<Tensor<u32>> {
-        let lengths = self.lengths.iter().map(|length| to_u32(OP, "length", *length)).collect::<Result<_>>()?;
-        Tensor::from_vec(device, &[self.lengths.len()], lengths)
     }
 
     /// `[batch, most pages]` on a GPU.

@@ -5,12 +5,12 @@
 use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, CudaStream, DevicePtr, sys};
-use smalti::attention::{self, Mask, Options};
+use smalti::attention::{self, Mask, Options, PageTable};
 use smalti::diffusion::{self, NoiseCurve, NoiseSchedule};
 use smalti::jacobi::{self, Gaussians, Groups, Rule, VerifyDraws, Window};
 use smalti::sample::{self, Watermark, Weights};
 use smalti::vq::{self, DigitOrder};
-use smalti::{Backend, Device, Element, Error, Float, Layout, Tensor, copy, elementwise, f16};
+use smalti::{Backend, Device, Element, Error, Float, Layout, Tensor, bf16, copy, elementwise, f16};
 
 use crate::common::{devices, uniform};
 
@@ -295,6 +295,52 @@ fn attention_on_hopper_multiplies_only_the_tiles_that_its_mask_visits() {
         assert_eq!(count("/bulk_loads/bytes"), [read(1280), read(128), 0], "{launches:?}");
         assert_eq!(count("/shared_stores/bank_conflicts"), [0, 0, 0], "{launches:?}");
     }
+}
+
+#[test]
+fn attention_over_pages_reads_each_key_where_it_lies() {
+    let test = "attention_over_pages_reads_each_key_where_it_lies";
+    let report = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{test}.json"));
+    let _ = std::fs::remove_file(&report);
+    // Two queries of a sequence and of its fork, which share two pages and end in one of their own.
+    let [batch, heads, kv_heads, k_len, head_dim, page_size] = [2, 4, 2, 300, 64, 128];
+    if again(test, &[("CUDA_EMULATOR_REPORT", report.to_str().unwrap())]) {
+        fn run<T: Float>([batch, heads, kv_heads, k_len, head_dim, page_size]: [usize; 6]) {
+            let device = Device::cuda(0).unwrap();
+            let zeros = |shape: &[usize]| Tensor::<T>::zeros(&device, shape).unwrap();
+            let pages = zeros(&[4, page_size, kv_heads, head_dim]);
+            let table = PageTable { pages: vec![vec![0, 1, 2], vec![0, 1, 3]], lengths: vec![k_len; batch] };
+            let q = zeros(&[batch, heads, 1, head_dim]);
+            attention::paged(&q, &pages, &pages, &table, &Options::new(1.0)).unwrap().y.to_vec().unwrap();
+            let piece = zeros(&[batch, kv_heads, k_len, head_dim]);
+            attention::attention(&q, &piece, &piece, &Options::new(1.0)).unwrap().y.to_vec().unwrap();
+        }
+        run::<f32>([batch, heads, kv_heads, k_len, head_dim, page_size]);
+        run::<bf16>([batch, heads, kv_heads, k_len, head_dim, page_size]);
+        return;
+    }
+    if !emulated() {
+        return;
+    }
+    let report = std::fs::read_to_string(&report).unwrap();
+    let launches: Vec<_> = report.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let found: Vec<_> = launches
+        .iter()
+        .filter(|launch| !kernel(launch).starts_with("attention_fold"))
+        .map(|launch| (kernel(launch), number(launch, "/global_loads/bytes")))
+        .collect();
+    // Each of two segments of the keys of each head reads its query, and all keys and values are read once. With pages each
+    // of so many threads looks its page up for each of five tiles of keys and of values; and a block reads the ranges of
+    // its queries, so many times, since lengths may differ.
+    let rows = |bytes: usize| (batch * heads * (2 + 2 * k_len) * head_dim * bytes) as u64;
+    let looked_up = |threads: usize, ranges: usize| (batch * heads * (5 * 2 * threads * 4 + 2 * ranges * 8)) as u64;
+    let expected = [
+        ("attention_f32_q8", rows(4) + looked_up(128, 32)),
+        ("attention_f32_q8", rows(4)),
+        ("attention_mma_bf16_d64_q16", rows(2) + looked_up(32, 6)),
+        ("attention_mma_bf16_d64_q16", rows(2)),
+    ];
+    assert_eq!(found, expected);
 }
 
 /// What the emulator counts of attention over all of ten tiles of `side` keys, and over one of them for each `side` queries.

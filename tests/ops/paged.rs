@@ -103,6 +103,74 @@ fn paged_agrees_with_reference() {
     paged_agrees::<bf16>();
 }
 
+/// Keys in pages and in one piece: the same bits, whatever page a key is in.
+fn pages_give_the_bits_of_one_piece<T: Float>() {
+    // Heads, heads of the keys, queries, keys, channels, slots. One key, a page and one more, pages that tiles and rows of a
+    // copier do not end with, a page for all; few queries over keys in segments; rows that are not whole pieces of 16 bytes;
+    // several slices of channels, and with enough heads blocks of 64 queries.
+    for [heads, kv_heads, q_len, k_len, head_dim, page_size] in [
+        [2usize, 1, 1, 1, 8, 16],
+        [4, 2, 1, 17, 16, 16],
+        [4, 1, 1, 641, 24, 16],
+        [6, 3, 2, 530, 20, 23],
+        [2, 2, 3, 300, 72, 37],
+        [2, 1, 9, 150, 65, 16],
+        [2, 2, 20, 100, 136, 33],
+        [3, 1, 4, 290, 200, 64],
+        [1, 1, 2, 70, 32, 1000],
+        [120, 2, 17, 90, 16, 18],
+    ] {
+        for device in devices() {
+            let most = k_len.div_ceil(page_size) as u32;
+            // Keys and values in one tensor, so that neither is dense.
+            let shape = [most as usize + 2, page_size, kv_heads, 2 * head_dim];
+            let both = tensor::<T>(device, &shape, &spread(1, shape.iter().product()));
+            let [k, v] = [0, head_dim].map(|start| both.narrow(3, start, head_dim).unwrap());
+            // A sequence, and a fork that shares all pages with it but the last.
+            let own: Vec<_> = (1..=most).rev().collect();
+            let fork = [&own[..own.len() - 1], &[most + 1]].concat();
+            let table = PageTable { pages: vec![own, fork], lengths: vec![k_len, k_len - k_len / 3] };
+            let q = tensor::<T>(device, &[2, heads, q_len, head_dim], &spread(3, 2 * heads * q_len * head_dim));
+            for mask in [Mask::Full, Mask::Causal { align: Align::BottomRight }] {
+                let options = Options::new(0.2).mask(mask.clone()).lse();
+                let got = attention::paged(&q, &k, &v, &table, &options).unwrap();
+                let got = (got.y, got.lse.unwrap());
+                for (entry, (pages, length)) in table.pages.iter().zip(&table.lengths).enumerate() {
+                    let [k, v] = [&k, &v].map(|x| in_one_piece(x, pages).narrow(2, 0, *length).unwrap());
+                    let q = q.narrow(0, entry, 1).unwrap();
+                    let expected = attention::attention(&q, &k, &v, &options).unwrap();
+                    let shape = [heads, q_len, *length, head_dim];
+                    let what = format!("{} {device} {shape:?} of {page_size}, {mask:?}, {entry}", T::DTYPE);
+                    assert!(bits(&got.0.narrow(0, entry, 1).unwrap()) == bits(&expected.y), "{what}");
+                    assert!(bits(&got.1.narrow(0, entry, 1).unwrap()) == bits(&expected.lse.unwrap()), "{what}: lse");
+                }
+            }
+        }
+    }
+}
+
+/// `[1, kv_heads, all slots, head_dim]`
+fn in_one_piece<T: Float>(x: &Tensor<T>, pages: &[u32]) -> Tensor<T> {
+    let &[_, page_size, kv_heads, head_dim] = x.shape() else { panic!("pages have four axes") };
+    let mut piece = Tensor::zeros(x.device(), &[1, kv_heads, pages.len() * page_size, head_dim]).unwrap();
+    for (n, page) in pages.iter().enumerate() {
+        let page = x.narrow(0, *page as usize, 1).unwrap().permute(&[0, 2, 1, 3]).unwrap();
+        copy::copy_into_slice(&page, &mut piece, 2, n * page_size).unwrap();
+    }
+    piece
+}
+
+fn bits<T: Float>(x: &Tensor<T>) -> Vec<u64> {
+    x.to_vec().unwrap().iter().map(|x| x.to_f64().to_bits()).collect()
+}
+
+#[test]
+fn paged_gives_the_bits_of_keys_in_one_piece() {
+    pages_give_the_bits_of_one_piece::<f32>();
+    pages_give_the_bits_of_one_piece::<f16>();
+    pages_give_the_bits_of_one_piece::<bf16>();
+}
+
 /// Keys and values of one sequence: `[1, kv_heads, positions, head_dim]`.
 fn keys(device: &Device, seed: u64, positions: usize) -> Tensor<f32> {
     tensor(device, &[1, 2, positions, 8], &spread(seed, 2 * positions * 8))
