@@ -48,14 +48,14 @@ pub struct System {
 }
 
 impl System {
-    /// What it does here besides drawing whole pictures from its condition.
+    /// What `smalti generate` does with it besides drawing whole pictures from its condition. FlexVAR draws the scales that
+    /// the weights' notes name (`schedule`); RandAR's doubled grid runs under `smalti conform` alone.
     #[must_use]
     pub fn also(&self) -> &'static str {
         match self.name {
-            "arpg" | "mar" | "maskgil" | "var" => "inpaint, outpaint, edit",
+            "arpg" | "mar" | "maskgil" | "randar" | "var" => "inpaint, outpaint, edit",
             "flexvar" => "resolution",
             "larp" | "nar" => "video",
-            "randar" => "inpaint, outpaint, edit, resolution",
             _ => "",
         }
     }
