@@ -2,8 +2,9 @@
 //! the papers claim.
 //!
 //! Every generator has random weights, each tensor of one shape the same ones, and draws one picture with guidance,
-//! without its tokenizer. Those of codes cell by cell have LlamaGen-B's shape; the others are smaller (`names.rs`). A claim is the paper's own, with what it compares; where that is another
-//! accelerator or a larger batch, the number here may well be another.
+//! without its tokenizer. Those of codes cell by cell have LlamaGen-B's shape; the others are smaller (`names.rs`). A claim
+//! is the paper's own, with what it compares; where that is another accelerator or a larger batch, the number here may
+//! well be another.
 
 use std::ops::ControlFlow;
 use std::path::Path;

@@ -175,6 +175,14 @@ pub trait Generator {
     fn use_decoder(&mut self, name: &str, _second: Option<&Checkpoint>) -> Result<()> {
         Err(Error::Request(format!("{} has no decoder \"{name}\", only its own", self.about().system)))
     }
+    /// Draws scales of these sides from now on, or pictures of one; given one side, a system of scales chooses those
+    /// before it.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if the system draws no grid but its own, or not this one; [`Error::Op`] if the device has no room.
+    fn use_grids(&mut self, _sides: &[usize]) -> Result<()> {
+        Err(Error::Request(format!("{} draws no grid but its own", self.about().system)))
+    }
     /// Draws from these captions from now on; [`About::classes`] are then their numbers.
     ///
     /// # Errors

@@ -57,9 +57,10 @@ pub struct Model {
     /// twice where the transformer and the tokenizer are in two files
     #[arg(long, value_name = "FILE")]
     pub weights: Vec<PathBuf>,
-    /// Tokens along one side of a picture, for LlamaGen's files, which do not say [default: 16; 24 for 384 pixels]
-    #[arg(long, value_name = "N")]
-    pub grid: Option<usize>,
+    /// Tokens along one side of a picture: for LlamaGen's files, which do not say [default: 16; 24 for 384 pixels]; for
+    /// RandAR twice its own, for a picture of twice the side; for FlexVAR any, or the sides of all scales, as 1,2,4,8,16
+    #[arg(long, value_name = "N", value_delimiter = ',')]
+    pub grid: Vec<usize>,
 }
 
 /// Options of `smalti generate`.

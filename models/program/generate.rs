@@ -39,6 +39,10 @@ pub fn run(options: &Generate) -> Result<ExitCode, Failure> {
         let taken = generator.use_decoder(decoder, second.as_ref());
         taken.map_err(|error| Failure::Input(format!("--decoder: {error}")))?;
     }
+    let sides = &options.model.grid;
+    if !(sides.is_empty() || sides.len() == 1 && generator.about().system == "llamagen") {
+        generator.use_grids(sides).map_err(|error| Failure::Input(format!("--grid: {error}")))?;
+    }
     ask(generator.as_mut(), options)?;
     if previews.is_some() && !generator.about().has_tokenizer {
         let what = format!("{} holds no tokenizer, without which there are no pictures", checkpoint.name());
@@ -252,11 +256,10 @@ pub fn open_weights(options: &Model) -> Result<Checkpoint, Failure> {
     } else {
         Checkpoint::open_as(system, &files).map_err(input)?
     };
-    if let Some(grid) = options.grid {
-        let places = grid.checked_mul(grid).ok_or_else(|| Failure::Input(format!("--grid {grid}: too many tokens")))?;
-        if checkpoint.system() != Some("llamagen") {
-            return Err(Failure::Input(format!("--grid {grid}: only LlamaGen's weights need to be told")));
-        }
+    // Its rotary table is made for one grid; other systems are asked when they are loaded.
+    if let ([grid], Some("llamagen")) = (options.grid.as_slice(), checkpoint.system()) {
+        let places =
+            grid.checked_mul(*grid).ok_or_else(|| Failure::Input(format!("--grid {grid}: too many tokens")))?;
         checkpoint.assume("block_size", places).map_err(input)?;
     }
     Ok(checkpoint)

@@ -211,6 +211,14 @@ pub trait DrawsCodes {
     /// The parts around the network.
     fn codes(&self) -> &Codes;
 
+    /// See [`Generator::use_grids`].
+    ///
+    /// # Errors
+    /// As there.
+    fn use_grids(&mut self, _sides: &[usize]) -> Result<()> {
+        Err(Error::Request(format!("{} draws no grid but its own", Self::SYSTEM)))
+    }
+
     /// See [`Generator::use_captions`].
     ///
     /// # Errors
@@ -302,6 +310,10 @@ impl<T: Float, M: DrawsCodes> Generator for InDtype<T, M> {
         self.model.use_second(second)?;
         self.decoder = Some(decoder);
         Ok(())
+    }
+
+    fn use_grids(&mut self, sides: &[usize]) -> Result<()> {
+        self.model.use_grids(sides)
     }
 
     fn use_captions(&mut self, captions: CaptionFeatures) -> Result<()> {

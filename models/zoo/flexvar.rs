@@ -34,6 +34,8 @@ use crate::{About, Drawn, Error, Generator, Result, Sampling, Seen, Wanted, Watc
 
 /// The official schedule.
 pub(super) const SCHEDULE: [usize; 10] = [1, 2, 3, 4, 5, 7, 9, 11, 13, 16];
+/// A side no picture comes near.
+const LONGEST_SIDE: usize = 256;
 /// Scales that draw; others take the likeliest token.
 const DRAWN: [usize; 13] = [1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 23, 24, 32];
 
@@ -259,6 +261,21 @@ impl<T: Float> Generator for FlexVar<T> {
                 2],
             grids: self.schedule.iter().map(|side| [*side; 2]).collect(),
         }
+    }
+
+    fn use_grids(&mut self, sides: &[usize]) -> Result<()> {
+        let last = *sides.last().unwrap_or(&1);
+        let schedule = match sides {
+            [_] => SCHEDULE.into_iter().filter(|side| *side < last).chain([last]).collect(),
+            _ => sides.to_vec(),
+        };
+        // The class stands in for the first scale, of one token.
+        if schedule.first() != Some(&1) || !schedule.is_sorted() || last > LONGEST_SIDE {
+            let expected = format!("expected scales of 1, then larger ones up to {LONGEST_SIDE}");
+            return Err(Error::Request(format!("flexvar: scales of {sides:?}, {expected}")));
+        }
+        self.schedule = schedule;
+        Ok(())
     }
 
     fn draw_watched(&self, wanted: Wanted<'_>, watch: Watch<'_>) -> Result<Drawn> {

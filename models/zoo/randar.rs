@@ -19,6 +19,7 @@
 //! The file is long because it also draws pictures of twice the side: a coarse picture comes first, the rotary table is
 //! stretched, and a third copy of each sequence, which does not see all of the coarse picture, guides.
 
+use std::cell::RefCell;
 use std::f64::consts::FRAC_PI_2;
 use std::ops::Range;
 
@@ -34,9 +35,15 @@ use crate::order;
 use crate::weights::{Checkpoint, Config};
 use crate::{Error, Result};
 
+/// Guidance by the places of a coarse picture, from the first cell to the last.
+const SPATIAL_CFG: [f32; 2] = [2.5, 2.5];
+
 /// The model with its weights on a device.
 pub struct RandAr {
+    /// Of the grid that is drawn.
     codes: Codes,
+    /// Cells along a side of the grid that it learned.
+    side: usize,
     classes: ClassTable,
     trunk: Trunk,
     /// `[dim]`.
@@ -78,6 +85,7 @@ impl RandAr {
                 table: table.with_null_rows(1, NullRows::Zero)?,
                 steps: config.count("num_inference_steps").unwrap_or(codes.places()),
                 first_cfg: config.numbers("cfg_scales").map_or(1.0, |scales| scales[0]),
+                side: codes.side(),
                 codes,
                 classes,
                 trunk,
@@ -212,7 +220,7 @@ impl RandAr {
         steps: Steps<'_, T>,
     ) -> Result<Extrapolated> {
         let batch = labels.len();
-        let (side, fine) = (self.codes.side(), 2 * self.codes.side());
+        let (side, fine) = (self.side, 2 * self.side);
         let coarse: Vec<Vec<_>> = orders
             .iter()
             .map(|order| order[..side * side].iter().map(|cell| cell / fine / 2 * side + cell % fine / 2).collect())
@@ -233,13 +241,14 @@ impl RandAr {
 
         let counts = counts(self.steps, fine * fine, side * side);
         let run = if finish { &counts[..] } else { &counts[..counts.len() - 1] };
-        let linear = |scales: &str, settled: usize| {
-            let scales = self.config.numbers(scales).unwrap_or_else(|| vec![1.0, sampler.sampling.cfg]);
+        let of_class = [self.first_cfg, sampler.sampling.cfg];
+        let of_place = self.config.numbers("spatial_cfg_scales").unwrap_or_else(|| SPATIAL_CFG.to_vec());
+        let linear = |scales: &[f32], settled: usize| {
             scales[0] + (scales[1] - scales[0]) * settled as f32 / (fine * fine) as f32
         };
         let guide = |logits: &Tensor<T>, settled: usize| {
             let part = |copy: usize| logits.narrow(0, copy * batch, batch);
-            let (a, b) = (linear("cfg_scales", settled), linear("spatial_cfg_scales", settled));
+            let (a, b) = (linear(&of_class, settled), linear(&of_place, settled));
             // null + a (cond - spatial) + b (spatial - null)
             let class = elementwise::scale_add(&part(0)?, a, &part(1)?, b - a)?;
             Ok(elementwise::scale_add(&class, 1.0, &part(2)?, 1.0 - b)?)
@@ -254,7 +263,7 @@ impl RandAr {
     /// # Errors
     /// If the device has no room.
     pub fn extrapolated_table(&self) -> Result<Table> {
-        let (side, fine) = (self.codes.side(), 2 * self.codes.side());
+        let (side, fine) = (self.side, 2 * self.side);
         let (half, pairs) = (self.trunk.head_dim() / 4, self.trunk.head_dim() / 2);
         let boundary = self.config.count("ntk_boundary").unwrap_or(2);
         let table = Table::from_angles(&self.codes.device, fine * fine, pairs, |cell, pair| {
@@ -275,7 +284,7 @@ impl RandAr {
         sampler: &Sampler<'_>,
         steps: Steps<'_, T>,
     ) -> Result<Tensor<u32>> {
-        let (batch, places) = (labels.len(), self.codes.places());
+        let (batch, places) = (labels.len(), self.side * self.side);
         let cfg = sampler.sampling.cfg;
         let guided = cfg > 1.0;
         let sequences = self.sequences::<T>(&self.table, orders, 1 + usize::from(guided))?;
@@ -329,10 +338,26 @@ impl DrawsCodes for RandAr {
 
     const FILLS: bool = true;
 
+    fn use_grids(&mut self, sides: &[usize]) -> Result<()> {
+        let own = self.side;
+        match sides {
+            [side] if [own, 2 * own].contains(side) => self.codes.grid = [1, *side, *side],
+            _ => return Err(Error::Request(format!("randar: grids of {sides:?}, expected {own} or {}", 2 * own))),
+        }
+        Ok(())
+    }
+
     fn generate<T: Float>(&self, wanted: WantedCodes<'_>, steps: Steps<'_, T>) -> Result<Tensor<u32>> {
         let WantedCodes { labels, known, sampler, .. } = wanted;
         let mut orders: Vec<_> = (0..labels.len()).map(|picture| sampler.order(Some(picture))).collect();
-        if known.iter().all(Option::is_none) {
+        let whole = known.iter().all(Option::is_none);
+        if self.codes.side() != self.side {
+            if !whole {
+                return Err(Error::Request("randar: pictures of twice the side are drawn whole".to_owned()));
+            }
+            return self.in_raster(&self.doubled(labels, &mut orders, sampler, steps)?, &orders);
+        }
+        if whole {
             return self.in_raster(&self.draw_in(labels, &orders, None, sampler, steps)?, &orders);
         }
         // What stays is settled first, in any order.
@@ -345,6 +370,38 @@ impl DrawsCodes for RandAr {
 }
 
 impl RandAr {
+    /// Draws the doubled grid, tokens in decoding order; puts the cells of the coarse picture first in each order, those of
+    /// even row and column.
+    fn doubled<T: Float>(
+        &self,
+        labels: &[u32],
+        orders: &mut [Vec<usize>],
+        sampler: &Sampler<'_>,
+        steps: Steps<'_, T>,
+    ) -> Result<Tensor<u32>> {
+        let (fine, places) = (self.codes.side(), self.side * self.side);
+        orders.iter_mut().for_each(|order| order.sort_by_key(|cell| cell / fine % 2 + cell % fine % 2 > 0));
+        let dropped = (places as f32 * self.config.number("spatial_masking_ratio").unwrap_or(0.5)) as usize;
+        let dropped = (0..labels.len()).map(|picture| {
+            let mut all: Vec<_> = (0..places).collect();
+            // The words before these made the order.
+            all.sort_by_key(|place| (sampler.word(Some(picture), sampler.places + place), *place));
+            all.truncate(dropped);
+            all
+        });
+        let dropped: Vec<_> = dropped.collect();
+        let orders = &*orders;
+        let steps = RefCell::new(steps);
+        let mut coarse = |step: Step<'_, T>| {
+            let now = step.settled - step.tokens.shape()[1]..step.settled;
+            let cells: Vec<_> = orders.iter().map(|order| order[now.clone()].to_vec()).collect();
+            (*steps.borrow_mut())(Step { cells: Cells::Each(&cells), ..step })
+        };
+        let mut others = |step: Step<'_, T>| (*steps.borrow_mut())(step);
+        // The official loop leaves out the last step, whose cells would show the first code.
+        Ok(self.extrapolate(labels, orders, &dropped, sampler, true, &mut coarse, &mut others)?.tokens)
+    }
+
     /// Tokens in the order of each picture's cells, `[batch, places]`, in raster order.
     fn in_raster(&self, drawn: &Tensor<u32>, orders: &[Vec<usize>]) -> Result<Tensor<u32>> {
         let places = self.codes.places();

@@ -48,12 +48,12 @@ pub struct System {
 }
 
 impl System {
-    /// What `smalti generate` does with it besides drawing whole pictures from its condition. FlexVAR draws the scales that
-    /// the weights' notes name (`schedule`); RandAR's doubled grid runs under `smalti conform` alone.
+    /// What `smalti generate` does with it besides drawing whole pictures from its condition; resolutions by `--grid`.
     #[must_use]
     pub fn also(&self) -> &'static str {
         match self.name {
-            "arpg" | "mar" | "maskgil" | "randar" | "var" => "inpaint, outpaint, edit",
+            "arpg" | "mar" | "maskgil" | "var" => "inpaint, outpaint, edit",
+            "randar" => "inpaint, outpaint, edit, resolution",
             "flexvar" => "resolution",
             "larp" | "nar" => "video",
             _ => "",

@@ -869,6 +869,54 @@ fn show_order_settles_cells_as_a_generation_does() {
 }
 
 #[test]
+fn generate_draws_other_grids_than_the_learned() {
+    let folder = folder();
+    let [out, trace] = ["o.png", "t.json"].map(|name| folder.path().join(name));
+    // Three cells a side, and twice as many. LlamaGen's tokenizer has four pixels to a code's side.
+    let parts = [["randar_extrapolate", "w.", ""], ["llamagen_c2i", "w.vq.", "vq."]];
+    let file = weights_of_parts(folder.path(), &parts);
+    let all = ["generate", "--device", "cpu", "--model", "randar", "--weights", text(&file), "--out", text(&out)];
+    let draw = |options: &[&str]| {
+        let output = smalti(&[&all[..], &["--trace", text(&trace)], options].concat());
+        assert_eq!(code(&output), 0, "{options:?}: {}", stderr(&output));
+        (png(&out), traced(&trace))
+    };
+    let ((width, height, pixels), (pictures, places)) = draw(&["--grid", "6", "--count", "2"]);
+    assert_eq!([width, height, places as usize], [2 * 24 + 3 * 4, 24 + 2 * 4, 36]);
+    assert_ne!(pictures[0], pictures[1], "each picture has its order");
+    for picture in &pictures {
+        let cells = picture.concat();
+        let is_coarse = |cell: &u64| cell / 6 % 2 + cell % 6 % 2 == 0;
+        assert!(cells.iter().take(9).all(is_coarse) && !cells.iter().skip(9).any(is_coarse), "{cells:?}");
+        let mut sorted = cells;
+        sorted.sort_unstable();
+        assert!(sorted.into_iter().eq(0..36), "each cell once");
+    }
+    let ((half, _, second), _) = draw(&["--grid", "6", "--count", "2", "--shard", "2/2"]);
+    for (whole, second) in pixels.chunks(width * 3).zip(second.chunks(half * 3)) {
+        assert_eq!(whole[(width - half) * 3..], *second, "a batch changes nothing");
+    }
+    assert_eq!(draw(&["--grid", "3", "--count", "1"]).1.1, 9);
+    refused(&[&all[..], &["--grid", "5"]].concat(), "--grid: randar: grids of [5], expected 3 or 6");
+    refused(&[&all[..], &["--grid", "3,6"]].concat(), "--grid: randar: grids of [3, 6], expected 3 or 6");
+
+    let file = weights_of_dump(folder.path(), "flexvar_var_cfg", true);
+    let all = ["generate", "--device", "cpu", "--count", "1", "--model", "flexvar", "--weights", text(&file)];
+    let all = [&all[..], &["--out", text(&out), "--trace", text(&trace)]].concat();
+    for (grid, scales) in [("1,3,3,6", vec![1, 3, 3, 6]), ("6", vec![1, 2, 3, 4, 5, 6]), ("1", vec![1])] {
+        let output = smalti(&[&all[..], &["--grid", grid]].concat());
+        assert_eq!(code(&output), 0, "{grid}: {}", stderr(&output));
+        let (pictures, _) = traced(&trace);
+        let counts: Vec<_> = pictures[0].iter().map(Vec::len).collect();
+        assert_eq!(counts, scales.iter().map(|side| side * side).collect::<Vec<_>>(), "{grid}");
+    }
+    refused(&[&all[..], &["--grid", "2,3"]].concat(), "--grid: flexvar: scales of [2, 3], expected");
+    refused(&[&all[..], &["--grid", "1,9999"]].concat(), "--grid: flexvar: scales of [1, 9999], expected");
+    refused(&[&all[..], &["--grid", "0"]].concat(), "--grid: flexvar: scales of [0], expected");
+    refused(&["generate", "--device", "cpu", "--model", "var", "--grid", "8"], "--grid: var draws no grid but its own");
+}
+
+#[test]
 fn classes_are_numbered() {
     for model in ["llamagen", "var"] {
         let output = smalti(&["classes", "--model", model]);
