@@ -7,10 +7,14 @@
 The first run keeps each test's PTX, operands and results; this one repeats them with libcuda.so.1, through ctypes alone.
 Instructions that PTX calls approximate may differ in their last bits, and so may products of numbers that are not whole;
 all others must not. Exits with 1 if they do.
+
+A fault on the GPU, an illegal instruction say, spoils all that its process does with CUDA afterwards, so the tests run in
+a process that is replaced after each failure.
 """
 
 import ctypes
 import json
+import multiprocessing
 import pathlib
 import sys
 
@@ -123,6 +127,51 @@ class Driver:
         return out
 
 
+def read(description):
+    """What a test is, its PTX, its operands, and what the emulator left."""
+    about = json.loads(description.read_text())
+    data = description.with_suffix(".bin").read_bytes()
+    sizes = about["operands"] if "count" in about else [argument["bytes"] for argument in about["arguments"]]
+    return about, description.with_suffix(".ptx").read_bytes() + b"\0", data, data[sum(sizes) :]
+
+
+def work(connection):
+    """Runs the tests whose descriptions come, until one fails."""
+    try:
+        driver = Driver()
+        while True:
+            about, text, data, _ = read(connection.recv())
+            run = driver.run_tuples if "count" in about else driver.run_block
+            connection.send(run(text, about, data))
+    except RuntimeError as error:
+        connection.send(error)
+    except EOFError:
+        pass
+
+
+class Worker:
+    """A process that runs tests, or none until the next."""
+
+    def __init__(self):
+        self.connection = None
+
+    def run(self, description):
+        """What the test leaves on the GPU, or the error."""
+        if self.connection is None:
+            self.connection, other = multiprocessing.Pipe()
+            multiprocessing.get_context("spawn").Process(target=work, args=(other,), daemon=True).start()
+            other.close()
+        try:
+            self.connection.send(description)
+            got = self.connection.recv()
+        except (EOFError, OSError):
+            got = RuntimeError("the process that ran it ended")
+        if isinstance(got, RuntimeError):
+            self.connection.close()
+            self.connection = None
+        return got
+
+
 def describe_tuple(about, data, differ, width):
     """The first tuple of operands that gave something else."""
     at = differ // width
@@ -137,21 +186,20 @@ def describe_tuple(about, data, differ, width):
 
 
 def main(folder):
-    driver = Driver()
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        sys.exit(f"no CUDA driver: {error}")
+    worker = Worker()
     failed = refused = same = 0
     for description in sorted(pathlib.Path(folder).glob("*.json")):
-        about = json.loads(description.read_text())
-        data = description.with_suffix(".bin").read_bytes()
+        about, _, data, expected = read(description)
         tuples = "count" in about
-        sizes = about["operands"] if tuples else [argument["bytes"] for argument in about["arguments"]]
-        expected = data[sum(sizes) :]
-        text = description.with_suffix(".ptx").read_bytes() + b"\0"
         body = " ".join(about["body"].split())
-        try:
-            got = (driver.run_tuples if tuples else driver.run_block)(text, about, data)
-        except RuntimeError as error:
+        got = worker.run(description)
+        if isinstance(got, RuntimeError):
             refused += 1
-            print(f"not run: {body}: {error}")
+            print(f"not run: {body}: {got}")
             continue
         width = len(expected) // about["count"] if tuples else 4
         differ = [i for i in range(0, len(expected), width) if got[i : i + width] != expected[i : i + width]]

@@ -268,6 +268,67 @@ DONE: ret;"
 }
 
 #[test]
+fn every_reader_must_be_ordered_before_a_write() {
+    // Warps 0 to 2 read, and warp 3 writes after a barrier with those from `first` on.
+    let lines = |first: u32, threads: u32| {
+        format!(
+            "st.shared.u32 [r0], 0; bar.sync 0;
+setp.eq.u32 q, thread, 96;
+@!q ld.shared.u32 r1, [place];
+setp.ge.u32 p, thread, {first};
+@p bar.sync 1, {threads};
+@q st.shared.u32 [place], 1;"
+        )
+    };
+    passes(&lines(0, 128), 128);
+    for first in [32, 64, 96] {
+        let fault = expect(&lines(first, 128 - first), 128, FaultKind::Race, 15, 96);
+        assert!(fault.detail.contains("thread [0, 0, 0] read"), "{fault}");
+    }
+    let last =
+        lines(0, 64).replace("setp.ge.u32 p, thread, 0;", "setp.lt.u32 p, thread, 32; @!p setp.ge.u32 p, thread, 96;");
+    let fault = expect(&last, 128, FaultKind::Race, 15, 96);
+    assert!(fault.detail.contains("thread [32, 0, 0] read"), "{fault}");
+}
+
+#[test]
+fn every_atomic_operation_must_be_ordered_before_a_plain_access() {
+    // Warps 0 to 2 add, and warp 3 reads or writes after a barrier with those from `first` on.
+    for access in ["ld.shared.u32 r1, [place];", "st.shared.u32 [place], 7;"] {
+        let lines = |first: u32| {
+            format!(
+                "st.shared.u32 [r0], 0; bar.sync 0;
+setp.eq.u32 q, thread, 96;
+@!q red.shared.add.u32 [place], 1;
+setp.ge.u32 p, thread, {first};
+@p bar.sync 1, {};
+@q {access}",
+                128 - first
+            )
+        };
+        passes(&lines(0), 128);
+        for first in [32, 64, 96] {
+            expect(&lines(first), 128, FaultKind::Race, 15, 96);
+        }
+    }
+}
+
+#[test]
+fn a_strong_read_does_not_hide_a_plain_one_before_it() {
+    let lines = |plain: &str| {
+        format!(
+            "st.shared.u32 [r0], 0; bar.sync 0;
+setp.eq.u32 p, thread, 0; setp.eq.u32 q, thread, 32;
+{plain}
+@p ld.volatile.shared.u32 r1, [place];
+@q st.volatile.shared.u32 [place], 7;"
+        )
+    };
+    passes(&lines(""), 64);
+    expect(&lines("@p ld.shared.u32 r1, [place];"), 64, FaultKind::Race, 14, 32);
+}
+
+#[test]
 fn producers_that_arrive_are_ordered_before_consumers_that_wait() {
     let lines = |arrive: &str| {
         format!(

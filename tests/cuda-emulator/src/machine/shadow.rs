@@ -1,8 +1,9 @@
 //! Who touched which byte last, and whether that was ordered.
 //!
 //! Every warp has a clock, which barriers and `bar.warp.sync` advance, and knows of every other warp's clock up to
-//! which time it is ordered after it. Of every byte the last write and two concurrent reads are kept, as the thread
-//! and its warp's clock then. An access is a race if one of them is by another thread, at a time that the
+//! which time it is ordered after it. Of every byte all accesses are kept, as the thread and its warp's clock then, that
+//! nothing since makes superfluous: the last write, reads since, and, where strong accesses meet, earlier ones that
+//! nothing orders before the last write. An access is a race if one of them is by another thread, at a time that the
 //! accessing warp is not ordered after, and one of the two writes. What works beside the warps counts as a thread of
 //! its own, with its own clock.
 
@@ -58,15 +59,142 @@ impl Stamp {
     fn races(self, now: Self, seen: &Clocks) -> bool {
         self.is_concurrent(now, seen) && !(self.is_strong() && now.is_strong())
     }
+
+    /// Whether whatever comes later and races with a read here races with one at `now` too.
+    fn is_superseded(self, now: Self, seen: &Clocks) -> bool {
+        let before = self.thread() == now.thread() || !self.is_concurrent(now, seen);
+        before && (self.is_strong() || !now.is_strong())
+    }
+
+    /// Whether an access of another warp that races with one at `other` races with this too; so does one of the same
+    /// warp, unless it is this thread's.
+    fn covers(self, other: Self) -> bool {
+        self.0 != 0
+            && Agent::of_thread(self.thread()) == Agent::of_thread(other.thread())
+            && self.clock() >= other.clock()
+            && (!self.is_strong() || other.is_strong())
+    }
+
+    /// Whether an access that races with one here races with one of `kept` anyway: of a warp, two threads' suffice,
+    /// since the later access is of one thread at most.
+    fn is_covered(self, kept: impl Iterator<Item = Self>) -> bool {
+        let mut first = None;
+        for one in kept.filter(|one| one.covers(self)) {
+            if one.thread() == self.thread() || first.is_some_and(|first| first != one.thread()) {
+                return true;
+            }
+            first = Some(one.thread());
+        }
+        false
+    }
 }
 
 #[derive(Clone, Copy)]
 struct Entry {
     write: Stamp,
     reads: [Stamp; 2],
+    /// Where in [`Others`] what has no room here is; 0: there is none.
+    others: u32,
 }
 
-const EMPTY: Entry = Entry { write: Stamp::NONE, reads: [Stamp::NONE; 2] };
+const EMPTY: Entry = Entry { write: Stamp::NONE, reads: [Stamp::NONE; 2], others: 0 };
+
+/// An access for which its entry has no room.
+#[derive(Clone, Copy)]
+struct Other {
+    stamp: Stamp,
+    wrote: bool,
+}
+
+/// Accesses for which their entries have no room: where several warps read the same, or strong accesses meet.
+#[derive(Default)]
+struct Others {
+    /// The first is never used: its number says that there is no list.
+    lists: Vec<Vec<Other>>,
+    free: Vec<u32>,
+}
+
+impl Others {
+    fn clear(&mut self) {
+        self.free.clear();
+        self.free.extend(1..self.lists.len() as u32);
+    }
+
+    fn of(&self, list: u32) -> &[Other] {
+        self.lists.get(list as usize).map_or(&[], Vec::as_slice)
+    }
+
+    /// An entry's reads, or its writes.
+    fn stamps(&self, entry: Entry, wrote: bool) -> impl Iterator<Item = Stamp> {
+        let here = if wrote { [entry.write, Stamp::NONE] } else { entry.reads };
+        let others = self.of(entry.others).iter().filter(move |other| other.wrote == wrote);
+        here.into_iter().chain(others.map(|other| other.stamp))
+    }
+
+    /// An empty list's number.
+    fn list(&mut self) -> u32 {
+        let list = self.free.pop().unwrap_or_else(|| {
+            let next = self.lists.len().max(1);
+            self.lists.resize_with(next + 1, Vec::new);
+            next as u32
+        });
+        self.lists[list as usize].clear();
+        list
+    }
+
+    fn push(&mut self, entry: &mut Entry, other: Other) {
+        if entry.others == 0 {
+            entry.others = self.list();
+        }
+        self.lists[entry.others as usize].push(other);
+    }
+
+    /// The same entry for another byte.
+    fn copy(&mut self, entry: &Entry) -> Entry {
+        let mut copy = *entry;
+        if entry.others != 0 {
+            copy.others = self.list();
+            self.lists[copy.others as usize] = self.lists[entry.others as usize].clone();
+        }
+        copy
+    }
+
+    /// Keeps a read.
+    fn read(&mut self, entry: &mut Entry, now: Stamp, seen: &Clocks) {
+        if let Some(old) = entry.reads.iter_mut().find(|old| old.is_superseded(now, seen)) {
+            *old = now;
+            return;
+        }
+        if now.is_covered(self.stamps(*entry, false)) {
+            return;
+        }
+        let other = Other { stamp: now, wrote: false };
+        let mut old = self.lists.get_mut(entry.others as usize).into_iter().flatten();
+        match old.find(|old| !old.wrote && old.stamp.is_superseded(now, seen)) {
+            Some(old) => *old = other,
+            None => self.push(entry, other),
+        }
+    }
+
+    /// Keeps a write, in place of all that is ordered before it.
+    fn write(&mut self, entry: &mut Entry, now: Stamp, seen: &Clocks) {
+        let old = *entry;
+        *entry = Entry { write: now, ..EMPTY };
+        // A race has been reported by now, so nothing is concurrent to it but strong accesses to a strong one.
+        if now.is_strong() {
+            let reads = old.reads.map(|stamp| Other { stamp, wrote: false });
+            let before = [&reads[..], &[Other { stamp: old.write, wrote: true }], self.of(old.others)].concat();
+            for other in before.into_iter().filter(|other| other.stamp.is_concurrent(now, seen)) {
+                if !other.stamp.is_covered(self.stamps(*entry, other.wrote)) {
+                    self.push(entry, other);
+                }
+            }
+        }
+        if old.others != 0 {
+            self.free.push(old.others);
+        }
+    }
+}
 
 /// What a block did to a page's bytes, a bit for each.
 #[derive(Clone, Copy, Default)]
@@ -146,6 +274,7 @@ pub enum Earlier {
 pub struct Shadow {
     pages: Vec<Page>,
     used: usize,
+    others: Others,
     index: PageMap<u32>,
     /// The page found last.
     last: Option<(u64, u32)>,
@@ -167,6 +296,7 @@ impl Shadow {
     /// Forgets everything, for the next block.
     pub fn clear(&mut self) {
         self.used = 0;
+        self.others.clear();
         self.index.clear();
         self.last = None;
     }
@@ -176,7 +306,8 @@ impl Shadow {
         self.pages[..self.used].iter().map(|page| (page.address, &page.touched))
     }
 
-    fn page(&mut self, address: u64) -> &mut Page {
+    /// Where in `pages` the page of an address is.
+    fn page(&mut self, address: u64) -> usize {
         let start = address & !(PAGE - 1);
         let index = match self.last {
             Some((last, index)) if last == start => index,
@@ -200,7 +331,7 @@ impl Shadow {
                 index
             }
         };
-        &mut self.pages[index as usize]
+        index as usize
     }
 
     /// Records an access of 1, 2, 4, 8 or 16 aligned bytes. `unchanged` tells whether a write leaves memory as it
@@ -213,7 +344,9 @@ impl Shadow {
         by: Observer<'_>,
         unchanged: bool,
     ) -> Result<(), Conflict> {
-        let page = self.page(address);
+        let index = self.page(address);
+        let Self { pages, others, .. } = self;
+        let page = &mut pages[index];
         let offset = (address & (PAGE - 1)) as usize;
         let bits = (((1u128 << bytes) - 1) as u64) << (offset & 63);
         let touched = &mut page.touched;
@@ -229,31 +362,29 @@ impl Shadow {
         }
         if page.by_word && bytes < 4 {
             page.by_word = false;
-            page.entries = page.entries.iter().flat_map(|entry| [*entry; 4]).collect();
+            page.entries = page.entries.iter().flat_map(|entry| [(); 4].map(|()| others.copy(entry))).collect();
         }
         let (first, count) = if page.by_word { (offset / 4, bytes as usize / 4) } else { (offset, bytes as usize) };
         for entry in &mut page.entries[first..first + count] {
-            if entry.write.races(by.stamp, by.seen) && !(action == Action::Write && unchanged) {
-                return Err(Conflict { thread: entry.write.thread(), earlier: Earlier::Write });
+            let Observer { stamp: now, seen, .. } = by;
+            if !(action == Action::Write && unchanged)
+                && let Some(write) = others.stamps(*entry, true).find(|write| write.races(now, seen))
+            {
+                return Err(Conflict { thread: write.thread(), earlier: Earlier::Write });
             }
             if let Some(memory) = by.proxy
-                && entry.write.is_unfenced(memory, by.seen)
+                && let Some(write) = others.stamps(*entry, true).find(|write| write.is_unfenced(memory, seen))
             {
-                return Err(Conflict { thread: entry.write.thread(), earlier: Earlier::Unfenced });
+                return Err(Conflict { thread: write.thread(), earlier: Earlier::Unfenced });
             }
             if action == Action::Read {
-                let replaceable =
-                    |read: &Stamp| read.thread() == by.stamp.thread() || !read.is_concurrent(by.stamp, by.seen);
-                let free = entry.reads.iter().position(replaceable);
-                if let Some(free) = free {
-                    entry.reads[free] = by.stamp;
-                }
+                others.read(entry, now, seen);
                 continue;
             }
-            if let Some(read) = entry.reads.iter().find(|read| read.races(by.stamp, by.seen)) {
+            if let Some(read) = others.stamps(*entry, false).find(|read| read.races(now, seen)) {
                 return Err(Conflict { thread: read.thread(), earlier: Earlier::Read });
             }
-            *entry = Entry { write: by.stamp, reads: EMPTY.reads };
+            others.write(entry, now, seen);
         }
         Ok(())
     }
