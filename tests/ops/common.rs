@@ -5,13 +5,18 @@ use std::sync::OnceLock;
 use smalti::{Device, Float, Tensor};
 
 /// The devices under test. `SMALTI_REQUIRE` names backends, as `cpu,wgpu`, whose absence is a failure; without it an
-/// absent backend is named and left out. Software adapters count: they run the same kernels.
+/// absent backend is named and left out. Software adapters count: they run the same kernels. `SMALTI_ONLY` names the one
+/// backend of a run that is about it alone.
 pub fn devices() -> &'static [Device] {
     static DEVICES: OnceLock<Vec<Device>> = OnceLock::new();
     DEVICES.get_or_init(|| {
         let required = std::env::var("SMALTI_REQUIRE").unwrap_or_default();
+        let only = std::env::var("SMALTI_ONLY").ok();
         let mut devices = Vec::new();
         for name in ["cpu", "wgpu", "cuda"] {
+            if only.as_ref().is_some_and(|only| only != name) {
+                continue;
+            }
             match Device::open(name) {
                 Ok(device) => devices.push(device),
                 Err(reason) => {
