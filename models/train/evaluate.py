@@ -9,7 +9,7 @@ import torch
 
 import data
 import transformers
-from export import load
+from saved import load
 from train_tokenizer import evaluate
 from train_transformer import encode_all
 

@@ -1,4 +1,4 @@
-"""Writes a tokenizer and a transformer into one safetensors file, and loads such a file again.
+"""Writes a tokenizer and a transformer into one safetensors file.
 
 Tensors carry the official names under the prefixes `gpt.` and `vq.` (LlamaGen)
 or `var.` and `vae.` (VAR). Everything is f16 except the linear layers of the
@@ -11,15 +11,12 @@ import json
 import os
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 import data
-import tokenizers
 import transformers
-from train_transformer import tokenizer_of
+from saved import PREFIX, tokenizer_of
 
-PREFIX = {"llamagen": ("gpt.", "vq."), "var": ("var.", "vae.")}
 LINEAR = ("wqkv.weight", "wo.weight", "w1.weight", "w2.weight", "w3.weight", "output.weight", "mat_qkv.weight",
           "proj.weight", "fc1.weight", "fc2.weight", "ada_lin.1.weight", "head.weight")
 LICENSE = "Apache-2.0"
@@ -74,41 +71,14 @@ def config_of(family, t, k):
     return {**config, "norm_groups": k["groups"], "image_size": 64, **SAMPLING[family]}
 
 
-def load(path):
-    """Reads an exported file: family, transformer, tokenizer, metadata."""
-    with safe_open(path, "pt") as f:
-        meta = f.metadata()
-        raw = {k: f.get_tensor(k) for k in f.keys()}
-    state = {}
-    for key, value in raw.items():
-        if key.endswith(".scale"):
-            continue
-        state[key] = value.float() if value.dtype != torch.int8 else value.float() * raw[key + ".scale"][:, None]
-    family, c = meta["system"], json.loads(meta["config"])
-    front, back = PREFIX[family]
-    if family == "llamagen":
-        transformer = transformers.build(family, classes=c["num_classes"], vocab=c["vocab_size"], dim=c["dim"], layers=c["n_layer"],
-                                         heads=c["n_head"], multiple_of=c["multiple_of"])
-        tokenizer = tokenizers.build(family, ch=c["ch"], mult=c["encoder_ch_mult"], blocks=c["num_res_blocks"], z=c["z_channels"],
-                                     codes=c["vocab_size"], dim=c["codebook_embed_dim"], groups=c["norm_groups"])
-    else:
-        transformer = transformers.build(family, classes=c["num_classes"], vocab=c["vocab"], code_dim=c["z_channels"],
-                                         dim=c["embed_dim"], layers=c["depth"], heads=c["heads"], patch_nums=c["patch_nums"])
-        tokenizer = tokenizers.build(family, ch=c["ch"], mult=c["ch_mult"], blocks=c["num_res_blocks"], codes=c["vocab"],
-                                     dim=c["z_channels"], groups=c["norm_groups"], patch_nums=c["patch_nums"])
-    transformer.load_state_dict({k[len(front):]: v for k, v in state.items() if k.startswith(front)})
-    tokenizer.load_export({k[len(back):]: v for k, v in state.items() if k.startswith(back)})
-    return family, transformer.eval(), tokenizer.eval(), {**meta, "config": c}
-
-
 def main():
     a = argparse.ArgumentParser(description=__doc__)
     a.add_argument("run", help="folder of the transformer's run")
-    a.add_argument("tokenizer", help="folder of the tokenizer's run")
+    a.add_argument("tokenizer", help="folder of the tokenizer's run, or an exported file that has it")
     a.add_argument("file", help="the .safetensors file to write")
     a = a.parse_args()
 
-    tokenizer, tokenizer_config, _ = tokenizer_of(a.tokenizer)
+    tokenizer, tokenizer_config = tokenizer_of(a.tokenizer)
     config = json.load(open(os.path.join(a.run, "config.json")))
     family = config["family"]
     transformer = transformers.build(**config).eval()

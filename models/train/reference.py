@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 import data
-from export import load
+from saved import load
 
 
 def main():

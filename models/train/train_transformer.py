@@ -10,18 +10,9 @@ import torch
 import torch.nn.functional as F
 
 import data
-import tokenizers
 import transformers
 from common import Run, atomic_save
-
-
-def tokenizer_of(folder):
-    """The averaged weights of a tokenizer run."""
-    config = json.load(open(os.path.join(folder, "config.json")))
-    model = tokenizers.build(**config).eval().requires_grad_(False)
-    saved = torch.load(os.path.join(folder, "last.pt"), weights_only=False)
-    model.load_state_dict(saved["average"])
-    return model.to(memory_format=torch.channels_last), config, saved
+from saved import load, tokenizer_of
 
 
 @torch.no_grad()
@@ -51,7 +42,8 @@ def main():
     a = argparse.ArgumentParser(description=__doc__)
     a.add_argument("family", choices=["llamagen", "var"])
     a.add_argument("--package", required=True, help="the unpacked npm package emoji-datasource-google")
-    a.add_argument("--tokenizer", required=True, help="folder of the tokenizer's run")
+    a.add_argument("--tokenizer", required=True, help="folder of the tokenizer's run, or an exported file that has it")
+    a.add_argument("--start", help="an exported file whose transformer is trained on, rather than a new one")
     a.add_argument("--out", required=True, help="folder of this run; resumes if it holds a checkpoint")
     a.add_argument("--minutes", type=float, default=60)
     a.add_argument("--batch", type=int, default=16)
@@ -62,6 +54,9 @@ def main():
     a.add_argument("--dropout", type=float, default=0.1)
     a.add_argument("--class-dropout", type=float, default=0.1)
     a.add_argument("--copies", type=int, default=10, help="augmented copies of a picture that are encoded")
+    a.add_argument("--balance", type=float, default=0.5,
+                   help="classes are drawn by their number of pictures to the power of 1 less this: 1 draws all alike")
+    a.add_argument("--f32", action="store_false", dest="bf16", help="no bf16, which is slow without avx512_bf16")
     a.add_argument("--seed", type=int, default=1)
     a = a.parse_args()
 
@@ -69,7 +64,7 @@ def main():
     torch.manual_seed(a.seed)
     os.makedirs(a.out, exist_ok=True)
     pictures = data.load(a.package, os.path.join(os.path.dirname(os.path.abspath(a.package)), "noto.npz"))
-    tokenizer, tokenizer_config, _ = tokenizer_of(a.tokenizer)
+    tokenizer, _ = tokenizer_of(a.tokenizer)
     cache = os.path.join(a.out, "tokens.pt")
     if not os.path.exists(cache):
         atomic_save(encode_all(tokenizer, pictures, a.copies, 2), cache)
@@ -79,10 +74,9 @@ def main():
         seen = seen.half()
     held = rows["held"]
     held_index, train_index = torch.nonzero(held)[:, 0], torch.nonzero(~held)[:, 0]
-    # Classes are drawn by the square root of their number of pictures.
     weight, label = rows["weight"][train_index], rows["labels"][train_index]
     mass = torch.zeros(len(data.CLASSES)).index_add_(0, label, weight.float())
-    weight = weight / mass[label].sqrt()
+    weight = weight / mass[label] ** a.balance
     print(len(train_index), "rows, effective pictures per class", [round(m, 1) for m in mass.tolist()], flush=True)
     probe = train_index[torch.randperm(len(train_index), generator=torch.Generator().manual_seed(0))[:64]]
 
@@ -90,6 +84,8 @@ def main():
     if a.family == "var":
         config["patch_nums"], config["code_dim"] = list(tokenizer.patch_nums), tokenizer.dim
     model = transformers.build(a.family, **config, dropout=a.dropout)
+    if a.start:
+        model.load_state_dict(load(a.start)[1].state_dict())
     print(sum(q.numel() for q in model.parameters()), "parameters", flush=True)
     json.dump({"family": a.family, **config}, open(os.path.join(a.out, "config.json"), "w"))
     decay = [q for q in model.parameters() if q.ndim == 2]
@@ -106,7 +102,7 @@ def main():
         labels = rows["labels"][pick]
         labels = torch.where(torch.rand(a.batch) < a.class_dropout, len(data.CLASSES), labels)
         given = seen[pick] if a.family == "llamagen" else seen[pick].float()
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=a.bf16):
             logits = model(labels, given)
         loss = F.cross_entropy(logits.float().flatten(0, 1), rows["tokens"][pick].flatten())
         optimizer.zero_grad(set_to_none=True)
