@@ -16,14 +16,15 @@ use crate::families::{in_turns, least};
 use crate::generators::Run;
 use crate::{Ceilings, Row, Task};
 
-/// Names of `--decoder`, and what their papers claim over one token after another, on other networks and accelerators.
+/// Names of `--decoder`, and what their papers' abstracts claim over one token after another, on other networks and
+/// accelerators. That of SJD has no number: this one is from summaries of its tables.
 const DECODERS: [(&str, &str); 6] = [
-    ("jacobi", "about none where tokens are drawn (SJD, section 3.1)"),
+    ("jacobi", "incompatible with drawing tokens (SJD's abstract)"),
     ("sjd", "about 2 times"),
     ("mc-sjd", "up to 4.2 times"),
     ("mc-sjd-gumbel", "up to 4.2 times"),
     ("gsd", "3.7 times"),
-    ("lantern", "1.82 times, with a second network that drafts"),
+    ("lantern", "1.82 times, or so much over plain speculative decoding, with a second network that drafts"),
 ];
 
 /// A picture of each class: passes of one on the mean, and how to draw them again.

@@ -3,8 +3,8 @@
 //!
 //! Every generator has random weights, each tensor of one shape the same ones, and draws one picture with guidance,
 //! without its tokenizer. Those of codes cell by cell have LlamaGen-B's shape; the others are smaller (`names.rs`). A claim
-//! is the paper's own, with what it compares; where that is another accelerator or a larger batch, the number here may
-//! well be another.
+//! is the paper's own, from its abstract or its authors' README, with what it compares; where that is another accelerator or
+//! a larger batch, the number here may well be another.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -64,6 +64,7 @@ fn families() -> Vec<Family> {
     };
     let flexvar =
         |scales: &[usize]| way("flexvar", json!({"num_heads": names::DIM / 64, "schedule": scales}), names::flexvar());
+    let scales = |system, tensors| way(system, json!({"heads": names::DIM / 64}), tensors);
     let mut masked =
         with(llama(), &[("tok_emb.weight", &[vocabulary + 1002, dim]), ("output.weight", &[vocabulary + 1, dim])]);
     masked.retain(|name, _| !name.starts_with("tok_embeddings") && !name.starts_with("cls_embedding"));
@@ -133,13 +134,19 @@ fn families() -> Vec<Family> {
         },
         Family {
             name: "FlexVAR",
-            claim: "any scales, 6 to 16 of them",
+            claim: "any number of scales, best with 13",
             parallel: flexvar(&[1, 2, 4, 7, 11, 16]),
             other: ("its own scales", flexvar(&[1, 2, 3, 4, 5, 7, 9, 11, 13, 16])),
         },
         Family {
+            name: "M-VAR",
+            claim: "faster than VAR (1.5B weights against 2B)",
+            parallel: scales("mvar", names::mvar()),
+            other: ("VAR", scales("var", names::var())),
+        },
+        Family {
             name: "AiM-B",
-            claim: "2 to 10 times transformers",
+            claim: "2 to 10 times diffusion models",
             parallel: way("aim", json!({}), names::aim()),
             other: ("LlamaGen-B", raster(256)),
         },

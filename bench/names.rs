@@ -215,8 +215,6 @@ pub(crate) fn xar() -> Tensors {
 /// AiM-B's names: twice as many layers as LlamaGen-B, each a mixer alone.
 pub(crate) fn aim() -> Tensors {
     let Shape { dim, layers, vocabulary, .. } = LLAMAGEN_B;
-    let (inner, state) = (2 * dim, 128);
-    let heads = inner / 64;
     let mut tensors = with(
         Tensors::new(),
         &[
@@ -231,18 +229,8 @@ pub(crate) fn aim() -> Tensors {
     for block in 0..2 * layers {
         let at = format!("layers.{block}");
         layer(&mut tensors, &format!("{at}.adaLN_modulation.1"), 3 * dim, Some(dim));
-        let own: [(&str, &[usize]); 9] = [
-            ("norm.weight", &[dim]),
-            ("mixer.A_log", &[heads]),
-            ("mixer.D", &[heads]),
-            ("mixer.dt_bias", &[heads]),
-            ("mixer.conv1d.bias", &[inner + 2 * state]),
-            ("mixer.conv1d.weight", &[inner + 2 * state, 1, 4]),
-            ("mixer.in_proj.weight", &[2 * inner + 2 * state + heads, dim]),
-            ("mixer.norm.weight", &[inner]),
-            ("mixer.out_proj.weight", &[dim, inner]),
-        ];
-        tensors.extend(own.iter().map(|(name, shape)| (format!("{at}.{name}"), shape.to_vec())));
+        tensors.insert(format!("{at}.norm.weight"), vec![dim]);
+        mixer(&mut tensors, &format!("{at}.mixer"), dim, 128);
     }
     tensors.into_iter().map(|(name, shape)| (format!("mamba.backbone.{name}"), shape)).collect()
 }
@@ -263,19 +251,25 @@ pub(crate) fn flexvar() -> Tensors {
             ("vq.post_quant_conv.bias", &[code]),
         ],
     );
-    layer(&mut tensors, "var.word_embed", DIM, Some(code));
-    layer(&mut tensors, "var.head", vocabulary, Some(DIM));
-    layer(&mut tensors, "var.head_nm.ada_lin.1", 2 * DIM, Some(DIM));
+    scale_blocks(&mut tensors, "var", [vocabulary, code], 6);
+    tensors
+}
+
+/// What VAR's kin share: codes in and out, and blocks of so many modulations.
+fn scale_blocks(tensors: &mut Tensors, system: &str, [vocabulary, code]: [usize; 2], modulations: usize) {
+    layer(tensors, &format!("{system}.word_embed"), DIM, Some(code));
+    layer(tensors, &format!("{system}.head"), vocabulary, Some(DIM));
+    layer(tensors, &format!("{system}.head_nm.ada_lin.1"), 2 * DIM, Some(DIM));
     for block in 0..2 * LAYERS {
-        let at = format!("var.blocks.{block}");
+        let at = format!("{system}.blocks.{block}");
         let shapes = [
-            ("ada_lin.1", 6 * DIM, DIM),
+            ("ada_lin.1", modulations * DIM, DIM),
             ("attn.proj", DIM, DIM),
             ("ffn.fc1", 4 * DIM, DIM),
             ("ffn.fc2", DIM, 4 * DIM),
         ];
         for (name, outputs, inputs) in shapes {
-            layer(&mut tensors, &format!("{at}.{name}"), outputs, Some(inputs));
+            layer(tensors, &format!("{at}.{name}"), outputs, Some(inputs));
         }
         tensors.insert(format!("{at}.attn.mat_qkv.weight"), vec![3 * DIM, DIM]);
         ["q_bias", "v_bias"].iter().for_each(|name| {
@@ -283,5 +277,54 @@ pub(crate) fn flexvar() -> Tensors {
         });
         tensors.insert(format!("{at}.attn.scale_mul_1H11"), vec![1, DIM / 64, 1, 1]);
     }
+}
+
+/// VAR's names with its quantiser, without the tokenizer's convolutions.
+pub(crate) fn var() -> Tensors {
+    let mut tensors = scales("var");
+    scale_blocks(&mut tensors, "var", [4096, 32], 6);
     tensors
+}
+
+/// M-VAR's: each block has a mixer and its modulations too.
+pub(crate) fn mvar() -> Tensors {
+    let mut tensors = scales("mvar");
+    scale_blocks(&mut tensors, "mvar", [4096, 32], 9);
+    (0..2 * LAYERS).for_each(|block| mixer(&mut tensors, &format!("mvar.blocks.{block}.mamba"), DIM, 64));
+    tensors
+}
+
+/// Classes, positions and codes of VAR's kin, which are asked for the scales of 256 pixels.
+fn scales(system: &str) -> Tensors {
+    let tables = [
+        ("class_emb.weight", vec![1001, DIM]),
+        ("lvl_embed.weight", vec![10, DIM]),
+        ("pos_1LC", vec![1, 680, DIM]),
+        ("pos_start", vec![1, 1, DIM]),
+    ];
+    let mut tensors: Tensors = tables.into_iter().map(|(name, shape)| (format!("{system}.{name}"), shape)).collect();
+    tensors.insert("vae.quantize.embedding.weight".to_owned(), vec![4096, 32]);
+    for index in 0..4 {
+        let at = format!("vae.quantize.quant_resi.qresi_ls.{index}");
+        tensors.insert(format!("{at}.weight"), vec![32, 32, 3, 3]);
+        tensors.insert(format!("{at}.bias"), vec![32]);
+    }
+    tensors
+}
+
+/// A Mamba-2 mixer of so many numbers per channel.
+fn mixer(tensors: &mut Tensors, at: &str, dim: usize, state: usize) {
+    let inner = 2 * dim;
+    let heads = inner / 64;
+    let own: [(&str, &[usize]); 8] = [
+        ("A_log", &[heads]),
+        ("D", &[heads]),
+        ("dt_bias", &[heads]),
+        ("conv1d.bias", &[inner + 2 * state]),
+        ("conv1d.weight", &[inner + 2 * state, 1, 4]),
+        ("in_proj.weight", &[2 * inner + 2 * state + heads, dim]),
+        ("norm.weight", &[inner]),
+        ("out_proj.weight", &[dim, inner]),
+    ];
+    tensors.extend(own.iter().map(|(name, shape)| (format!("{at}.{name}"), shape.to_vec())));
 }
