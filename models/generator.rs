@@ -90,6 +90,35 @@ impl Given<'_> {
         });
         changed as f64 / all as f64
     }
+
+    /// Which cells stay of scales whose sides grow to the picture's grid, one after another. A cell of a coarse scale stays
+    /// while less than half of it is to change: what the finer scales draw is put around it. In the finest scale a cell
+    /// changes if any of its pixels does.
+    ///
+    /// # Source
+    /// Tian et al. 2024, arXiv:2404.02905, its zero-shot in-painting and editing; which share of a cell decides is ours.
+    pub(crate) fn stays_of_scales(&self, size: [usize; 2], sides: &[usize]) -> Vec<bool> {
+        let of_scale = |side: usize| (0..side * side).map(move |cell| (side, cell));
+        let stays = |(side, cell): (usize, usize)| {
+            let share = self.anew_share(size, [side; 2], cell);
+            if sides.last() == Some(&side) { share == 0.0 } else { share < 0.5 }
+        };
+        sides.iter().copied().flat_map(of_scale).map(stays).collect()
+    }
+}
+
+/// The tokens of some pictures, those that stay of a given one in their places; `kept` has an entry for each place of one
+/// picture, or none at all.
+pub(crate) fn around(tokens: Vec<u32>, kept: &[Option<u32>]) -> Vec<u32> {
+    if kept.is_empty() {
+        return tokens;
+    }
+    tokens.into_iter().zip(kept.iter().cycle()).map(|(drawn, kept)| kept.unwrap_or(drawn)).collect()
+}
+
+/// The cells of a step without those that stay of a given picture.
+pub(crate) fn drawn_cells(cells: Vec<usize>, kept: &[Option<u32>]) -> Vec<usize> {
+    cells.into_iter().filter(|cell| kept.get(*cell).is_none_or(Option::is_none)).collect()
 }
 
 /// What a call of a generator is to draw.
@@ -158,6 +187,9 @@ pub struct About<'a> {
     pub has_tokenizer: bool,
     /// Height and width in pixels; in cells without a tokenizer.
     pub picture_size: [usize; 2],
+    /// How many frames stand side by side in a picture: more than 1 in a video; 1 too where only the tokenizer, which is
+    /// not there, would tell.
+    pub frames: usize,
     /// Rows and columns of the grids whose cells are tokens, one for each scale or frame; none where tokens are no cells.
     pub grids: Vec<[usize; 2]>,
 }

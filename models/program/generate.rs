@@ -214,7 +214,7 @@ fn report(
     if options.json {
         let report = serde_json::json!({
             "path": path, "kind": kind, "system": generator.about().system, "device": device.to_string(), "seed": options.seed,
-            "pictures": pictures, "tokens": tokens, "seconds": seconds, "tokens_per_second": tokens_per_second,
+            "pictures": pictures, "frames": generator.about().frames, "tokens": tokens, "seconds": seconds, "tokens_per_second": tokens_per_second,
             "cfg": sampling.cfg, "temperature": sampling.temperature, "top_k": sampling.top_k,
             "top_p": sampling.top_p,
         });

@@ -23,7 +23,7 @@ pub fn run(options: &Models) {
     }
     let line = |cells: [&str; 8]| {
         let [name, paper, runs, condition, also, weights, passes, parts] = cells;
-        println!("{name:<14} {paper:<17} {runs:<9} {condition:<26} {also:<24} {weights:<15} {passes:<27} {parts}");
+        println!("{name:<14} {paper:<17} {runs:<9} {condition:<26} {also:<35} {weights:<15} {passes:<27} {parts}");
     };
     line(["system", "paper", "draws", "asked with", "also", "weights", "passes per picture", "parts"]);
     for system in SYSTEMS {
@@ -41,6 +41,6 @@ fn weights(system: &System) -> &'static str {
         _ if system.runs == Runs::Decoder => "its network's",
         Some(true) => "official names",
         Some(false) => "with --model",
-        None => "noted in a file",
+        None => "names are ours",
     }
 }

@@ -4,11 +4,12 @@
 //! `quant.py`.
 
 use smalti::vq::Scales;
-use smalti::{Float, Tensor};
+use smalti::{Device, Float, Tensor};
 
 use super::autoencoder::{Conv, Decoder, Encoder, Names};
+use crate::decode::concatenate;
 use crate::weights::{Config, Loader, Notes};
-use crate::{Error, Result};
+use crate::{Error, Given, Result};
 
 /// Encoder, multi-scale quantiser, decoder.
 pub struct MultiScaleTokenizer {
@@ -103,6 +104,19 @@ impl MultiScaleTokenizer {
         let missing = || Error::Request("the checkpoint holds no encoder".to_owned());
         let (encoder, quant_conv) = self.encoder.as_ref().ok_or_else(missing)?;
         quant_conv.run(&encoder.run(pixels)?)
+    }
+
+    /// The tokens that stay of a picture of which a part is drawn anew, an entry for each place of all scales.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if the checkpoint has no encoder or the picture has another size; [`Error::Op`] if the device fails.
+    pub(crate) fn kept<T: Float>(&self, given: Given<'_>, device: &Device) -> Result<Vec<Option<u32>>> {
+        let sides = &self.quantiser.patch_nums;
+        let size = [sides.last().unwrap_or(&1) * self.factor(); 2];
+        let scales = self.quantiser.quantise(&self.latents(&given.pixels::<T>(device, size)?)?)?;
+        let tokens = concatenate(&scales.iter().collect::<Vec<_>>(), 1)?.to_vec()?;
+        let stays = given.stays_of_scales(size, sides).into_iter();
+        Ok(tokens.into_iter().zip(stays).map(|(token, stays)| stays.then_some(token)).collect())
     }
 
     /// Latents to pixels, clamped to [-1, 1] by whoever shows them.

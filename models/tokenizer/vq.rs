@@ -63,7 +63,15 @@ impl VqTokenizer {
     /// # Errors
     /// If shapes do not fit or the device fails.
     pub fn latents<T: Float>(&self, pixels: &Tensor<T>) -> Result<Tensor<T>> {
-        self.quant_conv.run(&self.encoder.run(pixels)?)
+        self.quant_conv.run(&self.features(pixels)?)
+    }
+
+    /// What the encoder makes of pixels, before the convolution to the codes' channels.
+    ///
+    /// # Errors
+    /// If shapes do not fit or the device fails.
+    pub fn features<T: Float>(&self, pixels: &Tensor<T>) -> Result<Tensor<T>> {
+        self.encoder.run(pixels)
     }
 
     /// The nearest codes of latents, `[batch, rows * columns]` in raster order.

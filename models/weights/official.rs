@@ -24,15 +24,15 @@ const STATE_DICTS: [StateDict; 28] = [
     transformer("far", "", ["diffloss.net.index_cond_embed.weight", "diffloss.net.index_cond_embed.bias"]),
     transformer("xar", "", ["decoder_blocks.0.mlp.fc1_g.weight", "decoder_blocks.0.mlp.fc1_x.weight"]),
     transformer("transdiff", "", ["diffdecoder.net.input_proj.weight", "diffdecoder.net.cond_embed.weight"]),
+    transformer("arinar", "", ["arhead.start_token", "arhead.input_proj.weight"]),
+    transformer("hart", "hart.", ["context_embed.weight", "blocks.0.attn.qkv_proj.weight"]),
+    transformer("mar", "mar.", ["diffloss.net.cond_embed.weight", "encoder_pos_embed_learned"]),
     transformer("lpd", "", ["z_proj_ln.weight", "z_proj_ln.bias"]),
     transformer("nar", "", ["medusa_output.weight", "output_D.weight"]),
     transformer("par", "", ["spe_tok_embeddings.special_embeddings.weight", "spe_tok_embeddings.weight"]),
     transformer("larp", "", ["abs_pe", "abs_pe"]),
     transformer("maskgil", "", ["tok_emb.weight", "tok_emb.weight"]),
     transformer("hmar", "hmar.", ["word_embed_bias", "mask_blocks.0.attn.mat_qkv.weight"]),
-    transformer("arinar", "", ["arhead.start_token", "arhead.input_proj.weight"]),
-    transformer("hart", "hart.", ["context_embed.weight", "blocks.0.attn.qkv_proj.weight"]),
-    transformer("mar", "mar.", ["diffloss.net.cond_embed.weight", "encoder_pos_embed_learned"]),
     transformer("spherear", "", ["pos_for_diff.weight", "head.net.cond_embed.weight"]),
     transformer("aim", "mamba.", ["backbone.layers.0.mixer.A_log", "backbone.cls_embed.embedding_table.weight"]),
     transformer("controlar", "", ["adapter_mlp.fc1.weight", "condition_mlp.cap_proj.fc1.weight"]),
@@ -102,11 +102,17 @@ pub(super) fn prefixed(tensors: BTreeMap<String, Stored>, system: Option<&str>) 
         None => !dict.shared,
     };
     let mut places: Vec<(&str, String)> = Vec::new();
+    // ARINAR's head is built of VAR's blocks: what a transformer holds is not another one.
+    let mut transformer = None;
     for dict in STATE_DICTS.iter().filter(wanted) {
+        if dict.system.is_some() && transformer.is_some() {
+            continue;
+        }
         if let Some(place) = dict.place(tensors.keys().map(String::as_str))
             && !places.iter().any(|(_, taken)| taken == place)
         {
             places.push((dict.prefix, place.to_owned()));
+            transformer = transformer.or(dict.system);
         }
     }
     // A name belongs to the innermost place that it is in.

@@ -16,7 +16,7 @@
 use smalti::sample::Schedule;
 use smalti::{Device, Float, Tensor};
 
-use super::latents::{DrawsLatents, Known, Latents, Partial, Progress};
+use super::latents::{DrawsLatents, Latents, Partial, Progress, WantedLatents};
 use crate::Result;
 use crate::backbone::masked::{Asked, MaskedTransformer, unpatched};
 use crate::decode::{Chance, Sampler, guidance_over_steps, twice};
@@ -120,9 +120,7 @@ impl<T: Float> DrawsLatents<T> for Arinar<T> {
 
     fn draw_latents(
         &self,
-        labels: &[u32],
-        _known: Option<&Known<T>>,
-        sampler: &Sampler<'_>,
+        WantedLatents { labels, sampler, .. }: WantedLatents<'_, T>,
         chance: &mut dyn Chance,
         progress: Progress<'_, T>,
     ) -> Result<Tensor<T>> {

@@ -120,6 +120,14 @@ impl Codes {
         self.grid[1]
     }
 
+    /// Frames side by side in a picture.
+    fn frames(&self) -> usize {
+        match &self.tokenizer {
+            Some(Tokenizer::Video(tokenizer)) => tokenizer.size()[0],
+            _ => self.grid[0],
+        }
+    }
+
     /// Tokens `[batch, places]` of pictures to pixels `[batch, 3, height, width]` in [-1, 1]. The frames of a video
     /// stand side by side. Tokenizers that start from noise take it from `sampler`.
     ///
@@ -296,6 +304,7 @@ impl<T: Float, M: DrawsCodes> Generator for InDtype<T, M> {
             tokens_per_picture: codes.places(),
             has_tokenizer: codes.tokenizer.is_some(),
             picture_size: codes.picture_size(),
+            frames: codes.frames(),
             grids: if M::CELLS { vec![[height, width]; frames] } else { Vec::new() },
         }
     }

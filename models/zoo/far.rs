@@ -26,7 +26,7 @@ use std::f64::consts::FRAC_PI_2;
 use smalti::resize::{Mode, resize};
 use smalti::{Device, Float, Tensor};
 
-use super::latents::{DrawsLatents, Known, Latents, Partial, Progress};
+use super::latents::{DrawsLatents, Latents, Partial, Progress, WantedLatents};
 use crate::Result;
 use crate::backbone::masked::{MaskedTransformer, unpatched};
 use crate::decode::{Chance, Sampler, twice};
@@ -171,9 +171,7 @@ impl<T: Float> DrawsLatents<T> for Far {
 
     fn draw_latents(
         &self,
-        labels: &[u32],
-        _known: Option<&Known<T>>,
-        sampler: &Sampler<'_>,
+        WantedLatents { labels, sampler, .. }: WantedLatents<'_, T>,
         chance: &mut dyn Chance,
         progress: Progress<'_, T>,
     ) -> Result<Tensor<T>> {

@@ -11,6 +11,9 @@
 //! | decoder   | one pass per scale; the scale's codes, resized, are the next one's input; only the last is shown |
 //! | guidance  | `(1 + t) cond - t uncond`, `t` growing over the scales                                        |
 //!
+//! A part of a picture is drawn anew, at any schedule (the paper's abstract: in- and out-painting): what stays is coded at
+//! every scale as training pictures are.
+//!
 //! Paper: Jiao et al. 2025, arXiv:2502.20313, section 3. Upstream: jiaosiyu1999/FlexVAR, `models/flexvar.py`.
 //!
 //! The file is long because every scale is coded, placed and decoded by itself: codes, positions and inputs are
@@ -26,11 +29,11 @@ use super::codes::{go_on, per_entry, to_host};
 use crate::backbone::adaln::{AdaLn, Condition, ModulatedHead, layer};
 use crate::backbone::condition::ClassTable;
 use crate::decode::{Cells, Random, Sampler, Step, Steps, concatenate, guide, twice, watched};
-use crate::generator::whole_only;
+use crate::generator::{around, drawn_cells};
 use crate::tokenizer::autoencoder::Conv;
 use crate::tokenizer::vq::{VqTokenizer, unit_rows};
 use crate::weights::Checkpoint;
-use crate::{About, Drawn, Error, Generator, Result, Sampling, Seen, Wanted, Watch};
+use crate::{About, Drawn, Error, Generator, Given, Result, Sampling, Seen, Wanted, Watch};
 
 /// The official schedule.
 pub(super) const SCHEDULE: [usize; 10] = [1, 2, 3, 4, 5, 7, 9, 11, 13, 16];
@@ -188,11 +191,27 @@ impl<T: Float> FlexVar<T> {
         self.head.run(&x, &condition.given)
     }
 
-    /// Draws the tokens of all scales, `[batch, places]`.
+    /// The tokens that stay of a picture of which a part is drawn anew, an entry per place of all scales.
+    fn kept(&self, given: Given<'_>) -> Result<Vec<Option<u32>>> {
+        let missing = || Error::Request("the checkpoint holds no encoder of pictures".to_owned());
+        let (size, tokenizer) = (self.about().picture_size, self.tokenizer.as_ref().ok_or_else(missing)?);
+        let tokens = self.tokens(&tokenizer.features(&given.pixels::<T>(&self.device, size)?)?)?.to_vec()?;
+        let stays = given.stays_of_scales(size, &self.schedule).into_iter();
+        Ok(tokens.into_iter().zip(stays).map(|(token, stays)| stays.then_some(token)).collect())
+    }
+
+    /// Draws the tokens of all scales, `[batch, places]`. Where some are given `kept` has an entry per place; else it is
+    /// empty.
     ///
     /// # Errors
     /// As [`Generator::draw`].
-    pub fn generate(&self, labels: &[u32], sampler: &Sampler<'_>, steps: Steps<'_, T>) -> Result<Tensor<u32>> {
+    pub fn generate(
+        &self,
+        labels: &[u32],
+        kept: &[Option<u32>],
+        sampler: &Sampler<'_>,
+        steps: Steps<'_, T>,
+    ) -> Result<Tensor<u32>> {
         let (batch, places) = (labels.len(), self.places());
         let cfg = sampler.sampling.cfg;
         let condition = self.condition(labels, true)?;
@@ -216,7 +235,10 @@ impl<T: Float> FlexVar<T> {
             let forced = side > self.longest_drawn || !self.drawn.contains(&side);
             let temperature = if forced { 0.0 } else { sampler.sampling.temperature };
             let sampling = Sampling { temperature, ..sampler.sampling };
-            let drawn = Sampler { sampling, ..*sampler }.draw(&guided, settled)?;
+            let mut drawn = Sampler { sampling, ..*sampler }.draw(&guided, settled)?;
+            if let Some(kept) = kept.get(settled..settled + side * side) {
+                drawn = Tensor::from_vec(&self.device, &[batch, side * side], around(drawn.to_vec()?, kept))?;
+            }
             copy::copy_into_slice(&drawn, &mut tokens, 1, settled)?;
             let cells = Cells::From(settled);
             settled += side * side;
@@ -259,6 +281,7 @@ impl<T: Float> Generator for FlexVar<T> {
             has_tokenizer: self.tokenizer.is_some(),
             picture_size: [self.schedule.last().unwrap_or(&1) * self.tokenizer.as_ref().map_or(1, VqTokenizer::factor);
                 2],
+            frames: 1,
             grids: self.schedule.iter().map(|side| [*side; 2]).collect(),
         }
     }
@@ -280,7 +303,7 @@ impl<T: Float> Generator for FlexVar<T> {
 
     fn draw_watched(&self, wanted: Wanted<'_>, watch: Watch<'_>) -> Result<Drawn> {
         let Wanted { labels, first_picture, sampling, given } = wanted;
-        whole_only("flexvar", given)?;
+        let kept = given.map(|given| self.kept(given)).transpose()?.unwrap_or_default();
         let batch = labels.len();
         let sampler = Sampler { sampling: *sampling, random: Random::Philox { first_picture }, places: self.places() };
         let each = |step: Step<'_, T>| {
@@ -290,13 +313,17 @@ impl<T: Float> Generator for FlexVar<T> {
                 Some(tokenizer) => per_entry(&tokenizer.decode::<T>(step.tokens, [count.isqrt(); 2])?),
                 None => Ok(Vec::new()),
             };
-            let cells = vec![step.cells.of(0, count); batch];
+            let cells = vec![drawn_cells(step.cells.of(0, count), &kept); batch];
             watch(Seen::of_batch([step.settled, self.places()], &cells, &pictures))
         };
-        let tokens = watched(each, |steps| self.generate(labels, &sampler, steps))?;
+        let tokens = watched(each, |steps| self.generate(labels, &kept, &sampler, steps))?;
         let Some(tokenizer) = &self.tokenizer else { return to_host::<T>(&tokens, None) };
         let side = self.schedule.last().copied().unwrap_or(1);
         let last = tokens.narrow(1, self.places() - side * side, side * side)?.contiguous()?;
         to_host(&tokens, Some(&tokenizer.decode::<T>(&last, [side, side])?))
+    }
+
+    fn can_fill(&self) -> bool {
+        self.tokenizer.is_some()
     }
 }

@@ -494,6 +494,7 @@ impl<T: Float> Generator for Hart<T> {
             tokens_per_picture: self.places(),
             has_tokenizer: self.tokenizer.has_decoder(),
             picture_size: [self.cells().isqrt() * self.tokenizer.factor(); 2],
+            frames: 1,
             grids: self.patch_nums.iter().map(|side| [*side; 2]).collect(),
         }
     }

@@ -11,6 +11,8 @@
 //! | decoder   | one pass per scale, then one per masked step                                                   |
 //! | guidance  | `(1 + t) cond - t uncond`, `t` growing linearly over the scales, next to nothing in masked steps |
 //!
+//! A part of a picture is drawn anew without further training (the paper's abstract): tokens that stay are never masked.
+//!
 //! Paper: Kumbong et al. 2025, arXiv:2506.04421, sections 3 and 4. Upstream: NVlabs/HMAR, `models/hmar.py`.
 //!
 //! The file is long because one scale is predicted by two heads, each with blocks and inputs of its own, and because
@@ -27,7 +29,7 @@ use super::maskgil::probability;
 use crate::backbone::adaln::{AdaLn, Condition, ModulatedHead, scale_positions};
 use crate::backbone::condition::ClassTable;
 use crate::decode::{Random, Sampler, concatenate, guide, twice};
-use crate::generator::whole_only;
+use crate::generator::{around, drawn_cells};
 use crate::tokenizer::multi_scale::MultiScaleTokenizer;
 use crate::weights::Checkpoint;
 use crate::{About, Drawn, Generator, Result, Sampling, Seen, Wanted, Watch};
@@ -90,7 +92,7 @@ enum Head {
 }
 
 impl<T: Float> Hmar<T> {
-    /// Loads official names under `hmar.` and `vae.`, of whose tokenizer only the decoder is needed.
+    /// Loads official names under `hmar.` and `vae.`; without the tokenizer's encoder it draws whole pictures.
     ///
     /// # Errors
     /// [`crate::Error::Weights`] with every tensor that does not fit; [`crate::Error::Op`] if the device has no room.
@@ -244,13 +246,16 @@ impl<T: Float> Hmar<T> {
         self.blocks.condition(&rows.reshape(&[rows.shape()[0], rows.shape()[2]])?)
     }
 
-    /// Draws pictures: the latents that all scales add up to. `observe` sees every call of the network.
+    /// Draws pictures: the latents that all scales add up to. `observe` sees every call of the network. Where some tokens
+    /// are given `kept` has an entry per place; else it is empty. These are never masked, and the steps of a scale share
+    /// out the others.
     ///
     /// # Errors
     /// As [`Generator::draw`], or whatever `observe` returns.
     pub fn generate(
         &self,
         labels: &[u32],
+        kept: &[Option<u32>],
         sampler: &Sampler<'_>,
         mut observe: impl FnMut(Call<'_, T>) -> Result<()>,
     ) -> Result<Tensor<T>> {
@@ -268,6 +273,8 @@ impl<T: Float> Hmar<T> {
             let before = self.seen(&latents, side)?;
             let mut masked = vec![false; batch * cells];
             let mut tokens = vec![0; batch * cells];
+            let kept = kept.get(place..place + cells).unwrap_or_default();
+            let free: Vec<_> = (0..cells).filter(|cell| kept.get(*cell).is_none_or(Option::is_none)).collect();
             for step in 0..self.schedule[scale].len() {
                 let map = Tensor::from_slice(&self.device, &[batch, cells], &tokens)?;
                 let (x, head, t) = match (scale, step) {
@@ -284,9 +291,9 @@ impl<T: Float> Hmar<T> {
                 let x = elementwise::add(&x, &positions)?;
                 let logits = guide(&self.logits(&x, &condition, head, Mask::Full)?, batch, t, Guidance::Extra)?;
                 let drawn = sampler.draw(&logits, asked)?.to_vec()?;
-                for (at, token) in drawn.iter().enumerate() {
+                for (at, token) in around(drawn.clone(), kept).into_iter().enumerate() {
                     if step == 0 || masked[at] {
-                        tokens[at] = *token;
+                        tokens[at] = token;
                     }
                 }
                 let seen = masked.clone();
@@ -300,8 +307,9 @@ impl<T: Float> Hmar<T> {
                     let filter = Filter { temperature, top_k, top_p, ..Filter::default() };
                     let rows = logits.reshape(&[batch * cells, logits.shape()[2]])?;
                     let likely = probability(&sample::filter(&rows, &filter)?.probabilities, &tokens)?;
+                    let open = open * free.len() / cells;
                     for picture in 0..batch {
-                        let own = picture * cells..(picture + 1) * cells;
+                        let own = free.iter().map(|cell| picture * cells + cell);
                         let mut ranked: Vec<_> = own.filter(|at| step == 0 || masked[*at]).collect();
                         ranked.sort_by(|a, b| likely[*a].total_cmp(&likely[*b]));
                         ranked.iter().enumerate().for_each(|(rank, at)| masked[*at] = rank < open);
@@ -344,19 +352,20 @@ impl<T: Float> Generator for Hmar<T> {
             tokens_per_picture: self.positions.shape()[1],
             has_tokenizer: self.tokenizer.has_decoder(),
             picture_size: [self.patch_nums.last().unwrap_or(&1) * self.tokenizer.factor(); 2],
+            frames: 1,
             grids: self.patch_nums.iter().map(|side| [*side; 2]).collect(),
         }
     }
 
     fn draw_watched(&self, wanted: Wanted<'_>, watch: Watch<'_>) -> Result<Drawn> {
         let Wanted { labels, first_picture, sampling, given } = wanted;
-        whole_only("hmar", given)?;
+        let kept = given.map(|given| self.tokenizer.kept::<T>(given, &self.device)).transpose()?.unwrap_or_default();
         let places = self.positions.shape()[1];
         let random = Random::Philox { first_picture };
         let sampler = Sampler { sampling: *sampling, random, places: self.asked() };
         let batch = labels.len();
         let mut scales: Vec<Vec<u32>> = Vec::new();
-        let latents = self.generate(labels, &sampler, |call| {
+        let latents = self.generate(labels, &kept, &sampler, |call| {
             scales.truncate(call.scale);
             scales.push(call.tokens.to_vec());
             let before: usize = self.patch_nums[..call.scale].iter().map(|side| side * side).sum();
@@ -364,7 +373,8 @@ impl<T: Float> Generator for Hmar<T> {
             let count = call.tokens.len() / batch;
             let settles = |at: usize| (call.step == 0 || call.masked[at]) && !call.open[at];
             let of_picture = |picture: usize| {
-                (0..count).filter(|cell| settles(picture * count + cell)).map(|cell| before + cell).collect()
+                let settled = (0..count).filter(|cell| settles(picture * count + cell)).map(|cell| before + cell);
+                drawn_cells(settled.collect(), &kept)
             };
             let cells: Vec<_> = (0..batch).map(of_picture).collect();
             let pictures = || {
@@ -388,5 +398,9 @@ impl<T: Float> Generator for Hmar<T> {
         let tokens = Tensor::from_vec(&self.device, &[labels.len(), places], tokens)?;
         let pixels = self.tokenizer.has_decoder().then(|| self.tokenizer.decode(&latents)).transpose()?;
         to_host(&tokens, pixels.as_ref())
+    }
+
+    fn can_fill(&self) -> bool {
+        self.tokenizer.has_encoder()
     }
 }

@@ -560,6 +560,7 @@ impl<T: Float> Generator for Infinity<T> {
             tokens_per_picture: self.places(),
             has_tokenizer: false,
             picture_size: self.quantiser.cells(self.quantiser.scales().len() - 1),
+            frames: 1,
             grids: self.quantiser.scales().to_vec(),
         }
     }

@@ -10,6 +10,7 @@ use smalti::{Device, Float, Tensor};
 use super::class_names;
 use super::codes::{per_entry, to_planes};
 use crate::decode::{Chance, OfPlaces, Random, Sampler};
+use crate::generator::whole_only;
 use crate::tokenizer::kl::KlAutoencoder;
 use crate::tokenizer::spherical::SphericalAutoencoder;
 use crate::weights::{Checkpoint, Config, Loader};
@@ -158,6 +159,17 @@ impl<Tokenizer> Latents<Tokenizer> {
     }
 }
 
+/// What a system that draws latents is to draw.
+#[derive(Clone, Copy)]
+pub struct WantedLatents<'a, T: Float> {
+    /// One picture each.
+    pub labels: &'a [u32],
+    /// A given picture and what stays of it; none without [`DrawsLatents::FILLS`].
+    pub known: Option<&'a Known<T>>,
+    /// How tokens are drawn, and where orders come from.
+    pub sampler: &'a Sampler<'a>,
+}
+
 /// A system that draws latents, computing in `T`. [`LatentsInDtype`] makes a [`Generator`] of it.
 pub trait DrawsLatents<T: Float> {
     /// The system's name, as in a dump's metadata.
@@ -172,15 +184,13 @@ pub trait DrawsLatents<T: Float> {
     const FILLS: bool = false;
 
     /// Draws the latents of one picture per label, as the tokenizer takes them; around the tokens that stay of a given
-    /// one, if it [fills](DrawsLatents::FILLS). Orders come from `sampler`, other random numbers from `chance`.
+    /// one. Random numbers but orders come from `chance`.
     ///
     /// # Errors
     /// As [`Generator::draw`], or whatever `chance` returns.
     fn draw_latents(
         &self,
-        labels: &[u32],
-        known: Option<&Known<T>>,
-        sampler: &Sampler<'_>,
+        wanted: WantedLatents<'_, T>,
         chance: &mut dyn Chance,
         progress: Progress<'_, T>,
     ) -> Result<Tensor<T>>;
@@ -207,6 +217,7 @@ impl<T: Float, M: DrawsLatents<T>> Generator for LatentsInDtype<T, M> {
             tokens_per_picture: latents.side.pow(2),
             has_tokenizer: latents.tokenizer.is_some(),
             picture_size: [latents.side * latents.patch * factor; 2],
+            frames: 1,
             grids: vec![[latents.side; 2]],
         }
     }
@@ -227,7 +238,8 @@ impl<T: Float, M: DrawsLatents<T>> Generator for LatentsInDtype<T, M> {
             watch(Seen::of_batch([step.settled, places], &cells, &pictures))
         };
         let mut chance = OfPlaces::new(&sampler);
-        let latents = self.0.draw_latents(labels, known.as_ref(), &sampler, &mut chance, &mut each)?;
+        let wanted = WantedLatents { labels, known: known.as_ref(), sampler: &sampler };
+        let latents = self.0.draw_latents(wanted, &mut chance, &mut each)?;
         let pixels = tokenizer.map(|tokenizer| tokenizer.decode(&latents)).transpose()?;
         to_planes(&latents, pixels.as_ref())
     }
@@ -242,11 +254,14 @@ impl<T: Float, M: DrawsLatents<T>> LatentsInDtype<T, M> {
     fn known(&self, given: Given<'_>) -> Result<Known<T>> {
         let latents = self.0.latents();
         let (size, grid) = (self.about().picture_size, [latents.side; 2]);
+        if !M::FILLS {
+            whole_only(M::SYSTEM, Some(given))?;
+        }
         let encoded = match &latents.tokenizer {
-            Some(tokenizer) if M::FILLS => tokenizer.encode(&given.pixels::<T>(&latents.device, size)?)?,
-            _ => None,
+            Some(tokenizer) => tokenizer.encode(&given.pixels::<T>(&latents.device, size)?)?,
+            None => None,
         };
-        let missing = || Error::Request(format!("{} draws whole pictures only, or has no encoder here", M::SYSTEM));
+        let missing = || Error::Request("the checkpoint holds no encoder of pictures".to_owned());
         let stays = (0..latents.side.pow(2)).map(|cell| given.anew_share(size, grid, cell) == 0.0).collect();
         Ok(Known { latents: encoded.ok_or_else(missing)?, stays })
     }

@@ -16,10 +16,10 @@
 use smalti::sample::Schedule;
 use smalti::{Device, Float, Tensor, elementwise};
 
-use super::latents::{DrawsLatents, Known, Latents, Partial, Progress};
+use super::latents::{DrawsLatents, Known, Latents, Partial, Progress, WantedLatents};
 use crate::Result;
 use crate::backbone::masked::{Asked, MaskedTransformer, patched, unpatched};
-use crate::decode::{Chance, Sampler, guidance_over_steps};
+use crate::decode::{Chance, guidance_over_steps};
 use crate::head::diffusion::DiffusionHead;
 use crate::tokenizer::kl::KlAutoencoder;
 use crate::weights::Checkpoint;
@@ -73,16 +73,30 @@ impl Mar {
         self.latents.tokenizer.as_ref()
     }
 
-    /// Draws latents, `[batch, channels, side, side]`, in each picture's own order, around those that stay of a given
-    /// picture.
-    ///
-    /// # Errors
-    /// As [`crate::Generator::draw`], or whatever `progress` returns.
-    pub fn generate<T: Float>(
+    /// The tokens that stay of a given picture, `[batch, places, values]`, zeros elsewhere.
+    fn staying<T: Float>(&self, known: &Known<T>, batch: usize) -> Result<Tensor<T>> {
+        let tokens = patched(&known.latents, self.latents.patch)?;
+        let [places, values] = [self.transformer.places(), self.transformer.values()];
+        let stays = known.stays.iter().map(|stays| T::from_f32(f32::from(u8::from(*stays)))).collect();
+        let stays = Tensor::from_vec(&self.latents.device, &[1, places, 1], stays)?;
+        let tokens = elementwise::mul(&tokens.broadcast(&[batch, places, values])?.contiguous()?, &stays)?;
+        Ok(tokens)
+    }
+}
+
+impl<T: Float> DrawsLatents<T> for Mar {
+    const SYSTEM: &'static str = "mar";
+    type Tokenizer = KlAutoencoder;
+
+    fn latents(&self) -> &Latents {
+        &self.latents
+    }
+
+    const FILLS: bool = true;
+
+    fn draw_latents(
         &self,
-        labels: &[u32],
-        known: Option<&Known<T>>,
-        sampler: &Sampler<'_>,
+        WantedLatents { labels, known, sampler }: WantedLatents<'_, T>,
         chance: &mut dyn Chance,
         progress: Progress<'_, T>,
     ) -> Result<Tensor<T>> {
@@ -112,37 +126,5 @@ impl Mar {
         let tokens = self.transformer.generate(labels, &orders, given, self.steps, guided, head, seen)?;
         // Each token is a patch of the latents.
         unpatched(&tokens, patch)
-    }
-
-    /// The tokens that stay of a given picture, `[batch, places, values]`, zeros elsewhere.
-    fn staying<T: Float>(&self, known: &Known<T>, batch: usize) -> Result<Tensor<T>> {
-        let tokens = patched(&known.latents, self.latents.patch)?;
-        let [places, values] = [self.transformer.places(), self.transformer.values()];
-        let stays = known.stays.iter().map(|stays| T::from_f32(f32::from(u8::from(*stays)))).collect();
-        let stays = Tensor::from_vec(&self.latents.device, &[1, places, 1], stays)?;
-        let tokens = elementwise::mul(&tokens.broadcast(&[batch, places, values])?.contiguous()?, &stays)?;
-        Ok(tokens)
-    }
-}
-
-impl<T: Float> DrawsLatents<T> for Mar {
-    const SYSTEM: &'static str = "mar";
-    type Tokenizer = KlAutoencoder;
-
-    fn latents(&self) -> &Latents {
-        &self.latents
-    }
-
-    const FILLS: bool = true;
-
-    fn draw_latents(
-        &self,
-        labels: &[u32],
-        known: Option<&Known<T>>,
-        sampler: &Sampler<'_>,
-        chance: &mut dyn Chance,
-        progress: Progress<'_, T>,
-    ) -> Result<Tensor<T>> {
-        self.generate(labels, known, sampler, chance, progress)
     }
 }

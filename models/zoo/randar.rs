@@ -83,7 +83,12 @@ impl RandAr {
             Ok(Self {
                 instruction: root.vector("pos_instruct_embeddings", &[1, trunk.dim()])?,
                 table: table.with_null_rows(1, NullRows::Zero)?,
-                steps: config.count("num_inference_steps").unwrap_or(codes.places()),
+                steps: match config.number("num_inference_steps") {
+                    // As the authors evaluate; a negative number is one cell after another.
+                    None => 88,
+                    Some(steps) if steps < 1.0 => codes.places(),
+                    Some(steps) => steps as usize,
+                },
                 first_cfg: config.numbers("cfg_scales").map_or(1.0, |scales| scales[0]),
                 side: codes.side(),
                 codes,

@@ -24,11 +24,11 @@ use smalti::rope::Table;
 use smalti::sample::Schedule;
 use smalti::{Device, Float, Tensor, Weight, activation, copy, elementwise, embedding, norm};
 
-use super::latents::{DrawsLatents, Known, Latents, Partial, Progress};
+use super::latents::{DrawsLatents, Latents, Partial, Progress, WantedLatents};
 use crate::backbone::condition::TimeEmbedding;
 use crate::backbone::llama::{Llama, Sizes, gated_by_half};
 use crate::backbone::vit::{LayerNorm, Linear};
-use crate::decode::{Chance, Sampler, concatenate, guidance_over_steps, twice};
+use crate::decode::{Chance, concatenate, guidance_over_steps, twice};
 use crate::head::flow::Stochastic;
 use crate::tokenizer::spherical::{SphericalAutoencoder, centred_table, on_sphere};
 use crate::weights::{Checkpoint, Loader};
@@ -321,9 +321,7 @@ impl<T: Float> DrawsLatents<T> for SphereAr {
 
     fn draw_latents(
         &self,
-        labels: &[u32],
-        _known: Option<&Known<T>>,
-        sampler: &Sampler<'_>,
+        WantedLatents { labels, sampler, .. }: WantedLatents<'_, T>,
         chance: &mut dyn Chance,
         progress: Progress<'_, T>,
     ) -> Result<Tensor<T>> {

@@ -48,14 +48,16 @@ pub struct System {
 }
 
 impl System {
-    /// What `smalti generate` does with it besides drawing whole pictures from its condition; resolutions by `--grid`.
+    /// What `smalti generate` does with it besides drawing whole pictures from its condition: resolutions by `--grid`,
+    /// drafts by `--decoder`.
     #[must_use]
     pub fn also(&self) -> &'static str {
         match self.name {
-            "arpg" | "mar" | "maskgil" | "var" => "inpaint, outpaint, edit",
-            "randar" => "inpaint, outpaint, edit, resolution",
-            "flexvar" => "resolution",
-            "larp" | "nar" => "video",
+            "arpg" | "hmar" | "mar" | "maskgil" | "mvar" | "var" => "inpaint, outpaint, edit",
+            "flexvar" | "randar" => "inpaint, outpaint, edit, resolution",
+            "larp" => "video, drafts",
+            "nar" => "video",
+            "controlar" | "dar" | "dar_diffusion" | "llamagen" | "rar" => "drafts",
             _ => "",
         }
     }
@@ -156,7 +158,7 @@ pub const SYSTEMS: &[System] = &[
         paper: "arXiv:2410.10812",
         parts: "multi-scale VQ and a continuous rest, VAR's attention with RoPE, scale by scale, diffusion head",
         condition: "caption features",
-        runs: Runs::Tokens,
+        runs: Runs::Pictures,
         passes: "one per scale, 14",
     },
     System {
@@ -187,7 +189,7 @@ pub const SYSTEMS: &[System] = &[
         name: "larp",
         paper: "arXiv:2410.21264",
         parts: "video codes of learned queries, Llama, sequential",
-        condition: "class or frames",
+        condition: "class; frames by conform alone",
         runs: Runs::Pictures,
         passes: "1024 of n = 1024",
     },

@@ -23,11 +23,11 @@
 use smalti::attention::{self, Options};
 use smalti::{Device, Float, Tensor, Weight, activation, copy, elementwise, embedding, norm};
 
-use super::latents::{DrawsLatents, Known, Latents, Partial, Progress};
+use super::latents::{DrawsLatents, Latents, Partial, Progress, WantedLatents};
 use crate::backbone::condition::TimeEmbedding;
 use crate::backbone::masked::unpatched;
 use crate::backbone::vit::{LayerNorm, Linear, Vit};
-use crate::decode::{Chance, Sampler, concatenate};
+use crate::decode::{Chance, concatenate};
 use crate::head::flow::Stochastic;
 use crate::tokenizer::kl::KlAutoencoder;
 use crate::weights::{Checkpoint, Loader};
@@ -406,9 +406,7 @@ impl<T: Float> DrawsLatents<T> for TransDiff {
 
     fn draw_latents(
         &self,
-        labels: &[u32],
-        _known: Option<&Known<T>>,
-        sampler: &Sampler<'_>,
+        WantedLatents { labels, sampler, .. }: WantedLatents<'_, T>,
         chance: &mut dyn Chance,
         progress: Progress<'_, T>,
     ) -> Result<Tensor<T>> {

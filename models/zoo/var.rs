@@ -13,8 +13,8 @@
 //!
 //! Paper: Tian et al. 2024, arXiv:2404.02905. Upstream: FoundationVision/VAR, `models/var.py`.
 //!
-//! The file is long because M-VAR is built on it, with another backbone, and because it draws parts of pictures anew,
-//! whose cells change at every scale.
+//! The file is long because M-VAR is built on it, with another backbone, and because it has to find out from the lengths of
+//! tensors which of the official models a checkpoint is.
 
 use smalti::attention::{KvCache, Mask, ScalesKind};
 use smalti::sample::Guidance;
@@ -24,9 +24,10 @@ use super::class_names;
 use super::codes::{go_on, per_entry, to_host};
 use crate::backbone::adaln::{AdaLn, Condition, ModulatedHead, layer, scale_positions};
 use crate::decode::{Cells, Random, Sampler, Step, Steps, concatenate, guide, twice, watched};
+use crate::generator::{around, drawn_cells};
 use crate::tokenizer::multi_scale::MultiScaleTokenizer;
 use crate::weights::{Checkpoint, Loader};
-use crate::{About, Drawn, Error, Generator, Given, Result, Sampling, Seen, Wanted, Watch};
+use crate::{About, Drawn, Error, Generator, Result, Sampling, Seen, Wanted, Watch};
 
 /// The official models' scales, for 256, 512 and 1024 pixels: checkpoints do not name theirs, and are told apart by
 /// the number of places.
@@ -282,9 +283,7 @@ impl<T: Float, B: Backbone<T>> Var<T, B> {
             let guided = guide(&self.head.run(&h, &condition.given)?, batch, t, Guidance::Extra)?;
             let mut drawn = sampler.draw(&guided, settled)?;
             if let Some(kept) = kept.get(settled..settled + side * side) {
-                let around = drawn.to_vec()?.into_iter().zip(kept.iter().cycle());
-                let around = around.map(|(drawn, kept)| kept.unwrap_or(drawn)).collect();
-                drawn = Tensor::from_vec(&self.device, &[batch, side * side], around)?;
+                drawn = Tensor::from_vec(&self.device, &[batch, side * side], around(drawn.to_vec()?, kept))?;
             }
             copy::copy_into_slice(&drawn, &mut tokens, 1, settled)?;
             latents = elementwise::add(&latents, &self.tokenizer.quantiser().contribution(&drawn, scale)?)?;
@@ -308,28 +307,6 @@ impl<T: Float, B: Backbone<T>> Var<T, B> {
         let pixels = self.tokenizer.has_decoder().then(|| self.tokenizer.decode(latents)).transpose()?;
         to_host(tokens, pixels.as_ref())
     }
-
-    /// The tokens that stay of a picture of which a part is drawn anew. A cell of a coarse scale stays while less than
-    /// half of it is to change: what the finer scales add is drawn around it. In the finest scale a cell changes if
-    /// any of its pixels does.
-    ///
-    /// # Source
-    /// Tian et al. 2024, arXiv:2404.02905, section 5.3; which share of a cell decides is ours.
-    fn kept(&self, given: Given<'_>) -> Result<Vec<Option<u32>>> {
-        let size = self.about().picture_size;
-        let pixels = given.pixels::<T>(&self.device, size)?;
-        let tokens = self.tokenizer.quantiser().quantise(&self.tokenizer.latents(&pixels)?)?;
-        let mut kept = Vec::new();
-        for (&side, tokens) in self.patch_nums.iter().zip(tokens) {
-            let finest = self.patch_nums.last() == Some(&side);
-            for (cell, token) in tokens.to_vec()?.into_iter().enumerate() {
-                let share = given.anew_share(size, [side, side], cell);
-                let changes = if finest { share > 0.0 } else { share >= 0.5 };
-                kept.push((!changes).then_some(token));
-            }
-        }
-        Ok(kept)
-    }
 }
 
 impl<T: Float, B: Backbone<T>> Generator for Var<T, B> {
@@ -341,17 +318,18 @@ impl<T: Float, B: Backbone<T>> Generator for Var<T, B> {
             tokens_per_picture: self.places(),
             has_tokenizer: self.tokenizer.has_decoder(),
             picture_size: [self.patch_nums.last().unwrap_or(&1) * self.tokenizer.factor(); 2],
+            frames: 1,
             grids: self.patch_nums.iter().map(|side| [*side; 2]).collect(),
         }
     }
 
     fn draw_watched(&self, wanted: Wanted<'_>, watch: Watch<'_>) -> Result<Drawn> {
         let Wanted { labels, first_picture, sampling, given } = wanted;
-        let kept = given.map(|given| self.kept(given)).transpose()?.unwrap_or_default();
+        let kept = given.map(|given| self.tokenizer.kept::<T>(given, &self.device)).transpose()?.unwrap_or_default();
         let batch = labels.len();
         let sampler = Sampler { sampling: *sampling, random: Random::Philox { first_picture }, places: self.places() };
         let each = |step: Step<'_, T>| {
-            let cells = vec![step.cells.of(0, step.tokens.shape()[1]); batch];
+            let cells = vec![drawn_cells(step.cells.of(0, step.tokens.shape()[1]), &kept); batch];
             let pictures = || match step.latents {
                 Some(latents) if self.tokenizer.has_decoder() => per_entry(&self.tokenizer.decode(latents)?),
                 _ => Ok(Vec::new()),

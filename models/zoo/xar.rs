@@ -23,7 +23,7 @@ use smalti::attention::{self, KvCache, Options};
 use smalti::rope::{self, Pairing, Table};
 use smalti::{Device, Float, Tensor, activation, copy, elementwise, norm};
 
-use super::latents::{DrawsLatents, Known, Latents, Partial, Progress};
+use super::latents::{DrawsLatents, Latents, Partial, Progress, WantedLatents};
 use crate::backbone::condition::{ClassTable, TimeEmbedding};
 use crate::backbone::vit::Linear;
 use crate::decode::{Chance, Sampler, twice};
@@ -370,9 +370,7 @@ impl<T: Float> DrawsLatents<T> for Xar {
 
     fn draw_latents(
         &self,
-        labels: &[u32],
-        _known: Option<&Known<T>>,
-        sampler: &Sampler<'_>,
+        WantedLatents { labels, sampler, .. }: WantedLatents<'_, T>,
         chance: &mut dyn Chance,
         progress: Progress<'_, T>,
     ) -> Result<Tensor<T>> {

@@ -1,5 +1,7 @@
 //! The program as a person runs it: what it prints, what it writes, how it ends.
 
+mod parts;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -7,6 +9,8 @@ use smalti::{Device, Tensor};
 use smalti_models::tokenizer::video::VideoTokenizer;
 use smalti_models::weights::Checkpoint;
 use smalti_models::{Given, Sampling, zoo};
+
+use parts::Part;
 
 fn smalti(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_smalti")).args(arguments).output().expect("the program starts")
@@ -112,52 +116,9 @@ fn weights_of_dump(folder: &Path, dump: &str, tokenizer: bool) -> PathBuf {
     file
 }
 
-/// A file with the weights of several dumps: of each the tensors whose names start with the second text, the third put
-/// before what follows it. Of the configurations the first that has a key counts, but a sequence is as long as its
-/// tokenizer's; of LlamaGen's and LARP's codes 64 are kept, so that every model here knows them.
-fn weights_of_parts(folder: &Path, parts: &[[&str; 3]]) -> PathBuf {
-    let read = |dump: &str| {
-        let dump = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../tests/dumps/models/{dump}.safetensors"));
-        std::fs::read(dump).expect("a dump")
-    };
-    let files: Vec<_> = parts.iter().map(|[dump, ..]| read(dump)).collect();
-    let mut config = serde_json::Map::new();
-    let mut tensors = Vec::new();
-    for (bytes, [dump, start, prefix]) in files.iter().zip(parts) {
-        let (_, header) = safetensors::SafeTensors::read_metadata(bytes).expect("a dump");
-        let noted = &header.metadata().as_ref().expect("a dump has notes")["config"];
-        let noted: serde_json::Map<_, _> = serde_json::from_str(noted).expect("JSON");
-        for (key, value) in noted {
-            config.entry(key).or_insert(value);
-        }
-        let held = safetensors::SafeTensors::deserialize(bytes).expect("a dump");
-        let of_part = |(name, tensor): (&str, _)| Some((format!("{prefix}{}", name.strip_prefix(start)?), tensor));
-        tensors.extend(held.iter().filter_map(of_part).map(|(name, tensor)| {
-            let (shape, bytes) = (tensor.shape(), tensor.data());
-            let tensor = match (name.as_str(), shape) {
-                ("vq.quantize.embedding.weight", &[rows, channels])
-                    if rows == 96 && channels == 8 && *start == "w.vq." =>
-                {
-                    let kept = &bytes[..bytes.len() / rows * 64];
-                    safetensors::tensor::TensorView::new(tensor.dtype(), vec![64, channels], kept).expect("64 rows")
-                }
-                ("tok_embeddings.weight" | "output.weight", &[rows, channels]) if *dump == "larp_ar_class" => {
-                    let kept = &bytes[..bytes.len() / rows * 64];
-                    safetensors::tensor::TensorView::new(tensor.dtype(), vec![64, channels], kept).expect("64 rows")
-                }
-                _ => safetensors::tensor::TensorView::new(tensor.dtype(), shape.to_vec(), bytes).expect("as it was"),
-            };
-            (name, tensor)
-        }));
-    }
-    if let Some(tokens) = config.get("bottleneck_token_num").cloned() {
-        config.insert("max_seq_len".to_owned(), tokens);
-    }
-    let notes = [("config".to_owned(), serde_json::Value::Object(config).to_string())].into_iter().collect();
-    let file = folder.join("parts.safetensors");
-    safetensors::serialize_to_file(tensors, Some(notes), &file).expect("room");
-    file
-}
+/// LlamaGen's tokenizer, of whose codes 64 are kept, so that every model here knows them.
+const LLAMAGENS: Part<'_> =
+    Part::new("llamagen_c2i", "w.vq.", "vq.").resized(&[("vq.quantize.embedding.weight", 96, 64)]);
 
 #[test]
 fn generate_draws_captions_under_a_control_picture() {
@@ -587,19 +548,31 @@ fn generate_draws_a_part_anew_between_latents_that_stay() {
 
 #[test]
 fn a_video_is_drawn_as_its_frames_side_by_side() {
+    // Twelve tokens each: LARP's are a sequence, NAR's the cells of three planes of 2 x 2.
+    let larp = Part::new("larp_ar_class", "w.", "").resized(&[("tok_embeddings", 96, 64), ("output", 96, 64)]);
+    let nar = Part::new("nar_video", "w.", "").resized(&[("abs_pe", 19, 13)]);
+    video_is_drawn("larp", larp, ("max_seq_len", "12"), &(0..12).map(|place| vec![place]).collect::<Vec<_>>());
+    let planes = [vec![0], vec![1, 2, 4], vec![3, 5, 6, 8], vec![7, 9, 10], vec![11]];
+    video_is_drawn("nar", nar, ("latent_shape", "[3, 2, 2]"), &planes);
+}
+
+/// That the program's picture is what LARP's tokenizer makes of the tokens that the library draws, in these steps.
+fn video_is_drawn(system: &str, network: Part<'_>, config: (&str, &str), steps: &[Vec<u64>]) {
     let folder = folder();
     let [out, trace] = ["o.png", "t.json"].map(|name| folder.path().join(name));
-    let file = weights_of_parts(folder.path(), &[["larp_ar_class", "w.", ""], ["larp_tokenizer", "w.", "vq."]]);
-    let all = ["generate", "--device", "cpu", "--count", "1", "--model", "larp", "--weights", text(&file), "--json"];
+    let parts = [network, Part::new("larp_tokenizer", "w.", "vq.")];
+    let file = parts::weights(folder.path(), &parts, &[config]);
+    let all = ["generate", "--device", "cpu", "--count", "1", "--model", system, "--weights", text(&file), "--json"];
     let output = smalti(&[&all[..], &["--out", text(&out), "--trace", text(&trace)]].concat());
-    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    assert_eq!(code(&output), 0, "{system}: {}", stderr(&output));
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
-    assert_eq!([&report["kind"], &report["tokens"]], [&serde_json::json!("pictures"), &serde_json::json!(12)]);
+    let said = [&report["kind"], &report["tokens"], &report["frames"]];
+    assert_eq!(said, [&serde_json::json!("pictures"), &serde_json::json!(12), &serde_json::json!(4)], "{system}");
     let (pictures, places) = traced(&trace);
-    assert!(pictures[0].concat().into_iter().eq(0..places) && places == 12, "a sequence: {pictures:?}");
+    assert_eq!((pictures[0].as_slice(), places), (steps, 12), "{system}");
 
     // What the tokenizer makes of the same tokens, frame by frame.
-    let checkpoint = Checkpoint::open_as(Some("larp"), &[&file]).expect("weights");
+    let checkpoint = Checkpoint::open_as(Some(system), &[&file]).expect("weights");
     let device = Device::cpu();
     let generator = zoo::load::<f32>(&checkpoint, &device).expect("room");
     let sampling = Sampling { seed: 1, ..generator.about().sampling };
@@ -613,16 +586,17 @@ fn a_video_is_drawn_as_its_frames_side_by_side() {
     let video = video.to_vec().expect("the device works");
     let (width, whole_height, pixels) = png(&out);
     assert_eq!([frames, height, frame_width], [4, 16, 16]);
-    assert_eq!([width, whole_height], [4 * 16 + 8, 16 + 8], "four frames side by side in a margin");
+    assert_eq!([width, whole_height], [4 * 16 + 8, 16 + 8], "{system}: four frames side by side in a margin");
     for (at, value) in video.iter().enumerate() {
         let [colour, frame, y, x] = [at / 1024, at / 256 % 4, at / 16 % 16, at % 16];
         let pixel = pixels[((y + 4) * width + frame * 16 + x + 4) * 3 + colour];
         let expected = (value.clamp(-1.0, 1.0) + 1.0) * 127.5;
-        assert!((f32::from(pixel) - expected).abs() <= 1.0, "frame {frame}, {y}, {x}: {pixel}, expected {expected}");
+        let off = (f32::from(pixel) - expected).abs();
+        assert!(off <= 1.0, "{system}: frame {frame}, {y}, {x}: {pixel}, expected {expected}");
     }
     let frame =
         |at: usize| (0..16).flat_map(|y| &pixels[((y + 4) * width + at * 16 + 4) * 3..][..48]).collect::<Vec<_>>();
-    assert!((1..4).all(|at| frame(at) != frame(at - 1)), "frames differ");
+    assert!((1..4).all(|at| frame(at) != frame(at - 1)), "{system}: frames differ");
 }
 
 /// Of a picture whose upper pixel rows are drawn anew, the codes or latents of each cell.
@@ -657,9 +631,9 @@ fn generate_draws_a_part_anew_between_codes_that_stay() {
     let [image, mask, trace, out] = ["i.png", "m.png", "t.json", "o.png"].map(|name| folder.path().join(name));
     // LlamaGen's tokenizer has four pixels to a code's side.
     for (dump, system, columns) in
-        [("arpg_cosine", "arpg", 5), ("maskgil_linear", "maskgil", 4), ("randar_parallel", "randar", 4)]
+        [("arpg_arccos", "arpg", 4), ("maskgil_linear", "maskgil", 4), ("randar_parallel", "randar", 4)]
     {
-        let file = weights_of_parts(folder.path(), &[[dump, "w.", ""], ["llamagen_c2i", "w.vq.", "vq."]]);
+        let file = parts::weights(folder.path(), &[Part::new(dump, "w.", ""), LLAMAGENS], &[]);
         let side = 4 * columns;
         let gray = |path: &Path, pixel: &dyn Fn(usize) -> u8| {
             let created = std::fs::File::create(path).expect("room");
@@ -692,8 +666,8 @@ fn generate_draws_a_part_anew_between_codes_that_stay() {
 fn previews_of_a_flow_lead_to_its_picture() {
     let folder = folder();
     let [out, steps] = ["out.png", "steps"].map(|name| folder.path().join(name));
-    let tokenizer = ["dar_diffusion_tokenizer", "w.", "vq."];
-    let file = weights_of_parts(folder.path(), &[["dar_diffusion_gpt", "w.", ""], tokenizer]);
+    let tokenizer = Part::new("dar_diffusion_tokenizer", "w.", "vq.");
+    let file = parts::weights(folder.path(), &[Part::new("dar_diffusion_gpt", "w.", ""), tokenizer], &[]);
     let own = ["generate", "--device", "cpu", "--count", "1", "--out", text(&out)];
     let model = ["--model", "dar_diffusion", "--weights", text(&file), "--preview", text(&steps)];
     let output = smalti(&[&own[..], &model].concat());
@@ -873,8 +847,7 @@ fn generate_draws_other_grids_than_the_learned() {
     let folder = folder();
     let [out, trace] = ["o.png", "t.json"].map(|name| folder.path().join(name));
     // Three cells a side, and twice as many. LlamaGen's tokenizer has four pixels to a code's side.
-    let parts = [["randar_extrapolate", "w.", ""], ["llamagen_c2i", "w.vq.", "vq."]];
-    let file = weights_of_parts(folder.path(), &parts);
+    let file = parts::weights(folder.path(), &[Part::new("randar_extrapolate", "w.", ""), LLAMAGENS], &[]);
     let all = ["generate", "--device", "cpu", "--model", "randar", "--weights", text(&file), "--out", text(&out)];
     let draw = |options: &[&str]| {
         let output = smalti(&[&all[..], &["--trace", text(&trace)], options].concat());

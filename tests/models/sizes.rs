@@ -4,15 +4,19 @@
 //! configuration. What fills longer axes is what was there, over and over; permutations lose the numbers that are too
 //! large. Nobody has run such a model elsewhere: it is the same code on the reference, in f64, that tells what is right.
 
+mod resized;
+
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
-use safetensors::{Dtype, SafeTensors};
 use smalti::Device;
 use smalti_models::conform;
 use smalti_models::weights::Checkpoint;
+
+use resized::Stored;
 
 struct Case {
     dump: &'static str,
@@ -301,55 +305,6 @@ const CASES: &[Case] = &[
     },
 ];
 
-/// A tensor as its file has it.
-#[derive(Clone)]
-struct Stored {
-    dtype: Dtype,
-    shape: Vec<usize>,
-    bytes: Vec<u8>,
-}
-
-impl Stored {
-    /// With axes of length `before` at length `after`.
-    fn resized(&self, before: usize, after: usize) -> Self {
-        if !self.shape.contains(&before) {
-            return self.clone();
-        }
-        if let Some(rows) = self.permutations(before) {
-            let kept = rows.into_iter().flatten().filter(|number| (*number as usize) < after);
-            let bytes: Vec<u8> = kept.flat_map(i32::to_le_bytes).collect();
-            let mut shape = self.shape.clone();
-            *shape.last_mut().expect("a permutation has an axis") = after;
-            return Self { dtype: self.dtype, shape, bytes };
-        }
-        let size = self.dtype.bitsize() / 8;
-        let shape: Vec<_> = self.shape.iter().map(|length| if *length == before { after } else { *length }).collect();
-        let mut bytes = Vec::new();
-        for flat in 0..shape.iter().product() {
-            let (mut rest, mut at, mut stride) = (flat, 0, 1);
-            for (length, of_old) in shape.iter().zip(&self.shape).rev() {
-                at += rest % length % of_old * stride;
-                rest /= length;
-                stride *= of_old;
-            }
-            bytes.extend(&self.bytes[at * size..][..size]);
-        }
-        Self { dtype: self.dtype, shape, bytes }
-    }
-
-    /// The rows, if each has the numbers from 0 to `count`.
-    fn permutations(&self, count: usize) -> Option<Vec<Vec<i32>>> {
-        if self.dtype != Dtype::I32 || self.shape.last() != Some(&count) {
-            return None;
-        }
-        let numbers = self.bytes.chunks(4).map(|bytes| i32::from_le_bytes(bytes.try_into().expect("four bytes")));
-        let numbers: Vec<_> = numbers.collect();
-        let rows: Vec<_> = numbers.chunks(count).map(<[i32]>::to_vec).collect();
-        let whole = |row: &Vec<i32>| (0..count as i32).all(|number| row.contains(&number));
-        rows.iter().all(whole).then_some(rows)
-    }
-}
-
 impl Case {
     fn checkpoint(&self) -> Checkpoint {
         let path =
@@ -361,10 +316,7 @@ impl Case {
         let mut tensors: BTreeMap<String, Stored> = file
             .iter()
             .filter(|(name, _)| !name.starts_with("out."))
-            .map(|(name, tensor)| {
-                let (dtype, shape, bytes) = (tensor.dtype(), tensor.shape().to_vec(), tensor.data().to_vec());
-                (name.to_owned(), Stored { dtype, shape, bytes })
-            })
+            .map(|(name, tensor)| (name.to_owned(), Stored::from(tensor)))
             .collect();
         for (start, before, after) in self.lengths {
             let named: Vec<_> = tensors.iter_mut().filter(|(name, _)| name.starts_with(start)).collect();

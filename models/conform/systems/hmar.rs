@@ -30,7 +30,7 @@ pub(super) fn run<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
         let mut logits = Logits::default();
         // Per call, then per picture.
         let (mut drawn, mut maps, mut masked) = (Vec::new(), Vec::new(), Vec::new());
-        let latents = model.generate(&labels, &sampler, |call| {
+        let latents = model.generate(&labels, &[], &sampler, |call| {
             calls.extend([call.scale, call.step]);
             logits.push(call.logits)?;
             drawn.push(call.drawn.iter().map(|token| i64::from(*token)).collect::<Vec<_>>());

@@ -1,10 +1,11 @@
 //! MAR's dumps.
 
-use smalti::Float;
+use smalti::{Float, Tensor};
 
 use super::{needed, sampled, weights};
 use crate::conform::{Computed, Dump};
 use crate::decode::{Chance, Random, Sampler};
+use crate::zoo::latents::{DrawsLatents, WantedLatents};
 use crate::zoo::mar::Mar;
 use crate::{Error, Result};
 
@@ -43,7 +44,8 @@ pub(super) fn run<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
     let random = Random::Recorded { uniforms: &[], orders: &orders };
     let sampler = Sampler { sampling: sampled(dump)?, random, places: model.transformer().places() };
     let mut noise = NoiseOfDraws { dump, drawn: 0 };
-    let latents = model.generate::<T>(&labels, None, &sampler, &mut noise, &mut |_| Ok(()))?;
+    let wanted = WantedLatents { labels: &labels, known: None, sampler: &sampler };
+    let latents: Tensor<T> = model.draw_latents(wanted, &mut noise, &mut |_| Ok(()))?;
     Ok(vec![
         Computed::floats("plain_encoder", &encoder)?,
         Computed::floats("plain_decoder", &decoder)?,
