@@ -2,6 +2,7 @@
 
 pub mod cascade;
 mod chance;
+mod groups;
 mod sequential;
 pub mod speculative;
 
@@ -14,6 +15,7 @@ use crate::weights::Config;
 use crate::{Error, Result, Sampling};
 
 pub use chance::{Chance, OfPlaces};
+pub use groups::in_groups;
 pub use sequential::{Network, sequential};
 
 /// What one step of a generation has settled.

@@ -1,10 +1,9 @@
 //! One place after the other, each from all before it.
 
 use smalti::sample::Guidance;
-use smalti::{Float, Tensor, copy};
+use smalti::{Float, Tensor};
 
-use super::{Order, Sampler, Step, Steps, guide, twice};
-use crate::zoo::codes::go_on;
+use super::{Order, Sampler, Steps, guide, in_groups, twice};
 use crate::{Error, Result};
 
 /// The network as a sequence sees it.
@@ -42,20 +41,16 @@ pub fn sequential<T: Float>(
     if rows != batch && rows != 2 * batch {
         return Err(Error::Request(format!("a condition of {rows} rows for {batch} pictures")));
     }
-    let places = order.places();
-    let mut drawn = Tensor::<u32>::zeros(condition.device(), &[batch, places])?;
-    let mut x = condition;
-    for place in 0..places {
-        let logits = network.logits(&x)?;
+    let (device, sizes) = (condition.device(), vec![1; order.places()]);
+    in_groups(device, batch, order, sizes, &[], sampler, steps, |before, place| {
+        let logits = match before {
+            None => network.logits(&condition)?,
+            Some(token) => {
+                let x = network.embed(&if rows > batch { twice(token)? } else { token.clone() })?;
+                network.logits(&x)?
+            }
+        };
         let last = logits.narrow(1, logits.shape()[1] - 1, 1)?;
-        let guided = guide(&last, batch, scale(place), Guidance::Scale)?;
-        let token = sampler.draw(&guided, place)?;
-        copy::copy_into_slice(&token, &mut drawn, 1, place)?;
-        let cells = order.cells(place, 1);
-        go_on(steps(Step { settled: place + 1, logits: &guided, tokens: &token, cells, latents: None }))?;
-        if place + 1 < places {
-            x = network.embed(&if rows > batch { twice(&token)? } else { token })?;
-        }
-    }
-    order.in_raster(drawn)
+        guide(&last, batch, scale(place.start), Guidance::Scale)
+    })
 }

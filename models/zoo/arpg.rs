@@ -21,11 +21,11 @@ use std::f64::consts::FRAC_PI_2;
 use smalti::attention::{Align, KvCache, Mask, Options, attention};
 use smalti::rope::{NullRows, Pairing, Table, rope};
 use smalti::sample::{Guidance, Schedule};
-use smalti::{Device, Float, Tensor, Weight, copy, elementwise, embedding, linear, norm};
+use smalti::{Device, Float, Tensor, Weight, elementwise, embedding, linear, norm};
 
-use super::codes::{Codes, DrawsCodes, WantedCodes, go_on};
+use super::codes::{Codes, DrawsCodes, WantedCodes};
 use crate::backbone::llama::FeedForward;
-use crate::decode::{Cells, Step, Steps, guidance_over_steps, guide, to_raster, twice};
+use crate::decode::{Order, Steps, guidance_over_steps, guide, in_groups, twice};
 use crate::order;
 use crate::weights::Checkpoint;
 use crate::{Error, Result};
@@ -247,29 +247,17 @@ impl DrawsCodes for Arpg {
         let condition = self.condition(labels, true)?;
         let mut ids = Tensor::from_vec(&self.codes.device, &[2 * batch, 1], condition)?;
         let mut caches = self.caches::<T>(2 * batch, places)?;
-        let mut drawn = Tensor::<u32>::zeros(&self.codes.device, &[batch, places])?;
-        let mut here = order::positions(&self.rotary, &[0])?;
-        let mut settled = 0;
-        for count in order::counts(places, self.steps, masked) {
-            let next: Vec<_> = cells[settled..settled + count].iter().map(|cell| 1 + cell).collect();
-            let there = order::positions(&self.rotary, &next)?;
-            let logits = self.predict(&ids, &here, &there, count, &mut caches, &Mask::Full)?;
-            let after = (settled + count) as f64 / places as f64;
-            let cfg = self.guidance.at(sampler.sampling.cfg.into(), after) as f32;
-            let guided = guide(&logits, batch, cfg, Guidance::Scale)?;
-            let mut tokens = sampler.draw(&guided, settled)?;
-            if !known.is_empty() {
-                let of_step = cells[settled..settled + count].iter().cycle();
-                let around =
-                    tokens.to_vec()?.into_iter().zip(of_step).map(|(drawn, cell)| known[*cell].unwrap_or(drawn));
-                tokens = Tensor::from_vec(&self.codes.device, &[batch, count], around.collect())?;
+        let mut there = order::positions(&self.rotary, &[0])?;
+        let (order, sizes) = (Order::Cells(&cells), order::counts(places, self.steps, masked));
+        in_groups(&self.codes.device, batch, order, sizes, known, sampler, steps, |before, next| {
+            if let Some(tokens) = before {
+                ids = twice(tokens)?;
             }
-            copy::copy_into_slice(&tokens, &mut drawn, 1, settled)?;
-            let of_step = Cells::Same(&cells[settled..settled + count]);
-            settled += count;
-            go_on(steps(Step { settled, logits: &guided, tokens: &tokens, cells: of_step, latents: None }))?;
-            (ids, here) = (twice(&tokens)?, there);
-        }
-        to_raster(&drawn, &cells)
+            let rows: Vec<_> = cells[next.clone()].iter().map(|cell| 1 + cell).collect();
+            let here = std::mem::replace(&mut there, order::positions(&self.rotary, &rows)?);
+            let logits = self.predict(&ids, &here, &there, next.len(), &mut caches, &Mask::Full)?;
+            let after = next.end as f64 / places as f64;
+            guide(&logits, batch, self.guidance.at(sampler.sampling.cfg.into(), after) as f32, Guidance::Scale)
+        })
     }
 }

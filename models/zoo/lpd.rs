@@ -23,9 +23,9 @@ use smalti::attention::{KvCache, Mask};
 use smalti::sample::Schedule;
 use smalti::{Device, Float, Tensor, Weight, copy, elementwise, embedding, linear};
 
-use super::codes::{Codes, DrawsCodes, WantedCodes, go_on};
+use super::codes::{Codes, DrawsCodes, WantedCodes};
 use crate::backbone::vit::{LayerNorm, Vit};
-use crate::decode::{Cells, Sampler, Step, Steps, concatenate, guidance_over_steps, to_raster, twice};
+use crate::decode::{Order, Sampler, Steps, concatenate, guidance_over_steps, in_groups, twice};
 use crate::order::locality::{self, Chance, Thresholds};
 use crate::weights::Checkpoint;
 use crate::{Error, Result};
@@ -233,32 +233,28 @@ impl DrawsCodes for Lpd {
         let mut known: Tensor<T> = self.condition(labels, cfg != 1.0)?;
         let rows = known.shape()[0];
         let mut caches: Vec<KvCache<T>> = self.blocks.caches(&self.codes.device, rows, 1 + 2 * places)?;
-        let mut drawn = Tensor::<u32>::zeros(&self.codes.device, &[batch, places])?;
         // The places whose tokens the next pass takes in, counted from 1; 0 is the condition.
-        let (mut before, mut settled) = (0..1, 0);
-        for &count in &self.group_sizes {
-            let after = before.end + count;
-            let at = (before.start..after).map(|place| if place == 0 { 0 } else { 1 + cells[place - 1] });
+        let mut before = 0..1;
+        let (order, sizes) = (Order::Cells(&cells), self.group_sizes.iter().copied());
+        in_groups(&self.codes.device, batch, order, sizes, &[], sampler, steps, |tokens, next| {
+            if let Some(tokens) = tokens {
+                before = before.end..1 + next.start;
+                known = embedding::embedding(&self.tokens, tokens)?;
+                if rows > batch {
+                    known = twice(&known)?;
+                }
+            }
+            let count = next.len();
+            let at = (before.start..1 + next.end).map(|place| if place == 0 { 0 } else { 1 + cells[place - 1] });
             let x = concatenate(&[&known, &self.queries(rows, count)?], 1)?;
             let x = self.placed(&x, &at.collect::<Vec<_>>())?;
-            let tokens_end = before.end;
-            let mask = Mask::from_fn(x.shape()[1], after, |query, key| query >= before.len() || key < tokens_end);
+            let mask =
+                Mask::from_fn(x.shape()[1], 1 + next.end, |query, key| query >= before.len() || key < before.end);
             let options = self.blocks.options().mask(mask);
             let states = self.blocks.run(&x, None, Some(&mut caches), &options)?;
-            caches.iter_mut().for_each(|cache| cache.truncate(tokens_end));
+            caches.iter_mut().for_each(|cache| cache.truncate(before.end));
             let logits = self.logits(&states.narrow(1, before.len(), count)?.contiguous()?)?;
-            let guided = self.guided(&logits, batch, cfg, settled..settled + count)?;
-            let tokens = sampler.draw(&guided, settled)?;
-            copy::copy_into_slice(&tokens, &mut drawn, 1, settled)?;
-            let of_step = Cells::Same(&cells[settled..settled + count]);
-            settled += count;
-            go_on(steps(Step { settled, logits: &guided, tokens: &tokens, cells: of_step, latents: None }))?;
-            known = embedding::embedding(&self.tokens, &tokens)?;
-            if rows > batch {
-                known = twice(&known)?;
-            }
-            before = tokens_end..after;
-        }
-        to_raster(&drawn, &cells)
+            self.guided(&logits, batch, cfg, next)
+        })
     }
 }

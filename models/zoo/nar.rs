@@ -22,12 +22,12 @@ use std::ops::Range;
 use smalti::attention::{KvCache, Mask, Options};
 use smalti::rope::{NullRows, Table};
 use smalti::sample::Guidance;
-use smalti::{Device, Float, Tensor, Weight, copy, elementwise, embedding, linear, norm};
+use smalti::{Device, Float, Tensor, Weight, elementwise, embedding, linear, norm};
 
-use super::codes::{Codes, DrawsCodes, WantedCodes, go_on};
+use super::codes::{Codes, DrawsCodes, WantedCodes};
 use crate::backbone::condition::ClassTable;
 use crate::backbone::llama::{Blocks, Sizes};
-use crate::decode::{Cells, Step, Steps, concatenate, from_raster, guide, to_raster, twice};
+use crate::decode::{Order, Steps, concatenate, from_raster, guide, in_groups, twice};
 use crate::order;
 use crate::weights::Checkpoint;
 use crate::{Error, Result};
@@ -223,21 +223,16 @@ impl DrawsCodes for Nar {
         let mut caches = self.blocks.caches(&self.codes.device, rows, 1 + places)?;
         // A plane sees itself and all that is in the cache.
         let options = self.options(Mask::Full);
-        let mut drawn = Tensor::<u32>::zeros(&self.codes.device, &[batch, places])?;
-        let mut settled = 0;
-        for plane in &self.planes {
-            let next = settled..settled + plane.len();
-            let guided = guide(&self.predict(&x, &mut caches, &options, next)?, batch, cfg, Guidance::Scale)?;
-            let tokens = sampler.draw(&guided, settled)?;
-            copy::copy_into_slice(&tokens, &mut drawn, 1, settled)?;
-            settled += plane.len();
-            let cells = Cells::Same(plane);
-            go_on(steps(Step { settled, logits: &guided, tokens: &tokens, cells, latents: None }))?;
-            x = embedding::embedding(&self.tokens, &tokens)?;
-            if rows > batch {
-                x = twice(&x)?;
+        let sizes = self.planes.iter().map(Vec::len);
+        let order = Order::Cells(&self.cells);
+        in_groups(&self.codes.device, batch, order, sizes, &[], sampler, steps, |before, next| {
+            if let Some(tokens) = before {
+                x = embedding::embedding(&self.tokens, tokens)?;
+                if rows > batch {
+                    x = twice(&x)?;
+                }
             }
-        }
-        to_raster(&drawn, &self.cells)
+            guide(&self.predict(&x, &mut caches, &options, next)?, batch, cfg, Guidance::Scale)
+        })
     }
 }

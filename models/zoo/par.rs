@@ -20,12 +20,12 @@
 use smalti::attention::Mask;
 use smalti::rope::{NullRows, Table};
 use smalti::sample::Guidance;
-use smalti::{Device, Float, Tensor, Weight, copy, embedding};
+use smalti::{Device, Float, Tensor, Weight, embedding};
 
-use super::codes::{Codes, DrawsCodes, WantedCodes, go_on};
+use super::codes::{Codes, DrawsCodes, WantedCodes};
 use crate::backbone::condition::ClassTable;
 use crate::backbone::trunk::Trunk;
-use crate::decode::{Cells, Step, Steps, concatenate, from_raster, guide, to_raster, twice};
+use crate::decode::{Order, Steps, concatenate, from_raster, guide, in_groups, twice};
 use crate::order;
 use crate::weights::Checkpoint;
 use crate::{Error, Result};
@@ -145,26 +145,22 @@ impl DrawsCodes for Par {
         let mut caches = self.trunk.caches(rows, self.table.positions())?;
         // A group sees itself whole, and a single place is the last: either way all keys are seen.
         let options = self.trunk.options(Mask::Full);
-        let mut drawn = Tensor::<u32>::zeros(&self.codes.device, &[batch, places])?;
-        let mut settled = 0;
-        while settled < places {
+        let sizes = vec![1; self.at_once].into_iter().chain(vec![self.at_once; places / self.at_once - 1]);
+        let order = Order::Cells(&self.cells);
+        in_groups(&self.codes.device, batch, order, sizes, &[], sampler, steps, |before, next| {
+            if let Some(tokens) = before {
+                x = self.trunk.embed(tokens)?;
+                if next.start == self.at_once {
+                    x = concatenate(&[&x, &self.transition(batch)?], 1)?;
+                }
+                if rows > batch {
+                    x = twice(&x)?;
+                }
+            }
             let logits = self.trunk.logits(&x, &self.table, &mut caches, &options)?;
-            let phase_start = if settled < self.at_once { 1 } else { self.at_once };
-            let off = self.guided_until.is_some_and(|until| settled.saturating_sub(phase_start) > until);
-            let guided = guide(&logits, batch, if off { 1.0 } else { cfg }, Guidance::Scale)?;
-            let tokens = sampler.draw(&guided, settled)?;
-            copy::copy_into_slice(&tokens, &mut drawn, 1, settled)?;
-            let cells = Cells::Same(&self.cells[settled..settled + tokens.shape()[1]]);
-            settled += tokens.shape()[1];
-            go_on(steps(Step { settled, logits: &guided, tokens: &tokens, cells, latents: None }))?;
-            x = self.trunk.embed(&tokens)?;
-            if settled == self.at_once {
-                x = concatenate(&[&x, &self.transition(batch)?], 1)?;
-            }
-            if rows > batch {
-                x = twice(&x)?;
-            }
-        }
-        to_raster(&drawn, &self.cells)
+            let phase_start = if next.start < self.at_once { 1 } else { self.at_once };
+            let off = self.guided_until.is_some_and(|until| next.start.saturating_sub(phase_start) > until);
+            guide(&logits, batch, if off { 1.0 } else { cfg }, Guidance::Scale)
+        })
     }
 }
