@@ -324,6 +324,30 @@ impl<T: Element> Tensor<T> {
         result
     }
 
+    /// Gives the first `len` entries along `axis` a buffer of their own, if they share one on a GPU: there a write would
+    /// reach whoever shares it, while on the host it makes the copy itself. The other entries lose their values.
+    #[cfg_attr(not(any(feature = "cuda", feature = "wgpu")), allow(unused_variables, clippy::unnecessary_wraps))]
+    pub(crate) fn unshare(&mut self, axis: usize, len: usize) -> Result<()> {
+        #[cfg(any(feature = "cuda", feature = "wgpu"))]
+        if self.is_shared_on_a_gpu() {
+            let mut own = Self::empty(&self.device, self.shape())?;
+            copy::copy_into_slice(&self.narrow(axis, 0, len)?, &mut own, axis, 0)?;
+            *self = own;
+        }
+        Ok(())
+    }
+
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
+    fn is_shared_on_a_gpu(&self) -> bool {
+        match &self.storage {
+            Storage::Host(_) => false,
+            #[cfg(feature = "wgpu")]
+            Storage::Wgpu(buffer) => Arc::strong_count(buffer) > 1,
+            #[cfg(feature = "cuda")]
+            Storage::Cuda(buffer) => Arc::strong_count(buffer) > 1,
+        }
+    }
+
     fn with_layout(&self, layout: Layout) -> Self {
         Self { device: self.device.clone(), layout, storage: self.storage.clone() }
     }

@@ -5,9 +5,8 @@ use crate::{Device, Error, Float, Result, Tensor, copy, rope};
 
 /// Keys and values of the positions seen so far, in buffers of a fixed capacity.
 ///
-/// Cloning shares the buffers; on the host the first append of either then copies them. A view that is alive during
-/// an append costs the same copy, so drop it first. On a GPU a view taken before a [`KvCache::truncate`] sees what
-/// is appended after it.
+/// Cloning shares the buffers until either is appended to, which then copies what it holds: so a clone is a fork, as for
+/// guidance or beams. A view that is alive during an append keeps what it saw and costs the same copy, so drop it first.
 #[derive(Debug, Clone)]
 pub struct KvCache<T: Float> {
     k: Tensor<T>,
@@ -29,9 +28,11 @@ impl<T: Float> KvCache<T> {
     ///
     /// # Errors
     /// [`Error::Shape`] if the shapes do not fit or the capacity is exceeded, and on wgpu if `T` is a half type and
-    /// `head_dim` is odd; [`Error::Place`] if a device differs. The length is then as before.
+    /// `head_dim` is odd; [`Error::Place`] if a device differs; [`Error::Device`] if it has no room for a copy. The length
+    /// is then as before.
     pub fn append(&mut self, k: &Tensor<T>, v: &Tensor<T>) -> Result<()> {
         let positions = self.checked(k, v)?;
+        self.unshare()?;
         copy::copy_into_slice(k, &mut self.k, 2, self.len)?;
         copy::copy_into_slice(v, &mut self.v, 2, self.len)?;
         self.len += positions;
@@ -51,11 +52,17 @@ impl<T: Float> KvCache<T> {
         pairing: Pairing,
     ) -> Result<()> {
         let positions = self.checked(k, v)?;
+        self.unshare()?;
         let part = self.k.layout().narrow(2, self.len, positions).expect("the check found room");
         self.k.with_part(part, |part| rope::rope_into(k, table, start, pairing, part))?;
         copy::copy_into_slice(v, &mut self.v, 2, self.len)?;
         self.len += positions;
         Ok(())
+    }
+
+    fn unshare(&mut self) -> Result<()> {
+        self.k.unshare(2, self.len)?;
+        self.v.unshare(2, self.len)
     }
 
     /// How many positions `k` and `v` hold, after checking that they fit.

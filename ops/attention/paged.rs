@@ -174,7 +174,8 @@ impl PageTable {
 /// Keys and values of many sequences in shared pages.
 ///
 /// A sequence that is forked shares its pages with the fork; the first append of either to a page that is not full
-/// copies that page alone. Truncation gives back the pages that it empties.
+/// copies that page alone. Truncation gives back the pages that it empties. A clone of the whole cache shares the memory
+/// of the pages until either is appended to, which then copies all of them.
 #[derive(Debug, Clone)]
 pub struct PagedKvCache<T: Float> {
     k: Tensor<T>,
@@ -319,6 +320,9 @@ impl<T: Float> PagedKvCache<T> {
         }
         if positions == 0 {
             return Ok(());
+        }
+        for pages in [&mut self.k, &mut self.v] {
+            pages.unshare(0, pages.shape()[0])?;
         }
         for (entry, number) in sequences.iter().enumerate() {
             self.own_last(*number)?;

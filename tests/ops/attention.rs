@@ -1,6 +1,7 @@
 //! Attention, its masks and its cache.
 
 use smalti::attention::{self, Align, KvCache, Lengths, Mask, Options, ScalesKind};
+use smalti::rope::{NullRows, Pairing, Table};
 use smalti::{Backend, Device, Error, Float, Tensor, bf16, f16};
 
 use crate::common::{assert_close, devices, moved, tensor, uniform, widened};
@@ -116,7 +117,8 @@ fn cases() -> Vec<Case> {
     ]
 }
 
-fn on(mask: &Mask, device: &Device) -> Mask {
+/// The mask with what it holds on that device.
+pub fn on(mask: &Mask, device: &Device) -> Mask {
     match mask {
         Mask::Given(given) => Mask::Given(moved(given, device)),
         Mask::And(all) => Mask::And(all.iter().map(|mask| on(mask, device)).collect()),
@@ -176,18 +178,72 @@ fn attention_agrees_with_reference_bf16() {
     attention_agrees::<bf16>();
 }
 
-#[test]
-fn attention_row_that_sees_nothing_is_zero() {
+fn row_that_sees_nothing_is_zero<T: Float>() {
     for device in devices().iter().chain([&Device::reference()]) {
-        let x = Tensor::from_slice(device, &[1, 1, 2, 2], &[1.0f32; 4]).unwrap();
-        let none = Options::new(1.0).mask(Mask::KeyLengths(vec![0])).lse();
-        let bias = Tensor::from_slice(device, &[1], &[f32::NEG_INFINITY]).unwrap();
-        for options in [none, Options::new(1.0).bias(bias).lse()] {
-            let got = attention::attention(&x, &x, &x, &options).unwrap();
-            assert_eq!(got.y.to_vec().unwrap(), [0.0; 4], "{device}");
-            assert_eq!(got.lse.unwrap().to_vec().unwrap(), [f32::NEG_INFINITY; 2], "{device}");
+        // Few queries of few keys, keys that are split, and many queries.
+        for [q_len, k_len, head_dim] in [[2, 2, 2], [1, 1100, 8], [70, 70, 40]] {
+            let q = tensor::<T>(device, &[1, 1, q_len, head_dim], &vec![1.0; q_len * head_dim]);
+            let k = tensor::<T>(device, &[1, 1, k_len, head_dim], &vec![1.0; k_len * head_dim]);
+            let bias = Tensor::from_slice(device, &[1], &[f32::NEG_INFINITY]).unwrap();
+            let given = Tensor::from_vec(device, &[q_len, k_len], vec![0u8; q_len * k_len]).unwrap();
+            let options = [
+                Options::new(1.0).mask(Mask::KeyLengths(vec![0])),
+                Options::new(1.0).mask(Mask::Or(Vec::new())),
+                Options::new(1.0).mask(Mask::from_fn(q_len, k_len, |_, _| false)),
+                Options::new(1.0).mask(Mask::Given(given)),
+                Options::new(1.0).bias(bias),
+            ];
+            for options in options {
+                let got = attention::attention(&q, &k, &k, &options.clone().lse()).unwrap();
+                let what = format!("{} {device} {q_len} x {k_len} {:?}", T::DTYPE, options.mask);
+                assert!(got.y.to_vec().unwrap().iter().all(|y| y.to_f64() == 0.0), "{what}");
+                assert_eq!(got.lse.unwrap().to_vec().unwrap(), vec![f32::NEG_INFINITY; q_len], "{what}");
+            }
         }
     }
+}
+
+#[test]
+fn attention_row_that_sees_nothing_is_zero() {
+    row_that_sees_nothing_is_zero::<f32>();
+    row_that_sees_nothing_is_zero::<f16>();
+    row_that_sees_nothing_is_zero::<bf16>();
+}
+
+fn every_head_dim_agrees<T: Float>() {
+    for device in devices() {
+        let agrees = |[batch, q_len, k_len, head_dim]: [usize; 4]| {
+            let of = |seed, shape: [usize; 4], most: f64| {
+                let values: Vec<_> = uniform(seed, shape.iter().product()).iter().map(|x| most * x).collect();
+                tensor::<T>(device, &shape, &values)
+            };
+            let q = of(1, [batch, 2, q_len, head_dim], 3.0);
+            let [k, v] = [(2, 3.0), (3, 1.0)].map(|(seed, most)| of(seed, [batch, 1, k_len, head_dim], most));
+            let causal = Mask::Causal { align: Align::BottomRight };
+            let options = Options::new(1.0 / (head_dim as f32).sqrt()).mask(causal).lse();
+            let got = attention::attention(&q, &k, &v, &options).unwrap();
+            let expected = attention::attention(&widened(&q), &widened(&k), &widened(&v), &options).unwrap();
+            let what = format!("attention {} {device} {batch} of {q_len} x {k_len}, {head_dim}", T::DTYPE);
+            assert_close(&what, &got.y, &expected.y, 0.0);
+            assert_close(&format!("{what} lse"), &got.lse.unwrap(), &widened(&expected.lse.unwrap()), 0.0);
+        };
+        // Two tiles of keys, for one query, for few and for more than a block takes.
+        for head_dim in (16..=256).step_by(8) {
+            let q_len = [1, 3, 19][head_dim / 8 % 3];
+            agrees([1, q_len, 70, head_dim]);
+        }
+        // So many heads that on CUDA half types have blocks of 64 queries: between the widths that kernels have.
+        if T::DTYPE.bytes() == 2 {
+            [24, 72, 136, 200, 248].into_iter().for_each(|head_dim| agrees([70, 17, 20, head_dim]));
+        }
+    }
+}
+
+#[test]
+fn attention_takes_every_head_dim_from_16_to_256_in_steps_of_8() {
+    every_head_dim_agrees::<f32>();
+    every_head_dim_agrees::<f16>();
+    every_head_dim_agrees::<bf16>();
 }
 
 fn nan_stays_in_rows_that_see_it<T: Float>() {
@@ -297,6 +353,38 @@ fn kv_cache_holds_what_was_appended_and_not_truncated() {
             "KvCache::append: k has shape [2, 1, 2, 2], expected at most 1 positions: 4 of 5 are used"
         );
         assert_eq!(cache.len(), 4);
+    }
+}
+
+#[test]
+fn kv_cache_clones_part_on_append() {
+    for device in devices().iter().chain([&Device::reference()]) {
+        let all = |value: f64, count: usize| tensor::<f32>(device, &[1, 1, count, 2], &vec![value; 2 * count]);
+        let mut first = KvCache::<f32>::new(device, 1, 1, 4, 2).unwrap();
+        first.append(&all(1.0, 2), &all(2.0, 2)).unwrap();
+        let mut second = first.clone();
+        first.append(&all(3.0, 1), &all(4.0, 1)).unwrap();
+        let still = Table::from_angles(device, 1, 1, |_, _| 0.0).unwrap();
+        second
+            .append_rope(
+                &all(5.0, 2),
+                &all(6.0, 2),
+                &still.with_null_rows(1, NullRows::Identity).unwrap(),
+                0,
+                Pairing::HalfSplit,
+            )
+            .unwrap();
+        let seen = |cache: &KvCache<f32>| [cache.k(), cache.v()].map(|part| part.to_vec().unwrap());
+        assert_eq!(seen(&first), [[1.0, 1.0, 1.0, 1.0, 3.0, 3.0], [2.0, 2.0, 2.0, 2.0, 4.0, 4.0]], "{device}");
+        let expected = [[1.0, 1.0, 1.0, 1.0, 5.0, 5.0, 5.0, 5.0], [2.0, 2.0, 2.0, 2.0, 6.0, 6.0, 6.0, 6.0]];
+        assert_eq!(seen(&second), expected, "{device}");
+
+        // A view keeps what it saw, also of what is forgotten and written anew.
+        let view = first.k();
+        first.truncate(2);
+        first.append(&all(7.0, 1), &all(8.0, 1)).unwrap();
+        assert_eq!(view.to_vec().unwrap(), [1.0, 1.0, 1.0, 1.0, 3.0, 3.0], "{device}");
+        assert_eq!(first.k().to_vec().unwrap(), [1.0, 1.0, 1.0, 1.0, 7.0, 7.0], "{device}");
     }
 }
 

@@ -232,6 +232,28 @@ fn paged_cache_forks_share_pages_and_part_on_append() {
 }
 
 #[test]
+fn paged_cache_clones_part_on_append() {
+    for device in devices() {
+        let q = keys(device, 9, 2);
+        let options = Options::new(0.3).mask(Mask::Causal { align: Align::BottomRight });
+        let mut cache = PagedKvCache::<f32>::new(device, 2, 16, 2, 8).unwrap();
+        let sequence = cache.add();
+        let append = |cache: &mut PagedKvCache<f32>, seed, positions| {
+            let k = keys(device, seed, positions);
+            cache.append(&[sequence], &k, &k).unwrap();
+        };
+        append(&mut cache, 1, 5);
+        let mut clone = cache.clone();
+        append(&mut cache, 2, 3);
+        append(&mut clone, 3, 3);
+        for (cache, seed) in [(&cache, 2), (&clone, 3)] {
+            let seen = cache.attention(&[sequence], &q, &options).unwrap().y.to_vec().unwrap();
+            assert_eq!(seen, expected(device, &q, &[(1, 5, 5), (seed, 3, 3)]), "{device}");
+        }
+    }
+}
+
+#[test]
 fn paged_names_what_does_not_fit() {
     let device = Device::reference();
     let pages = Tensor::<f32>::zeros(&device, &[3, 16, 1, 8]).unwrap();
