@@ -498,7 +498,8 @@ fn any_logit() -> impl Strategy<Value = f64> {
     prop_oneof![6 => -20.0..20.0f64, 2 => (-3..3i32).prop_map(f64::from), 1 => Just(f64::NEG_INFINITY)]
 }
 
-fn any_filter() -> impl Strategy<Value = Filter> {
+/// Any filter, with every part of it off at times.
+pub fn any_filter() -> impl Strategy<Value = Filter> {
     let share = || prop_oneof![Just(1.0f32), 0.001..1.0f32];
     let top_k = prop_oneof![Just(0usize), 1..400usize];
     let temperature = prop_oneof![Just(0.0f32), Just(1.0), 0.05..4.0f32];

@@ -44,6 +44,46 @@ fn nearest_takes_the_lowest_index_among_equal_codes() {
     }
 }
 
+fn dims_and_large_codebooks_agree<T: Float>() {
+    for device in devices() {
+        // The widest, one less than a multiple of every tile, and as many codes as a word of 18 bits counts.
+        for [vectors, codes, dim] in [[2, 70, 512], [2, 33, 511], [1, 65, 384], [2, 1 << 18, 4]] {
+            let x = tensor::<T>(device, &[vectors, dim], &uniform(51, vectors * dim));
+            let mut codes_of = uniform(52, codes * dim);
+            // Far ahead of all others, twice: in the last code and, except for the last vector's, early in the list.
+            let first = codes / 3;
+            for code in [first, codes - 1] {
+                codes_of[code * dim..][..dim].copy_from_slice(&uniform(51, dim));
+            }
+            let codebook = tensor::<f32>(device, &[codes, dim], &codes_of);
+            // As x rounds them, so that the distance is 0.
+            let rounded = codes_of.iter().map(|code| T::from_f64(*code).to_f64()).collect::<Vec<_>>();
+            let codebook =
+                if T::DTYPE.bytes() == 4 { codebook } else { tensor::<f32>(device, &[codes, dim], &rounded) };
+            let at_home = moved(&codebook, &Device::reference()).into();
+            let codebook: Weight = codebook.into();
+            let what = format!("{} {device} {codes} codes of {dim}", T::DTYPE);
+            let got = values(&vq::nearest_l2(&x, &codebook).unwrap());
+            assert_eq!(got[0] as usize, first, "{what}");
+            assert_eq!(got, values(&vq::nearest_l2(&widened(&x), &at_home).unwrap()), "{what}");
+            let cosine = values(&vq::nearest_cosine(&x, &codebook).unwrap());
+            assert_eq!(cosine[0] as usize, first, "cosine {what}");
+            let list = vq::nearest(&x, &codebook, Metric::L2, 3).unwrap();
+            assert_eq!(values(&list.indices)[..2], [first as u32, codes as u32 - 1], "{what}");
+            let expected = vq::nearest(&widened(&x), &at_home, Metric::L2, 3).unwrap();
+            assert_eq!(values(&list.indices), values(&expected.indices), "{what}");
+            assert_close(&what, &list.distances, &widened(&expected.distances), 0.0);
+        }
+    }
+}
+
+#[test]
+fn nearest_takes_dims_to_512_and_262144_codes() {
+    dims_and_large_codebooks_agree::<f32>();
+    dims_and_large_codebooks_agree::<f16>();
+    dims_and_large_codebooks_agree::<bf16>();
+}
+
 #[test]
 fn nearest_names_a_codebook_of_another_dim() {
     let device = Device::reference();

@@ -1,13 +1,13 @@
 //! Attention.
 
 use proptest::prelude::*;
-use smalti::attention::{self, Align, Along, Mask, Options, PageTable};
+use smalti::attention::{self, Align, Along, Mask, Options, PageTable, PagedKvCache, ScalesKind};
 use smalti::{Device, Float, Tensor, bf16, f16};
 
 use super::{Place, config, placed, places};
-use crate::common::{assert_close, devices, moved, uniform, widened};
+use crate::common::{assert_close, devices, moved, tensor, uniform, widened};
 
-fn masks(q_len: usize, k_len: usize) -> impl Strategy<Value = Mask> {
+fn masks(batch: usize, q_len: usize, k_len: usize) -> impl Strategy<Value = Mask> {
     let align = prop_oneof![Just(Align::TopLeft), Just(Align::BottomRight)];
     let ranks = move |len: usize| prop::collection::vec(0u32..6, len);
     let leaf = prop_oneof![
@@ -27,6 +27,17 @@ fn masks(q_len: usize, k_len: usize) -> impl Strategy<Value = Mask> {
             q_lengths: vec![q, q_len - q],
             k_lengths: vec![k, k_len - k],
             causal: q % 2 == 0
+        }),
+        prop::collection::vec(0..=k_len, batch).prop_map(Mask::KeyLengths),
+        (any::<bool>(), 1usize..7).prop_map(move |(own, modulus)| {
+            let entries = if own { batch } else { 1 };
+            let bytes = (0..entries * q_len * k_len).map(|at| u8::from(at / 3 % modulus != 1)).collect();
+            Mask::Given(Tensor::from_vec(&Device::reference(), &[entries, q_len, k_len], bytes).unwrap())
+        }),
+        prop::sample::select(KINDS.to_vec()).prop_map(move |kind| match q_len <= k_len {
+            true => Mask::Scales { patch_nums: vec![1, 2, 3, 5, 10], kind },
+            // Queries are among the tokens of the keys.
+            false => Mask::Full,
         }),
     ];
     leaf.prop_recursive(2, 6, 3, |inner| {
@@ -81,18 +92,37 @@ fn naive_error<T: Float>(q: &Tensor<f64>, k: &Tensor<f64>, v: &Tensor<f64>, opti
     largest
 }
 
-fn attention_agrees<T: Float>(shape: [usize; 6], place: Place, mask: &Mask) {
+const KINDS: [ScalesKind; 4] =
+    [ScalesKind::BlockCausal, ScalesKind::MarkovSelf, ScalesKind::MarkovPrevious, ScalesKind::MarkovPreviousAndSelf];
+
+/// What is added to the scores, by the axes along which it repeats, and their cap.
+type Scores = (Option<[bool; 4]>, Option<f32>);
+
+fn attention_agrees<T: Float>(shape: [usize; 6], place: Place, mask: &Mask, (bias, softcap): Scores) {
     let [batch, kv_heads, group, q_len, k_len, dim] = shape;
     for device in devices() {
         let q = placed::<T>(device, &[batch, kv_heads * group, q_len, dim], place, 1);
         let k = placed::<T>(device, &[batch, kv_heads, k_len, dim], place, 2);
         let v = placed::<T>(device, &[batch, kv_heads, k_len, dim], place, 3);
-        let options = Options::new(0.5).mask(mask.clone()).lse();
-        let got = attention::attention(&q, &k, &v, &options).unwrap();
+        let full = [batch, kv_heads * group, q_len, k_len];
+        let bias = bias.map(|ones| {
+            let shape: Vec<_> = full.iter().zip(ones).map(|(len, one)| if one { 1 } else { *len }).collect();
+            placed::<f32>(device, &shape, place, 13)
+        });
+        let options = |device: &Device| {
+            let mut options = Options::new(0.5).mask(crate::attention::on(mask, device)).lse();
+            options.bias = bias.as_ref().map(|bias| moved(bias, device));
+            options.softcap = softcap;
+            options
+        };
+        let mut here = options(device);
+        here.bias = bias.clone();
+        let got = attention::attention(&q, &k, &v, &here).unwrap();
         let [q, k, v] = [&q, &k, &v].map(widened);
+        let options = options(&Device::reference());
         let expected = attention::attention(&q, &k, &v, &options).unwrap();
         let naive = if T::EPSILON < 1e-6 { 0.0 } else { naive_error::<T>(&q, &k, &v, &options) };
-        let what = format!("attention {} {device} {shape:?} {place:?} {mask:?}", T::DTYPE);
+        let what = format!("attention {} {device} {shape:?} {place:?} {mask:?} {softcap:?}", T::DTYPE);
         assert_close(&what, &got.y, &expected.y, naive);
         assert_close(&format!("{what} lse"), &got.lse.unwrap(), &widened(&expected.lse.unwrap()), 0.0);
     }
@@ -174,6 +204,83 @@ fn pages_are_keys<T: Float>(lengths: &[usize], page_size: usize, [kv_heads, grou
     }
 }
 
+/// What is done to a cache of pages, with a number that picks a sequence.
+#[derive(Debug, Clone, Copy)]
+enum Change {
+    Add,
+    Append(usize, usize),
+    Fork(usize),
+    Truncate(usize, usize),
+    Remove(usize),
+}
+
+fn changes() -> impl Strategy<Value = Change> {
+    prop_oneof![
+        1 => Just(Change::Add),
+        4 => (0usize..8, 0usize..40).prop_map(|(which, count)| Change::Append(which, count)),
+        2 => (0usize..8).prop_map(Change::Fork),
+        2 => (0usize..8, 0usize..40).prop_map(|(which, len)| Change::Truncate(which, len)),
+        1 => (0usize..8).prop_map(Change::Remove),
+    ]
+}
+
+/// Keys, or values, that are known by their numbers: `[1, 2, numbers, 8]`.
+fn numbered(device: &Device, numbers: &[u64]) -> Tensor<f32> {
+    let rows: Vec<_> = numbers.iter().map(|number| uniform(1000 + number, 16)).collect();
+    let values: Vec<_> =
+        (0..2).flat_map(|head| rows.iter().flat_map(move |row| row[8 * head..][..8].to_vec())).collect();
+    tensor(device, &[1, 2, numbers.len(), 8], &values)
+}
+
+/// A cache of pages gives each sequence its own keys, whatever was shared, forgotten or refused before.
+fn pages_hold_what_sequences_have(changes: &[Change]) {
+    const PAGES: usize = 7;
+    for device in devices() {
+        let mut cache = PagedKvCache::<f32>::new(device, PAGES, 16, 2, 8).unwrap();
+        let mut known: Vec<(usize, Vec<u64>)> = vec![(cache.add(), Vec::new())];
+        let mut next = 0;
+        for change in changes {
+            let live = known.len().max(1);
+            let pick = |which: usize| which % live;
+            match *change {
+                Change::Add => known.push((cache.add(), Vec::new())),
+                _ if known.is_empty() => {}
+                Change::Append(which, count) => {
+                    let (sequence, keys) = &mut known[pick(which)];
+                    let new: Vec<u64> = (next..next + count as u64).collect();
+                    next += count as u64;
+                    let new_keys = numbered(device, &new);
+                    match cache.append(&[*sequence], &new_keys, &new_keys) {
+                        Ok(()) => keys.extend(new),
+                        Err(error) => assert!(error.to_string().contains("pages needed"), "{error}"),
+                    }
+                }
+                Change::Fork(which) => {
+                    let (sequence, keys) = known[pick(which)].clone();
+                    known.push((cache.fork(sequence).unwrap(), keys));
+                }
+                Change::Truncate(which, len) => {
+                    let (sequence, keys) = &mut known[pick(which)];
+                    cache.truncate(*sequence, len).unwrap();
+                    keys.truncate(len);
+                }
+                Change::Remove(which) => cache.remove(known.swap_remove(pick(which)).0).unwrap(),
+            }
+        }
+        let q = numbered(device, &[u64::MAX - 2000, u64::MAX - 2001]);
+        let options = Options::new(0.7).mask(Mask::Causal { align: Align::BottomRight });
+        for (sequence, numbers) in &known {
+            assert_eq!(cache.len(*sequence).unwrap(), numbers.len(), "{device} {changes:?}");
+            let keys = numbered(device, numbers);
+            let got = cache.attention(&[*sequence], &q, &options).unwrap().y.to_vec().unwrap();
+            let expected = attention::attention(&q, &keys, &keys, &options).unwrap().y.to_vec().unwrap();
+            assert_eq!(got, expected, "{device} {changes:?}");
+        }
+        known.iter().for_each(|(sequence, _)| cache.remove(*sequence).unwrap());
+        assert_eq!(cache.free_pages(), PAGES, "{device} {changes:?}");
+    }
+}
+
 proptest! {
     #![proptest_config(config())]
 
@@ -204,6 +311,11 @@ proptest! {
     }
 
     #[test]
+    fn pages_hold_what_sequences_have_after_any_changes(changes in prop::collection::vec(changes(), 1..16)) {
+        pages_hold_what_sequences_have(&changes);
+    }
+
+    #[test]
     fn pages_are_keys_anywhere(
         lengths in prop::collection::vec(0usize..90, 1..4),
         page_size in 16usize..35,
@@ -217,11 +329,13 @@ proptest! {
     #[test]
     fn attention_agrees_anywhere(
         (shape, mask) in (1usize..3, 1usize..3, 1usize..3, 0usize..40, 0usize..140, 1usize..34)
-            .prop_flat_map(|(b, g, h, q, k, d)| (Just([b, g, h, q, k, d]), masks(q, k))),
+            .prop_flat_map(|(b, g, h, q, k, d)| (Just([b, g, h, q, k, d]), masks(b, q, k))),
         place in places(),
+        bias in prop::option::of(any::<[bool; 4]>()),
+        softcap in prop::option::of(0.5f32..4.0),
     ) {
-        attention_agrees::<f32>(shape, place, &mask);
-        attention_agrees::<f16>(shape, place, &mask);
-        attention_agrees::<bf16>(shape, place, &mask);
+        attention_agrees::<f32>(shape, place, &mask, (bias, softcap));
+        attention_agrees::<f16>(shape, place, &mask, (bias, softcap));
+        attention_agrees::<bf16>(shape, place, &mask, (bias, softcap));
     }
 }

@@ -4,7 +4,9 @@
 mod attention;
 mod dense;
 mod grid;
+mod jacobi;
 mod rope;
+mod sample;
 mod scan;
 mod vq;
 
@@ -35,6 +37,17 @@ fn places() -> impl Strategy<Value = Place> {
 
 /// A tensor of numbers in [-2, 2) that lies at `place` in a buffer of its own.
 fn placed<T: Float>(device: &Device, shape: &[usize], place: Place, seed: u64) -> Tensor<T> {
+    placed_as(device, shape, place, seed, |x| 2.0 * x)
+}
+
+/// The same with what becomes of numbers in [-1, 1).
+fn placed_as<T: Float>(
+    device: &Device,
+    shape: &[usize],
+    place: Place,
+    seed: u64,
+    of: impl Fn(f64) -> f64,
+) -> Tensor<T> {
     let Place { offset, gap, swapped } = place;
     let (&columns, leading) = shape.split_last().expect("a row at least");
     let row = columns + gap;
@@ -46,7 +59,7 @@ fn placed<T: Float>(device: &Device, shape: &[usize], place: Place, seed: u64) -
         rows *= leading[axis];
     }
     let elements = (offset + rows) * row;
-    let values = uniform(seed, elements).iter().map(|x| 2.0 * x).collect::<Vec<_>>();
+    let values = uniform(seed, elements).into_iter().map(of).collect::<Vec<_>>();
     let start = if shape.contains(&0) { 0 } else { offset * row };
     let layout = Layout::strided(shape, &strides, start).expect("small");
     tensor::<T>(device, &[elements], &values).view_as(layout).expect("inside the buffer")

@@ -4,21 +4,21 @@ use proptest::prelude::*;
 use smalti::vq::{self, DigitOrder, Metric};
 use smalti::{Device, Float, Tensor, Weight, bf16, f16};
 
-use super::{Place, config, placed, places};
+use super::{Place, config, placed, placed_as, places};
 use crate::common::{assert_close, devices, moved, tensor, uniform, widened};
 
-fn nearest_agrees<T: Float>(shape: [usize; 4], count: usize, cosine: bool) {
+fn nearest_agrees<T: Float>(shape: [usize; 4], count: usize, cosine: bool, place: Place) {
     let [vectors, groups, codes, dim] = shape;
     let (count, metric) = (count.min(codes), if cosine { Metric::Cosine } else { Metric::L2 });
     for device in devices() {
         // Whole numbers, so that many codes tie exactly on every device.
-        let whole = |seed, count| uniform(seed, count).iter().map(|x| (2.5 * x).round()).collect::<Vec<_>>();
-        let x = tensor::<T>(device, &[vectors, groups, dim], &whole(5, vectors * groups * dim));
-        let codebook = tensor::<f32>(device, &[groups, codes, dim], &whole(6, groups * codes * dim));
+        let whole = |x: f64| (2.5 * x).round();
+        let x = placed_as::<T>(device, &[vectors, groups, dim], place, 5, whole);
+        let codebook = placed_as::<f32>(device, &[groups, codes, dim], place, 6, whole);
         let at_home = moved(&codebook, &Device::reference()).into();
         let got = vq::nearest(&x, &codebook.into(), metric, count).unwrap();
         let expected = vq::nearest(&widened(&x), &at_home, metric, count).unwrap();
-        let what = format!("nearest {} {device} {shape:?} {count} {metric:?}", T::DTYPE);
+        let what = format!("nearest {} {device} {shape:?} {count} {metric:?} {place:?}", T::DTYPE);
         assert_close(&what, &got.distances, &widened(&expected.distances), 0.0);
         if !cosine {
             assert_eq!(got.indices.to_vec().unwrap(), expected.indices.to_vec().unwrap(), "{what}");
@@ -129,10 +129,11 @@ proptest! {
         shape in [0usize..6, 1usize..4, 1usize..200, 1usize..9],
         count in 1usize..70,
         cosine in any::<bool>(),
+        place in places(),
     ) {
-        nearest_agrees::<f32>(shape, count, cosine);
-        nearest_agrees::<f16>(shape, count, cosine);
-        nearest_agrees::<bf16>(shape, count, cosine);
+        nearest_agrees::<f32>(shape, count, cosine, place);
+        nearest_agrees::<f16>(shape, count, cosine, place);
+        nearest_agrees::<bf16>(shape, count, cosine, place);
     }
 
     #[test]
