@@ -1,4 +1,8 @@
 //! Rotary positions.
+//!
+//! Queries are turned in place, keys on their way into the [cache](crate::attention::KvCache::append_rope), each once.
+//! Attention does not turn what it loads, for that does not pay: every block of up to 64 queries would turn all its keys
+//! again, and every step of decoding those of all steps before, to save one pass over the queries and the new keys.
 
 #[cfg(feature = "cpu")]
 pub mod cpu;
