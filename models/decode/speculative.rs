@@ -1,9 +1,9 @@
 //! Several places guessed at once, all tested by one pass: Jacobi decoding of a causal network.
 //!
 //! Every pass is fed the last token that is settled and drafts for the places after it: some of them left from the pass
-//! before, the others drawn at random, or all by a second network. The drafts before the first one that fails its test
-//! are settled, and the token that follows them. Unless other tokens pass for a draft ([`Test::Grouped`],
-//! [`Test::Relaxed`]), the tokens have the law of decoding one after another.
+//! before, the others drawn at random or after a neighbour ([`Drafts`]), or all by a second network. The drafts before the
+//! first one that fails its test are settled, and the token that follows them. Unless other tokens pass for a draft
+//! ([`Test::Grouped`], [`Test::Relaxed`]), the tokens have the law of decoding one after another.
 //!
 //! Drafts of a diffusion head (CSpD, [`jacobi::verify_paths`]) are not here: they need a causal network whose head draws
 //! by Gaussian steps. SphereAR is causal, but its head follows a flow without noise, whose paths have no density; xAR
@@ -61,11 +61,31 @@ impl Test {
     }
 }
 
+/// What is drafted for a place that has no draft left from the pass before. The neighbour is the token so many places back:
+/// 1 for the one to the left, as many as a row has for the one above. Where there is none yet, it is any token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Drafts {
+    /// Any token.
+    Random,
+    /// The neighbour's token.
+    Repeat {
+        /// How many places before, at least 1.
+        back: usize,
+    },
+    /// A token drawn from what the neighbour was drawn from.
+    Sample {
+        /// How many places before, at least 1.
+        back: usize,
+    },
+}
+
 /// A decoder that tests drafts.
 #[derive(Debug, Clone)]
 pub struct Speculation {
     /// How drafts are tested.
     pub test: Test,
+    /// Where new ones come from: SJD's initialisations.
+    pub drafts: Drafts,
     /// At most so many tokens are fed in one pass.
     pub window: usize,
     /// From this place on tokens are decoded one after another.
@@ -124,7 +144,8 @@ impl Speculation {
                 Err(Error::Request("draft tests a second model's drafts: give --draft FILE".to_owned()))
             }
             ("draft" | "lantern", _) | (_, false) => {
-                Ok(Self { test, window: if second { SECOND_WINDOW } else { WINDOW }, until: places })
+                let window = if second { SECOND_WINDOW } else { WINDOW };
+                Ok(Self { test, drafts: Drafts::Random, window, until: places })
             }
             _ => Err(Error::Request(format!("{name} drafts by itself, without --draft"))),
         }
@@ -365,6 +386,7 @@ pub fn speculative<T: Float>(
     let mut tokens = sample::draw(&weights, &luck.fresh(0, 1, 0))?.to_vec()?;
     let mut inputs = tokens.clone();
     let mut drawn_from = Weights::certain(device, &inputs, vocabulary)?;
+    let mut neighbours = Neighbours::new(speculation.drafts, weights);
     let mut pass = 0;
     while tokens.len() < places {
         pass += 1;
@@ -398,6 +420,7 @@ pub fn speculative<T: Float>(
         };
         steps(&of_pass)?;
         network.rewind(count - settled);
+        neighbours.settle(&weights, settled)?;
         tokens.extend_from_slice(&next[..settled]);
         if tokens.len() >= places {
             break;
@@ -418,14 +441,83 @@ pub fn speculative<T: Float>(
             inputs.extend(drafts);
             from.extend(of_drafts);
         } else if wanted > left {
-            let drafts = luck.drafts(wanted - left, vocabulary);
-            from.push(Weights::certain(device, &drafts, vocabulary)?);
-            inputs.extend(drafts);
+            if speculation.drafts == Drafts::Random {
+                let drafts = luck.drafts(wanted - left, vocabulary);
+                from.push(Weights::certain(device, &drafts, vocabulary)?);
+                inputs.extend(drafts);
+            } else {
+                let mut known = [&tokens[..], &inputs[1..]].concat();
+                from.extend(neighbours.draft(&mut known, wanted - left, &weights.rows(settled, left - 1)?, luck)?);
+                inputs.extend(&known[known.len() - (wanted - left)..]);
+            }
         }
         drawn_from = stacked(&from)?;
     }
     tokens.truncate(places);
     Ok(tokens)
+}
+
+/// What the places that drafts may follow were drawn from.
+struct Neighbours {
+    drafts: Drafts,
+    /// Of each settled place; forgotten once no draft can follow it.
+    laws: Vec<Option<Weights>>,
+}
+
+impl Neighbours {
+    /// Of the first place.
+    fn new(drafts: Drafts, first: Weights) -> Self {
+        Self { drafts, laws: vec![Some(first)] }
+    }
+
+    /// Another `count` places are settled, by the first rows of a pass.
+    fn settle(&mut self, weights: &Weights, count: usize) -> Result<()> {
+        if let Drafts::Sample { back } = self.drafts {
+            for place in 0..count {
+                self.laws.push(Some(weights.rows(place, 1)?));
+            }
+            let end = self.laws.len().saturating_sub(back);
+            self.laws[..end].iter_mut().rev().take(count).for_each(|law| *law = None);
+        }
+        Ok(())
+    }
+
+    /// Adds `count` drafts to the tokens that are `known`, whose last ones are drafts, a row of `drafted` each. What the
+    /// new ones were drawn from.
+    fn draft(
+        &self,
+        known: &mut Vec<u32>,
+        count: usize,
+        drafted: &Weights,
+        luck: &mut dyn Luck,
+    ) -> Result<Vec<Weights>> {
+        let (device, [_, vocabulary]) = (drafted.tensor().device().clone(), drafted.shape());
+        let settled = self.laws.len();
+        let mut new: Vec<Weights> = Vec::with_capacity(count);
+        for place in known.len()..known.len() + count {
+            let neighbour = |back: usize| place.checked_sub(back.max(1));
+            let law = match self.drafts {
+                Drafts::Sample { back } => match neighbour(back) {
+                    None => None,
+                    Some(at) if at < settled => self.laws[at].clone(),
+                    Some(at) if at - settled < drafted.shape()[0] => Some(drafted.rows(at - settled, 1)?),
+                    Some(at) => Some(new[at - settled - drafted.shape()[0]].clone()),
+                },
+                _ => None,
+            };
+            let token = match (&law, self.drafts) {
+                (Some(law), _) => {
+                    let number = luck.drafts(1, 1 << 24)[0] as f32 / (1 << 24) as f32;
+                    sample::draw(law, &Draws::Uniform(vec![number]))?.to_vec()?[0]
+                }
+                (None, Drafts::Repeat { back }) if neighbour(back).is_some() => known[place - back.max(1)],
+                _ => luck.drafts(1, vocabulary)[0],
+            };
+            known.push(token);
+            new.push(law.map_or_else(|| Weights::certain(&device, &[token], vocabulary), Ok)?);
+        }
+        Ok(new)
+    }
 }
 
 /// What sees each pass of [`speculative`], and shows `steps` what it settled of the places of `order`.

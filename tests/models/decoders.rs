@@ -6,7 +6,7 @@ use smalti::jacobi::{Groups, Rule};
 use smalti::sample::Filter;
 use smalti::{Device, Tensor};
 use smalti_models::decode::speculative::{
-    Drafter, Law, NAMES, OfPicture, Pass, Rewind, Speculation, Test, speculative, squared_distances,
+    Drafter, Drafts, Law, NAMES, OfPicture, Pass, Rewind, Speculation, Test, speculative, squared_distances,
 };
 use smalti_models::decode::{Network, Random, Sampler};
 use smalti_models::weights::{Checkpoint, embedded};
@@ -65,10 +65,21 @@ impl Rewind<f32> for Chain {
     }
 }
 
-/// Decodes one sequence of a chain; `second` drafts. The tokens, and how many passes they took.
-fn decoded(device: &Device, test: &Test, second: bool, picture: u64) -> (Vec<u32>, usize) {
+/// Where drafts come from.
+#[derive(Debug, Clone, Copy)]
+enum Source {
+    Own(Drafts),
+    Second,
+}
+
+/// Decodes one sequence of a chain. The tokens, and how many passes they took.
+fn decoded(device: &Device, test: &Test, drafts: Source, picture: u64) -> (Vec<u32>, usize) {
     let condition = Tensor::zeros(device, &[1, 1, 1]).expect("room");
-    let speculation = Speculation { test: test.clone(), window: 4, until: LENGTH };
+    let (second, drafts) = match drafts {
+        Source::Second => (true, Drafts::Random),
+        Source::Own(drafts) => (false, drafts),
+    };
+    let speculation = Speculation { test: test.clone(), drafts, window: 4, until: LENGTH };
     let (filter, scale) = (Filter::default(), |_| 1.0);
     let law = Law { scale: &scale, filter: &filter };
     let mut drafting = Chain::new(6);
@@ -84,7 +95,7 @@ fn decoded(device: &Device, test: &Test, second: bool, picture: u64) -> (Vec<u32
 }
 
 /// The chi-square of the last three tokens of so many sequences, with 26 degrees of freedom, and the passes of one.
-fn chi_square(device: &Device, test: &Test, second: bool) -> (f64, f64) {
+fn chi_square(device: &Device, test: &Test, drafts: Source) -> (f64, f64) {
     const COUNT: u64 = 20_000;
     let chain = Chain::new(8);
     // The chances of the token that the last three come after.
@@ -99,7 +110,7 @@ fn chi_square(device: &Device, test: &Test, second: bool) -> (f64, f64) {
     let mut seen: BTreeMap<[u32; 3], f64> = BTreeMap::new();
     let mut passes = 0;
     for picture in 0..COUNT {
-        let (tokens, took) = decoded(device, test, second, picture);
+        let (tokens, took) = decoded(device, test, drafts, picture);
         *seen.entry([LENGTH - 3, LENGTH - 2, LENGTH - 1].map(|place| tokens[place])).or_default() += 1.0;
         passes += took;
     }
@@ -124,21 +135,74 @@ fn chi_square(device: &Device, test: &Test, second: bool) -> (f64, f64) {
 /// Above this chi-square of 26 degrees of freedom once in a thousand.
 const CRITICAL: f64 = 54.05;
 
-/// Decoders that claim the law of one token after another; whether a second network drafts.
-fn lossless() -> Vec<(Test, bool)> {
+/// Decoders that claim the law of one token after another, with drafts of every source.
+fn lossless() -> Vec<(Test, Source)> {
     let ratio = [Rule::Fresh, Rule::Coupled].map(Test::Ratio);
     let [fresh, coupled] = ratio;
-    vec![(Test::Same, false), (Test::Race, false), (coupled, false), (fresh.clone(), false), (fresh, true)]
+    let random = Source::Own(Drafts::Random);
+    let neighbours = [1, 3].into_iter().flat_map(|back| [Drafts::Repeat { back }, Drafts::Sample { back }]);
+    let neighbours = neighbours.map(|drafts| (fresh.clone(), Source::Own(drafts)));
+    let all = [(Test::Same, random), (Test::Race, random), (coupled.clone(), random), (fresh.clone(), random)];
+    let more = [(coupled, Source::Own(Drafts::Sample { back: 2 })), (fresh.clone(), Source::Second)];
+    all.into_iter().chain(neighbours).chain(more).collect()
 }
 
 #[test]
 fn lossless_decoders_draw_the_law_of_one_after_another() {
     let device = Device::cpu_with_threads(1).expect("a CPU");
-    for (test, second) in lossless() {
-        let (chi_square, passes) = chi_square(&device, &test, second);
-        println!("{test:?}, second {second}: chi-square {chi_square:.1} of 26 degrees, {passes:.2} passes");
-        assert!(chi_square < CRITICAL, "{test:?}, second {second}: chi-square {chi_square}");
-        assert!(passes < LENGTH as f64, "{test:?}, second {second}: {passes} passes");
+    for (test, drafts) in lossless() {
+        let (chi_square, passes) = chi_square(&device, &test, drafts);
+        println!("{test:?}, {drafts:?}: chi-square {chi_square:.1} of 26 degrees, {passes:.2} passes");
+        assert!(chi_square < CRITICAL, "{test:?}, {drafts:?}: chi-square {chi_square}");
+        assert!(passes < LENGTH as f64, "{test:?}, {drafts:?}: {passes} passes");
+    }
+}
+
+#[test]
+fn drafts_of_neighbours_are_theirs() {
+    let device = Device::cpu_with_threads(1).expect("a CPU");
+    let condition = Tensor::zeros(&device, &[1, 1, 1]).expect("room");
+    let (filter, scale) = (Filter::default(), |_| 1.0);
+    for back in [1, 2, 5] {
+        for drafts in [Drafts::Repeat { back }, Drafts::Sample { back }] {
+            let speculation = Speculation { test: Test::Ratio(Rule::Fresh), drafts, window: 4, until: LENGTH };
+            let mut new = 0;
+            for picture in 0..20 {
+                let mut luck = OfPicture { seed: 5, picture, drafts: 0 };
+                // Of all places up to now: the tokens, and what each was drawn from, the first one aside.
+                let (mut tokens, mut laws): (Vec<u32>, Vec<Vec<u32>>) = (Vec::new(), vec![Vec::new()]);
+                let mut left = 0;
+                let mut steps = |pass: &Pass<'_, f32>| {
+                    if tokens.is_empty() {
+                        tokens.push(pass.inputs[0]);
+                    }
+                    let mut from: Vec<_> =
+                        pass.drawn_from.tensor().to_vec()?.chunks(VOCABULARY).map(<[u32]>::to_vec).collect();
+                    let known = [&tokens[..], &pass.inputs[1..]].concat();
+                    let all = [&laws[..], &from[1..]].concat();
+                    for at in 1 + left..pass.inputs.len() {
+                        let place = tokens.len() - 1 + at;
+                        let Some(neighbour) = place.checked_sub(back) else { continue };
+                        match drafts {
+                            Drafts::Repeat { .. } => assert_eq!(known[place], known[neighbour], "place {place}"),
+                            _ if neighbour > 0 => assert_eq!(all[place], all[neighbour], "place {place}"),
+                            _ => {}
+                        }
+                        new += 1;
+                    }
+                    from = pass.weights.tensor().to_vec()?.chunks(VOCABULARY).map(<[u32]>::to_vec).collect();
+                    laws.extend(from.drain(..pass.settled));
+                    tokens.extend(&pass.tokens[..pass.settled]);
+                    left = pass.inputs.len() - pass.settled;
+                    Ok(())
+                };
+                let law = Law { scale: &scale, filter: &filter };
+                let mut chain = Chain::new(8);
+                speculative(&mut chain, &condition, LENGTH, law, &speculation, None, &mut luck, &mut steps)
+                    .expect("a chain decodes");
+            }
+            assert!(new >= 20, "{drafts:?}: {new} drafts");
+        }
     }
 }
 
@@ -156,9 +220,9 @@ fn lossy(device: &Device) -> [Test; 2] {
 fn decoders_that_let_other_tokens_pass_have_another_law() {
     let device = Device::cpu_with_threads(1).expect("a CPU");
     for test in lossy(&device) {
-        for second in [false, true] {
-            let (chi_square, _) = chi_square(&device, &test, second);
-            assert!(chi_square > 10.0 * CRITICAL, "{test:?}, second {second}: chi-square {chi_square}");
+        for drafts in [Source::Own(Drafts::Random), Source::Second] {
+            let (chi_square, _) = chi_square(&device, &test, drafts);
+            assert!(chi_square > 10.0 * CRITICAL, "{test:?}, {drafts:?}: chi-square {chi_square}");
         }
     }
 }
@@ -182,8 +246,8 @@ fn devices() -> Vec<Device> {
 #[test]
 fn decoders_draw_the_same_tokens_from_the_same_logits_on_every_device() {
     let on = |device: &Device| -> Vec<_> {
-        let tests = lossless().into_iter().chain(lossy(device).map(|test| (test, true)));
-        tests.flat_map(|(test, second)| (0..10).map(move |picture| decoded(device, &test, second, picture))).collect()
+        let tests = lossless().into_iter().chain(lossy(device).map(|test| (test, Source::Second)));
+        tests.flat_map(|(test, drafts)| (0..10).map(move |picture| decoded(device, &test, drafts, picture))).collect()
     };
     let devices = devices();
     let expected = on(&devices[0]);

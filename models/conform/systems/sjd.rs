@@ -8,7 +8,7 @@ use smalti::sample::{self, Draws, Weights};
 
 use super::{Logits, sampled, weights};
 use crate::conform::{Computed, Dump, Values};
-use crate::decode::speculative::{Luck, Speculation, Test};
+use crate::decode::speculative::{Drafts, Luck, Speculation, Test};
 use crate::zoo::llamagen::LlamaGen;
 use crate::{Error, Result};
 
@@ -67,8 +67,8 @@ pub(super) fn run<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
         scheme => return Err(Error::Request(format!("sjd: scheme {scheme:?}"))),
     };
     let verifies = matches!(test, Test::Ratio(_));
-    let speculation =
-        Speculation { test, window: dump.count("max_num_new_tokens")?, until: dump.count("jacobi_loop_interval_r")? };
+    let (window, until) = (dump.count("max_num_new_tokens")?, dump.count("jacobi_loop_interval_r")?);
+    let speculation = Speculation { test, drafts: Drafts::Random, window, until };
     let floats = |name: &str| -> Result<Vec<f32>> {
         if dump.has(name) { dump.checkpoint.floats(&format!("in.{name}")) } else { Ok(Vec::new()) }
     };
