@@ -17,8 +17,8 @@ const MAX_WORKGROUPS: u32 = 65_535;
 const PARAMS_STRIDE: u64 = 256;
 /// Dispatches whose parameters one arena holds.
 const ARENA_SLOTS: u64 = 256;
-/// How long a failed call waits to hear that the device is lost.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+/// How long a failed call waits for the work before it, after which it hears whether the device is lost.
+const LAST_WORDS: Duration = Duration::from_secs(20);
 /// Freed bytes that are kept for the next allocation.
 const POOL_BYTES: usize = 256 << 20;
 
