@@ -75,6 +75,12 @@ impl Stamp {
             && (!self.is_strong() || other.is_strong())
     }
 
+    /// Whether it is of another thread of the same warp, at the same time and as strong.
+    fn is_beside(self, other: Self) -> bool {
+        const LANE: u32 = 31;
+        self.0 != other.0 && (self.0 ^ other.0) & !LANE == 0 && Agent::of_thread(self.thread()).words().is_none()
+    }
+
     /// Whether an access that races with one here races with one of `kept` anyway: of a warp, two threads' suffice,
     /// since the later access is of one thread at most.
     fn is_covered(self, kept: impl Iterator<Item = Self>) -> bool {
@@ -161,6 +167,11 @@ impl Others {
 
     /// Keeps a read.
     fn read(&mut self, entry: &mut Entry, now: Stamp, seen: &Clocks) {
+        let [one, other] = entry.reads;
+        // What most reads of a warp at one place are.
+        if now.is_beside(one) && now.is_beside(other) && one != other {
+            return;
+        }
         if let Some(old) = entry.reads.iter_mut().find(|old| old.is_superseded(now, seen)) {
             *old = now;
             return;
