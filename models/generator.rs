@@ -91,19 +91,20 @@ impl Given<'_> {
         changed as f64 / all as f64
     }
 
-    /// Which cells stay of scales whose sides grow to the picture's grid, one after another. A cell of a coarse scale stays
+    /// The tokens that stay, of those of all scales, whose sides grow to the picture's grid. A cell of a coarse scale stays
     /// while less than half of it is to change: what the finer scales draw is put around it. In the finest scale a cell
     /// changes if any of its pixels does.
     ///
     /// # Source
     /// Tian et al. 2024, arXiv:2404.02905, its zero-shot in-painting and editing; which share of a cell decides is ours.
-    pub(crate) fn stays_of_scales(&self, size: [usize; 2], sides: &[usize]) -> Vec<bool> {
+    pub(crate) fn kept_of_scales(&self, size: [usize; 2], sides: &[usize], tokens: Vec<u32>) -> Vec<Option<u32>> {
         let of_scale = |side: usize| (0..side * side).map(move |cell| (side, cell));
         let stays = |(side, cell): (usize, usize)| {
             let share = self.anew_share(size, [side; 2], cell);
             if sides.last() == Some(&side) { share == 0.0 } else { share < 0.5 }
         };
-        sides.iter().copied().flat_map(of_scale).map(stays).collect()
+        let cells = sides.iter().copied().flat_map(of_scale);
+        tokens.into_iter().zip(cells).map(|(token, cell)| stays(cell).then_some(token)).collect()
     }
 }
 
@@ -114,6 +115,14 @@ pub(crate) fn around(tokens: Vec<u32>, kept: &[Option<u32>]) -> Vec<u32> {
         return tokens;
     }
     tokens.into_iter().zip(kept.iter().cycle()).map(|(drawn, kept)| kept.unwrap_or(drawn)).collect()
+}
+
+/// [`around`] of tokens `[pictures, places]` on their device.
+pub(crate) fn drawn_around(drawn: Tensor<u32>, kept: &[Option<u32>]) -> Result<Tensor<u32>> {
+    if kept.is_empty() {
+        return Ok(drawn);
+    }
+    Ok(Tensor::from_vec(drawn.device(), drawn.shape(), around(drawn.to_vec()?, kept))?)
 }
 
 /// The cells of a step without those that stay of a given picture.

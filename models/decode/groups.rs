@@ -6,7 +6,7 @@ use smalti::{Device, Float, Tensor, copy};
 
 use super::{Order, Sampler, Step, Steps};
 use crate::Result;
-use crate::generator::around;
+use crate::generator::drawn_around;
 use crate::zoo::codes::go_on;
 
 /// Draws the tokens of `batch` pictures, `[batch, places]` in raster order, in groups of these sizes along `order`. `logits`
@@ -30,12 +30,9 @@ pub fn in_groups<T: Float>(
     let mut settled = 0;
     for count in sizes {
         let logits = logits(before.as_ref(), settled..settled + count)?;
-        let mut tokens = sampler.draw(&logits, settled)?;
         let cells = order.cells(settled, count);
-        if !known.is_empty() {
-            let known: Vec<_> = cells.of(0, count).into_iter().map(|cell| known[cell]).collect();
-            tokens = Tensor::from_vec(device, &[batch, count], around(tokens.to_vec()?, &known))?;
-        }
+        let known: Vec<_> = cells.of(0, count).into_iter().filter_map(|cell| known.get(cell).copied()).collect();
+        let tokens = drawn_around(sampler.draw(&logits, settled)?, &known)?;
         copy::copy_into_slice(&tokens, &mut drawn, 1, settled)?;
         settled += count;
         go_on(steps(Step { settled, logits: &logits, tokens: &tokens, cells, latents: None }))?;

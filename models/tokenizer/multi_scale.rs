@@ -115,8 +115,7 @@ impl MultiScaleTokenizer {
         let size = [sides.last().unwrap_or(&1) * self.factor(); 2];
         let scales = self.quantiser.quantise(&self.latents(&given.pixels::<T>(device, size)?)?)?;
         let tokens = concatenate(&scales.iter().collect::<Vec<_>>(), 1)?.to_vec()?;
-        let stays = given.stays_of_scales(size, sides).into_iter();
-        Ok(tokens.into_iter().zip(stays).map(|(token, stays)| stays.then_some(token)).collect())
+        Ok(given.kept_of_scales(size, sides, tokens))
     }
 
     /// Latents to pixels, clamped to [-1, 1] by whoever shows them.

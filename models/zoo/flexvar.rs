@@ -29,7 +29,7 @@ use super::codes::{go_on, per_entry, to_host};
 use crate::backbone::adaln::{AdaLn, Condition, ModulatedHead, layer};
 use crate::backbone::condition::ClassTable;
 use crate::decode::{Cells, Random, Sampler, Step, Steps, concatenate, guide, twice, watched};
-use crate::generator::{around, drawn_cells};
+use crate::generator::{drawn_around, drawn_cells};
 use crate::tokenizer::autoencoder::Conv;
 use crate::tokenizer::vq::{VqTokenizer, unit_rows};
 use crate::weights::Checkpoint;
@@ -196,8 +196,7 @@ impl<T: Float> FlexVar<T> {
         let missing = || Error::Request("the checkpoint holds no encoder of pictures".to_owned());
         let (size, tokenizer) = (self.about().picture_size, self.tokenizer.as_ref().ok_or_else(missing)?);
         let tokens = self.tokens(&tokenizer.features(&given.pixels::<T>(&self.device, size)?)?)?.to_vec()?;
-        let stays = given.stays_of_scales(size, &self.schedule).into_iter();
-        Ok(tokens.into_iter().zip(stays).map(|(token, stays)| stays.then_some(token)).collect())
+        Ok(given.kept_of_scales(size, &self.schedule, tokens))
     }
 
     /// Draws the tokens of all scales, `[batch, places]`. Where some are given `kept` has an entry per place; else it is
@@ -235,10 +234,8 @@ impl<T: Float> FlexVar<T> {
             let forced = side > self.longest_drawn || !self.drawn.contains(&side);
             let temperature = if forced { 0.0 } else { sampler.sampling.temperature };
             let sampling = Sampling { temperature, ..sampler.sampling };
-            let mut drawn = Sampler { sampling, ..*sampler }.draw(&guided, settled)?;
-            if let Some(kept) = kept.get(settled..settled + side * side) {
-                drawn = Tensor::from_vec(&self.device, &[batch, side * side], around(drawn.to_vec()?, kept))?;
-            }
+            let kept = kept.get(settled..settled + side * side).unwrap_or_default();
+            let drawn = drawn_around(Sampler { sampling, ..*sampler }.draw(&guided, settled)?, kept)?;
             copy::copy_into_slice(&drawn, &mut tokens, 1, settled)?;
             let cells = Cells::From(settled);
             settled += side * side;

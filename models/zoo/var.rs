@@ -24,7 +24,7 @@ use super::class_names;
 use super::codes::{go_on, per_entry, to_host};
 use crate::backbone::adaln::{AdaLn, Condition, ModulatedHead, layer, scale_positions};
 use crate::decode::{Cells, Random, Sampler, Step, Steps, concatenate, guide, twice, watched};
-use crate::generator::{around, drawn_cells};
+use crate::generator::{drawn_around, drawn_cells};
 use crate::tokenizer::multi_scale::MultiScaleTokenizer;
 use crate::weights::{Checkpoint, Loader};
 use crate::{About, Drawn, Error, Generator, Result, Sampling, Seen, Wanted, Watch};
@@ -281,10 +281,8 @@ impl<T: Float, B: Backbone<T>> Var<T, B> {
             let h = self.backbone.run(&x, &condition, &mut state, &[side])?;
             let t = sampler.sampling.cfg * scale as f32 / (self.patch_nums.len() - 1).max(1) as f32;
             let guided = guide(&self.head.run(&h, &condition.given)?, batch, t, Guidance::Extra)?;
-            let mut drawn = sampler.draw(&guided, settled)?;
-            if let Some(kept) = kept.get(settled..settled + side * side) {
-                drawn = Tensor::from_vec(&self.device, &[batch, side * side], around(drawn.to_vec()?, kept))?;
-            }
+            let kept = kept.get(settled..settled + side * side).unwrap_or_default();
+            let drawn = drawn_around(sampler.draw(&guided, settled)?, kept)?;
             copy::copy_into_slice(&drawn, &mut tokens, 1, settled)?;
             latents = elementwise::add(&latents, &self.tokenizer.quantiser().contribution(&drawn, scale)?)?;
             let cells = Cells::From(settled);

@@ -612,7 +612,7 @@ fn filled(file: &Path, system: &str, rows: usize, seed: u64) -> Vec<Vec<f32>> {
     let drawn = generator.fill(given, &[1], 0, &sampling, go_on).expect("a picture");
     let cells = generator.about().tokens_per_picture;
     match drawn.latents.first() {
-        Some(latents) => (0..cells).map(|cell| latents.iter().skip(cell).step_by(cells).copied().collect()).collect(),
+        Some(latents) => (0..cells).map(|cell| latents[cell..].iter().step_by(cells).copied().collect()).collect(),
         None => drawn.tokens[0].iter().map(|token| vec![*token as f32]).collect(),
     }
 }

@@ -154,7 +154,7 @@ fn cells(drawn: &Drawn, grid: [usize; 2]) -> Vec<Vec<f32>> {
     let count = grid[0] * grid[1];
     match drawn.tokens.first() {
         Some(tokens) => tokens[tokens.len() - count..].iter().map(|token| vec![*token as f32]).collect(),
-        None => (0..count).map(|cell| drawn.latents[0].iter().skip(cell).step_by(count).copied().collect()).collect(),
+        None => (0..count).map(|cell| drawn.latents[0][cell..].iter().step_by(count).copied().collect()).collect(),
     }
 }
 
