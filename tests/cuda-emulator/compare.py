@@ -190,9 +190,12 @@ def main(folder):
         ctypes.CDLL("libcuda.so.1")
     except OSError as error:
         sys.exit(f"no CUDA driver: {error}")
+    descriptions = sorted(pathlib.Path(folder).glob("*.json"))
+    if not descriptions:
+        sys.exit(f"{folder}: no recorded tests there")
     worker = Worker()
     failed = refused = same = 0
-    for description in sorted(pathlib.Path(folder).glob("*.json")):
+    for description in descriptions:
         about, _, data, expected = read(description)
         tuples = "count" in about
         body = " ".join(about["body"].split())
