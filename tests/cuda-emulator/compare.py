@@ -5,8 +5,8 @@
     python tests/cuda-emulator/compare.py /tmp/record
 
 The first run keeps each test's PTX, operands and results; this one repeats them with libcuda.so.1, through ctypes alone.
-Instructions that PTX calls approximate may differ in their last bits, and so may products of numbers that are not whole;
-all others must not. Exits with 1 if they do.
+Instructions that PTX calls approximate may differ in their last bits, and so may products of numbers that are not whole:
+how far is said, to be held against the error that PTX states. All others must not. Exits with 1 if they do.
 
 A fault on the GPU, an illegal instruction say, spoils all that its process does with CUDA afterwards, so the tests run in
 a process that is replaced after each failure.
@@ -16,9 +16,15 @@ import ctypes
 import json
 import multiprocessing
 import pathlib
+import struct
 import sys
 
 APPROXIMATE = (".approx", ".full")
+# Differences of a test that are shown.
+SHOWN = 6
+# Bits of the exponent and of the mantissa.
+FORMATS = {2: (5, 10), 4: (8, 23), 8: (11, 52)}
+BF16 = (8, 7)
 
 
 class Driver:
@@ -172,17 +178,77 @@ class Worker:
         return got
 
 
-def describe_tuple(about, data, differ, width):
-    """The first tuple of operands that gave something else."""
-    at = differ // width
-    sizes = [size // about["count"] for size in about["operands"]]
-    of, start = [], 0
-    for size, whole in zip(sizes, about["operands"]):
-        operand = data[start + at * size : start + (at + 1) * size]
-        # The lowest byte comes first in memory, the highest in what people read.
-        of.append(operand[::-1].hex())
-        start += whole
-    return ", ".join(of)
+def numbered(little):
+    """A number as people read it: in memory its lowest byte comes first."""
+    return little[::-1].hex()
+
+
+def places(about, expected):
+    """Where each result begins, and how many bytes it has."""
+    if "count" in about:
+        width = len(expected) // about["count"]
+        return [(at, width) for at in range(0, len(expected), width)]
+    out, at = [], 0
+    for argument in about["arguments"]:
+        if argument["kind"] != "value":
+            end = at + argument["bytes"]
+            out += [(start, min(4, end - start)) for start in range(at, end, 4)]
+            at = end
+    return out
+
+
+def describe(about, data, at, width):
+    """What gave the result there: the operands, or whose memory it is."""
+    if "count" in about:
+        of, start = [], 0
+        for whole in about["operands"]:
+            size = whole // about["count"]
+            operand = start + at // width * size
+            of.append(numbered(data[operand : operand + size]))
+            start += whole
+        return ", ".join(of)
+    for index, argument in enumerate(about["arguments"]):
+        if argument["kind"] != "value":
+            if at < argument["bytes"]:
+                return f"argument {index}, byte {at}"
+            at -= argument["bytes"]
+
+
+def spread(items):
+    """Some of the items, with the first and the last."""
+    if len(items) <= SHOWN:
+        return items
+    return [items[index * (len(items) - 1) // (SHOWN - 1)] for index in range(SHOWN)]
+
+
+def number(little, layout):
+    """A float's value, and its place among the numbers of its format, or None for NaN."""
+    exponent, mantissa = layout
+    bits = int.from_bytes(little, "little")
+    sign = bits >> (exponent + mantissa)
+    magnitude = bits & ((1 << (exponent + mantissa)) - 1)
+    if magnitude > ((1 << exponent) - 1) << mantissa:
+        return None
+    code = {(5, 10): "<e", (8, 23): "<f", (11, 52): "<d"}.get(layout)
+    value = struct.unpack(code, little)[0] if code else struct.unpack("<f", b"\0\0" + little)[0]
+    return value, -magnitude if sign else magnitude
+
+
+def distances(body, differ, got, expected):
+    """How far apart two results are at most: in units in the last place, absolutely, and of the larger of them."""
+    units, absolute, relative, unlike = (0, 0), 0.0, 0.0, 0
+    for at, width in differ:
+        layout = BF16 if "bf16" in body and width == 2 else FORMATS[width]
+        one, other = (number(bytes_[at : at + width], layout) for bytes_ in (got, expected))
+        if one is None or other is None or float("inf") in (abs(one[0]), abs(other[0])):
+            unlike += 1
+            continue
+        units = max(units, (abs(one[1] - other[1]), at))
+        distance = abs(one[0] - other[0])
+        absolute = max(absolute, distance)
+        relative = max(relative, distance / (max(abs(one[0]), abs(other[0])) or 1.0))
+    text = f"at most {units[0]} ulps, {absolute:.3g} absolute, {relative:.3g} relative"
+    return units[1], text + (f", {unlike} with NaN or infinity on one side" if unlike else "")
 
 
 def main(folder):
@@ -194,31 +260,34 @@ def main(folder):
     if not descriptions:
         sys.exit(f"{folder}: no recorded tests there")
     worker = Worker()
-    failed = refused = same = 0
+    failed = close = refused = same = 0
     for description in descriptions:
         about, _, data, expected = read(description)
-        tuples = "count" in about
-        body = " ".join(about["body"].split())
+        name = f"{description.stem} {' '.join(about['body'].split())}"
         got = worker.run(description)
         if isinstance(got, RuntimeError):
             refused += 1
-            print(f"not run: {body}: {got}")
+            print(f"not run: {name}: {got}")
             continue
-        width = len(expected) // about["count"] if tuples else 4
-        differ = [i for i in range(0, len(expected), width) if got[i : i + width] != expected[i : i + width]]
+        results = places(about, expected)
+        differ = [(at, width) for at, width in results if got[at : at + width] != expected[at : at + width]]
         if not differ:
             same += 1
             continue
-        approximate = any(part in body for part in APPROXIMATE)
-        failed += not approximate
-        first = differ[0]
-        where = describe_tuple(about, data, first, width) if tuples else f"byte {first}"
-        print(
-            f"{'approximate' if approximate else 'DIFFERENT'}: {body}: {len(differ)} of {len(expected) // width},"
-            f" first for {where}: gpu {got[first : first + width][::-1].hex()},"
-            f" emulator {expected[first : first + width][::-1].hex()}"
-        )
-    print(f"{same} alike, {failed} different, {refused} not run")
+        show = spread(differ)
+        how_many = f"{len(differ)} of {len(results)}"
+        if any(part in about["body"] for part in APPROXIMATE):
+            close += 1
+            worst, text = distances(about["body"], differ, got, expected)
+            print(f"approximate: {name}: {how_many}, {text}")
+            show = [place for place in differ if place[0] == worst] or differ[:1]
+        else:
+            failed += 1
+            print(f"DIFFERENT: {name}: {how_many}")
+        for at, width in show:
+            pair = f"gpu {numbered(got[at : at + width])}, emulator {numbered(expected[at : at + width])}"
+            print(f"    {describe(about, data, at, width)}: {pair}")
+    print(f"{same} alike, {failed} different, {close} approximate, {refused} not run")
     return 1 if failed else 0
 
 

@@ -326,7 +326,7 @@ fn fences_stand_where_they_must() {
     expect(&[("proxy fence", fence, "fence.acq_rel.cta;")], FaultKind::MissingFence, "copy out", words);
     let stored = "@first st.shared.u32 [base], word; wgmma.fence.sync.aligned;";
     let fault = expect(&[("fence", "wgmma.fence.sync.aligned;", stored)], FaultKind::MissingFence, "product", words);
-    assert_eq!(fault.address, Some(0));
+    assert_eq!(fault.address, Some(0x400));
     // On the side that reads it does too, once a barrier has brought the writes there.
     let late = ("all have stored", "bar.sync 1, 128;", "bar.sync 1, 128; fence.proxy.async;");
     assert!(run(&broken(&[("proxy fence", fence, ""), late])).is_ok());
@@ -335,13 +335,13 @@ fn fences_stand_where_they_must() {
 #[test]
 fn mbarriers_are_used_by_their_rules() {
     let kind = FaultKind::Mbarrier;
-    expect(&[("free", "[mbar];", "[mbar], 2;")], kind, "free", "2 arrivals at the mbarrier at 0x8010 (of line");
+    expect(&[("free", "[mbar];", "[mbar], 2;")], kind, "free", "2 arrivals at the mbarrier at 0x8410 (of line");
     let init = "mbarrier.init.shared::cta.b64 [full], 1;";
     let twice = format!("{init} {init}");
     expect(&[("init", init, &twice)], kind, "init", "initialised again");
     let inval = format!("{init} mbarrier.inval.shared::cta.b64 [full]; {init}");
     assert!(run(&broken(&[("init", init, &inval)])).is_ok());
-    expect(&[("init", init, "")], kind, "expect", "no mbarrier has been initialised there at 0x8000");
+    expect(&[("init", init, "")], kind, "expect", "no mbarrier has been initialised there at 0x8400");
     expect(&[("init", "], 1;", "], 0;")], FaultKind::Operand, "init", "an mbarrier for 0 arrivals");
     expect(&[("begin", "bar.sync 0;", "")], FaultKind::Race, "wait empty", "initialised at line");
     let read = ("expect", "mbarrier.arrive", "ld.shared.u32 r0, [mbar]; mbarrier.arrive");
@@ -363,10 +363,10 @@ fn warps_that_wait_for_ever_are_a_deadlock() {
     let kind = FaultKind::Deadlock;
     let words = "in phase 0, with 0 of 1 arrivals and 16 bytes to come";
     let fault = expect(&[("expect", "16384", "16400")], kind, "wait full", words);
-    assert_eq!(fault.address, Some(0x8000));
+    assert_eq!(fault.address, Some(0x8400));
     assert!(fault.detail.contains("warps 0, 1, 2, 3 at line"), "{fault}");
     expect(&[("wait full", ", phase", ", 1")], kind, "wait full", "in phase 1, with 1 of 1 arrivals and 0 bytes");
-    expect(&[("free", "@first", "@loads")], kind, "wait full", "the mbarrier at 0x8010");
+    expect(&[("free", "@first", "@loads")], kind, "wait full", "the mbarrier at 0x8410");
     // A loop of tests, which do not wait, uses its budget up.
     let test = |line| (line, "try_wait", "test_wait");
     assert!(run(&broken(&[test("wait full"), test("wait empty")])).is_ok());
@@ -388,6 +388,17 @@ fn a_warpgroup_multiplies_together() {
     expect(&[differs], FaultKind::Operand, "product", "the descriptor of a differs within the warpgroup");
     let outside = ("fence", fence, "add.u64 b_desc, b_desc, 4096; wgmma.fence.sync.aligned;");
     expect(&[outside], FaultKind::OutOfBounds, "product", "reads 16 bytes of shared memory: the block has");
+}
+
+#[test]
+fn the_system_has_the_beginning_of_shared_memory() {
+    let kind = FaultKind::OutOfBounds;
+    let words = "of shared memory: the system has the first 1024 bytes";
+    // A descriptor without the address that the block's memory has.
+    expect(&[("product", "a_desc, b_desc", "l0, b_desc")], kind, "product", words);
+    expect(&[("store 0", "[at+0]", "[1016]")], kind, "store 0", words);
+    expect(&[("init", "[full]", "[0]")], kind, "init", "an mbarrier outside the block's shared memory");
+    expect(&[("load a", "[base]", "[0]")], kind, "load a", words);
 }
 
 #[test]
@@ -428,6 +439,16 @@ fn copies_are_of_whole_pieces_at_their_places() {
     expect(&[("load a", "[base]", "[base+65536]")], FaultKind::OutOfBounds, "load a", "the block has");
     let narrow = run_with_boxes(&kernel(), [32, 64]).expect_err("rows of 64 bytes, swizzled over 128");
     assert!(narrow.to_string().contains("rows of 64 bytes, swizzled over 128: not supported"), "{narrow}");
+    expect(
+        &[("load a", "{at, word}", "{phase, word}")],
+        FaultKind::Operand,
+        "load a",
+        "starts at element 1 of 2 bytes",
+    );
+    let stored = "mov.b64 a, p_a; cvta.param.u64 a, a; mov.b32 r4, 0; mov.b32 r5, -1;
+        cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [a, {r4, r5}], [room]; //";
+    let stored = [("copy out", "cp.async.bulk.global", stored)];
+    expect(&stored, FaultKind::Operand, "copy out", "a box that starts at [0, -1] is not stored");
     expect(&[("map", "cvta.param.u64 a, a;", "")], FaultKind::Operand, "load a", "needs a cvta.param");
     expect(&[("map", "cvta.param.u64 a, a;", "cvta.param.u64 a, a; add.u64 a, a, 16;")], kind, "load a", "64");
 }

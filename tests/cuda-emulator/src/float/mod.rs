@@ -56,7 +56,17 @@ impl Format {
         ((1 << self.exponent) - 1) << self.mantissa
     }
 
-    /// The NaN that PTX instructions return: all bits but the sign.
+    /// Whether `bits` are a NaN.
+    pub const fn is_nan(self, bits: u64) -> bool {
+        bits & ((1 << (self.exponent + self.mantissa)) - 1) > self.infinity()
+    }
+
+    /// The least normal value.
+    pub fn least_normal(self) -> f64 {
+        power_of_two(1 - self.bias())
+    }
+
+    /// The NaN that most PTX instructions return: all bits but the sign.
     pub const fn nan(self) -> u64 {
         (1 << (self.exponent + self.mantissa)) - 1
     }
@@ -170,11 +180,6 @@ pub fn add_odd(a: f64, b: f64) -> f64 {
     to_odd(sum, residual)
 }
 
-/// `a * b + c`, rounded to odd; exact products only, so `a` and `b` have at most 26 bits.
-pub fn fma_odd(a: f64, b: f64, c: f64) -> f64 {
-    add_odd(a * b, c)
-}
-
 /// `a / b`, rounded to odd.
 pub fn divide_odd(a: f64, b: f64) -> f64 {
     let quotient = a / b;
@@ -194,31 +199,14 @@ pub fn sqrt_odd(a: f64) -> f64 {
     to_odd(root, (-root).mul_add(root, a))
 }
 
-/// `a + b` in `format`.
-pub fn add(format: Format, rounding: Rounding, a: f64, b: f64) -> u64 {
-    let sum = add_odd(a, b);
-    format.narrow(zero_sign(sum, rounding, a, b), rounding)
+/// `a + b`, to be narrowed with `rounding`.
+pub fn add(rounding: Rounding, a: f64, b: f64) -> f64 {
+    zero_sign(add_odd(a, b), rounding, a, b)
 }
 
-/// `a * b` in `format`.
-pub fn multiply(format: Format, rounding: Rounding, a: f64, b: f64) -> u64 {
-    format.narrow(a * b, rounding)
-}
-
-/// `a * b + c` in `format`, rounded once.
-pub fn fma(format: Format, rounding: Rounding, a: f64, b: f64, c: f64) -> u64 {
-    let product = a * b;
-    format.narrow(zero_sign(add_odd(product, c), rounding, product, c), rounding)
-}
-
-/// `a / b` in `format`.
-pub fn divide(format: Format, rounding: Rounding, a: f64, b: f64) -> u64 {
-    format.narrow(divide_odd(a, b), rounding)
-}
-
-/// The square root in `format`.
-pub fn sqrt(format: Format, rounding: Rounding, a: f64) -> u64 {
-    format.narrow(sqrt_odd(a), rounding)
+/// `a * b + c`, to be narrowed with `rounding`; exact products only, so `a` and `b` have at most 26 bits.
+pub fn fma(rounding: Rounding, a: f64, b: f64, c: f64) -> f64 {
+    add(rounding, a * b, c)
 }
 
 /// A sum of two unlike signs that is exactly zero is negative when rounding down.
@@ -233,11 +221,6 @@ pub fn flush(value: f32) -> f32 {
 
 /// `value` clamped to `[0, 1]`; NaN becomes +0.
 pub fn saturate_f32(value: f32) -> f32 {
-    if value > 0.0 { value.min(1.0) } else { 0.0 }
-}
-
-/// `value` clamped to `[0, 1]`; NaN becomes +0.
-pub fn saturate_f64(value: f64) -> f64 {
     if value > 0.0 { value.min(1.0) } else { 0.0 }
 }
 
@@ -301,7 +284,7 @@ mod tests {
         };
         for _ in 0..200_000 {
             let (a, b, c) = (next(), next(), next());
-            let got = fma(F32, Rounding::Nearest, a.into(), b.into(), c.into());
+            let got = F32.narrow(fma(Rounding::Nearest, a.into(), b.into(), c.into()), Rounding::Nearest);
             assert_eq!(got, u64::from(a.mul_add(b, c).to_bits()), "{a} {b} {c}");
         }
     }

@@ -155,7 +155,7 @@ impl<'a> Execution<'a, '_> {
         second: Option<&Lanes>,
         bytes: u32,
         strength: Strength,
-        update: &Update,
+        updates: &[Update; 2],
         active: u32,
     ) -> Outcome<Lanes> {
         let addresses = self.addresses(address);
@@ -174,6 +174,7 @@ impl<'a> Execution<'a, '_> {
             let value = self.fetch(&access, 0, bytes);
             let operand = operand[lane] & keep;
             let second = second.map_or(0, |second| second[lane] & keep);
+            let update = &updates[usize::from(access.memory != Memory::Global)];
             self.put(&access, 0, bytes, update(value, operand, second) & keep);
             old[lane] = value;
         }
@@ -332,8 +333,7 @@ impl<'a> Execution<'a, '_> {
                 }
             }
             Memory::Shared => {
-                if end > self.block.shared.len() as u64 {
-                    let detail = format!(": the block has {} bytes", self.block.shared.len());
+                if let Some(detail) = self.context.outside_shared(address, end) {
                     return Err(access.problem(FaultKind::OutOfBounds, detail));
                 }
                 let range = address as usize..end as usize;

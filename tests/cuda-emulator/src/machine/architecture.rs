@@ -61,6 +61,11 @@ impl Architecture {
         })
     }
 
+    /// Where a block's own shared memory begins: on newer machines, the system keeps what is before.
+    pub fn shared_start(&self) -> u64 {
+        if self.capability.0 >= 9 { 1024 } else { 0 }
+    }
+
     /// Whether code with this `.target` runs here.
     pub fn runs(&self, target: &str) -> bool {
         let Some(name) = target.strip_prefix("sm_") else { return false };

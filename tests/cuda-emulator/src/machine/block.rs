@@ -115,7 +115,7 @@ impl Block {
         self.linear = linear;
         self.index = [(linear % x) as u32, (linear / x % y) as u32, (linear / x / y) as u32];
         self.counts = Counts::default();
-        let bytes = context.shared_bytes as usize;
+        let bytes = (context.shared_start + context.shared_bytes) as usize;
         self.shared.clear();
         self.shared.resize(bytes, 0xff);
         self.shared_valid.clear();

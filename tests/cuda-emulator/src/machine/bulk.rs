@@ -81,7 +81,7 @@ impl Execution<'_, '_> {
                     let detail = format!("a bulk copy of {bytes} bytes: a multiple of 16 is needed");
                     return fail(FaultKind::Operand, detail, shared);
                 }
-                let room = self.block.shared.len() as u64;
+                let room = self.context.shared_bytes;
                 if bytes > room {
                     let detail = format!("a bulk copy of {bytes} bytes of shared memory: the block has {room} bytes");
                     return fail(FaultKind::OutOfBounds, detail, shared);
@@ -110,6 +110,18 @@ impl Execution<'_, '_> {
                 }
                 let start: Vec<i64> =
                     coordinates.iter().map(|one| i64::from(self.source(*one)[lane] as u32 as i32)).collect();
+                let stores = copy.mbarrier.is_none();
+                if start[0] * i64::from(map.element_bytes) % PIECE as i64 != 0 {
+                    let detail = format!(
+                        "a box that starts at element {} of {} bytes: a row's place is a multiple of 16 bytes",
+                        start[0], map.element_bytes
+                    );
+                    return fail(FaultKind::Operand, detail, shared);
+                }
+                if stores && start.iter().any(|one| *one < 0) {
+                    let detail = format!("a box that starts at {start:?} is not stored: a coordinate is below 0");
+                    return fail(FaultKind::Operand, detail, shared);
+                }
                 let bytes = map.row_bytes();
                 if map.swizzle != Swizzle::None && bytes != map.swizzle.span() {
                     // How such rows lie is written nowhere.
@@ -121,6 +133,8 @@ impl Execution<'_, '_> {
                 }
                 let rows = (0..map.rows()).map(|row| {
                     let (global, before, inside) = map.row(&start, row);
+                    // Only whole pieces are stored, the last of a row too: what follows the row there is overwritten.
+                    let inside = if stores { inside.next_multiple_of(PIECE) } else { inside };
                     Row { global, shared: shared.wrapping_add(row * bytes), bytes, before, inside }
                 });
                 Ok((rows.collect(), map.swizzle))

@@ -441,10 +441,10 @@ impl<'a> Execution<'a, '_> {
                 self.write(*destination, &[value; WARP], active);
             }
             Operation::Nothing => {}
-            Operation::Atomic { memory, address, destination, operand, second, bytes, strength, update } => {
+            Operation::Atomic { memory, address, destination, operand, second, bytes, strength, updates } => {
                 let second = second.map(|second| *self.source(second));
                 let old =
-                    self.atomic(*memory, address, *operand, second.as_ref(), *bytes, *strength, update, active)?;
+                    self.atomic(*memory, address, *operand, second.as_ref(), *bytes, *strength, updates, active)?;
                 if let Some(destination) = destination {
                     self.write(*destination, &old, active);
                 }

@@ -27,6 +27,8 @@ pub(crate) struct Context<'a> {
     pub parameters: &'a [u8],
     pub grid: [u32; 3],
     pub block: [u32; 3],
+    /// Where the block's shared memory begins; the system's is before.
+    pub shared_start: u64,
     pub shared_bytes: u64,
     pub dynamic_shared_bytes: u64,
     pub multiprocessors: u32,
@@ -77,6 +79,7 @@ impl<'a> Context<'a> {
         grid: [u32; 3],
         block: [u32; 3],
         dynamic_shared_bytes: u64,
+        shared_start: u64,
         multiprocessors: u32,
         step_budget: u64,
     ) -> Self {
@@ -90,6 +93,7 @@ impl<'a> Context<'a> {
             parameters,
             grid,
             block,
+            shared_start,
             shared_bytes: program.functions[function].static_shared_bytes + dynamic_shared_bytes,
             dynamic_shared_bytes,
             multiprocessors,
@@ -113,6 +117,14 @@ impl<'a> Context<'a> {
 
     fn blocks(&self) -> u64 {
         self.grid.iter().map(|extent| u64::from(*extent)).product()
+    }
+
+    /// What is wrong with bytes from `address` to `end` of shared memory, if they are not the block's.
+    pub fn outside_shared(&self, address: u64, end: u64) -> Option<String> {
+        if address < self.shared_start {
+            return Some(format!(": the system has the first {} bytes", self.shared_start));
+        }
+        (end > self.shared_start + self.shared_bytes).then(|| format!(": the block has {} bytes", self.shared_bytes))
     }
 
     /// A thread's coordinates in its block.

@@ -91,7 +91,8 @@ impl Execution<'_, '_> {
             memory => (memory, address),
         };
         let problem = |kind, words: &str| Err(Problem::new(kind, words).lane(lane).address(address));
-        if memory != Memory::Shared || address.saturating_add(BYTES) > self.block.shared.len() as u64 {
+        let end = address.saturating_add(BYTES);
+        if memory != Memory::Shared || self.context.outside_shared(address, end).is_some() {
             return problem(FaultKind::OutOfBounds, "an mbarrier outside the block's shared memory");
         }
         if !address.is_multiple_of(BYTES) {

@@ -257,7 +257,8 @@ impl Machine {
             .iter()
             .map(|symbol| {
                 let shared = function.shared_layout.iter().find(|(variable, _)| *variable == symbol.variable);
-                let start = shared.map(|(_, offset)| *offset).or_else(|| addresses.get(&symbol.variable).copied());
+                let shared = shared.map(|(_, offset)| self.architecture.shared_start() + offset);
+                let start = shared.or_else(|| addresses.get(&symbol.variable).copied());
                 start.unwrap_or(0).wrapping_add_signed(symbol.offset)
             })
             .collect();
@@ -272,6 +273,7 @@ impl Machine {
             launch.grid,
             launch.block,
             u64::from(launch.shared_bytes),
+            self.architecture.shared_start(),
             self.architecture.multiprocessors,
             settings.step_budget,
         );

@@ -377,8 +377,8 @@ impl Group<'_, '_> {
             Err(Problem::new(kind, text).address(address))
         };
         let range = address as usize..address as usize + PIECE;
-        if range.end > self.block.shared.len() {
-            return fail(FaultKind::OutOfBounds, format!(": the block has {} bytes", self.block.shared.len()));
+        if let Some(detail) = self.context.outside_shared(address, range.end as u64) {
+            return fail(FaultKind::OutOfBounds, detail);
         }
         match self.block.in_flight[range.clone()].iter().find(|line| **line != 0) {
             None => {}

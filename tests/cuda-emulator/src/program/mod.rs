@@ -440,7 +440,8 @@ pub enum Operation {
         second: Option<Source>,
         bytes: u32,
         strength: Strength,
-        update: Update,
+        /// In device memory, and in shared memory.
+        updates: [Update; 2],
     },
     /// `cp.async`: global to shared, of which `source_bytes` are read and the rest are zeros.
     CopyAsync {

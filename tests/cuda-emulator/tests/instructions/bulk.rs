@@ -118,10 +118,12 @@ fn tensor(element: u32, extents: &[u64], box_extents: &[u32], swizzle: Swizzle) 
 }
 
 impl Tensor {
-    /// Calls `visit` with each byte of the box: where it lies in the room, and in the tensor if it is inside.
-    fn each(&self, start: [i32; 5], mut visit: impl FnMut(usize, Option<usize>)) {
+    /// Calls `visit` with each byte of the box: where it lies in the room, and in the tensor if it is inside. Along the
+    /// fastest axis, `whole` 16-byte pieces are inside if their first element is.
+    fn each(&self, start: [i32; 5], whole: bool, mut visit: impl FnMut(usize, Option<usize>)) {
         let map = &self.map;
         let element = map.element_bytes as usize;
+        let pieces = if whole { 16 / element as i64 } else { 1 };
         let total: usize = map.box_extents.iter().map(|extent| *extent as usize).product();
         for index in 0..total {
             let (mut left, mut at, mut inside) = (index, 0usize, true);
@@ -129,7 +131,8 @@ impl Tensor {
                 let extent = map.box_extents[axis] as usize;
                 let place = i64::from(*start) + (left % extent) as i64;
                 left /= extent;
-                inside &= place >= 0 && place < map.extents[axis] as i64;
+                let judged = if axis == 0 { place - place.rem_euclid(pieces) } else { place };
+                inside &= judged >= 0 && judged < map.extents[axis] as i64;
                 let stride = if axis == 0 { element as i64 } else { map.strides[axis - 1] as i64 };
                 at = at.wrapping_add((place * stride) as usize);
             }
@@ -147,7 +150,8 @@ impl Tensor {
     }
 }
 
-/// Loads the box at `start`, then stores another there.
+/// Loads the box at `start`, then stores another there. An H200 stores whole 16-byte pieces, past the end of a row if
+/// the row ends within one, and no box whose start has a coordinate below 0.
 fn check(element: u32, extents: &[u64], box_extents: &[u32], swizzle: Swizzle, starts: &[[i32; 5]]) {
     let tensor = tensor(element, extents, box_extents, swizzle);
     let rank = extents.len();
@@ -163,13 +167,16 @@ fn check(element: u32, extents: &[u64], box_extents: &[u32], swizzle: Swizzle, s
         let Left { room, counts, .. } = run(&body, &tensor, false, &[0], *start);
         let mut expected = untouched();
         let mut inside = 0;
-        tensor.each(*start, |at, from| {
+        tensor.each(*start, false, |at, from| {
             expected[at] = from.map_or(0, |from| tensor.bytes[from]);
             inside += u64::from(from.is_some());
         });
         assert!(room == expected, "{extents:?} {box_extents:?} {swizzle:?} at {start:?}");
         assert_eq!((counts.bulk_loads.requests, counts.bulk_loads.bytes), (1, inside));
         assert_eq!(counts.waits.mbarriers, 1);
+        if start.iter().any(|one| *one < 0) {
+            continue;
+        }
 
         let body = format!(
             "cp.async.bulk.tensor.{rank}d.global.shared::cta.bulk_group [map, {coordinates}], [room];
@@ -177,14 +184,16 @@ fn check(element: u32, extents: &[u64], box_extents: &[u32], swizzle: Swizzle, s
             cp.async.bulk.wait_group 0;"
         );
         let left = run(&body, &tensor, false, &[0], *start);
-        assert_eq!((left.counts.bulk_stores.requests, left.counts.bulk_stores.bytes), (1, inside));
         let mut expected = tensor.bytes.clone();
         let room = untouched();
-        tensor.each(*start, |at, to| {
+        let mut inside = 0;
+        tensor.each(*start, true, |at, to| {
             if let Some(to) = to {
                 expected[to] = room[at];
+                inside += 1;
             }
         });
+        assert_eq!((left.counts.bulk_stores.requests, left.counts.bulk_stores.bytes), (1, inside));
         assert!(left.tensor == expected, "stored: {extents:?} {box_extents:?} {swizzle:?} at {start:?}");
     }
 }
@@ -197,23 +206,25 @@ fn no_tensor() -> Tensor {
 #[test]
 fn boxes_of_tensors() {
     let all = [Swizzle::None, Swizzle::Bytes32, Swizzle::Bytes64, Swizzle::Bytes128];
+    // A row of a box starts at a multiple of 16 bytes.
     let starts = [
         [0; 5],
         [8, 3, 0, 0, 0],
-        [-5, -2, 0, 0, 0],
-        [60, 30, 0, 0, 0],
-        [100, 0, 0, 0, 0],
+        [-8, -2, 0, 0, 0],
+        [64, 30, 0, 0, 0],
+        [104, 0, 0, 0, 0],
         [0, -16, 0, 0, 0],
-        [7, 39, 0, 0, 0],
+        [0, 40, 0, 0, 0],
+        [16, 39, 0, 0, 0],
     ];
     for (swizzle, width) in all.into_iter().zip([64, 16, 32, 64]) {
         check(2, &[70, 40], &[width, 16], swizzle, &starts);
     }
-    check(4, &[33], &[64], Swizzle::None, &[[0; 5], [10, 0, 0, 0, 0], [-63, 0, 0, 0, 0], [33, 0, 0, 0, 0]]);
-    check(1, &[100, 5, 7], &[128, 3, 2], Swizzle::Bytes128, &[[0; 5], [-3, 4, -1, 0, 0], [50, 1, 6, 0, 0]]);
+    check(4, &[33], &[64], Swizzle::None, &[[0; 5], [12, 0, 0, 0, 0], [-60, 0, 0, 0, 0], [36, 0, 0, 0, 0]]);
+    check(1, &[100, 5, 7], &[128, 3, 2], Swizzle::Bytes128, &[[0; 5], [-16, 4, -1, 0, 0], [48, 1, 6, 0, 0]]);
     check(2, &[64, 9, 3, 4], &[64, 8, 1, 2], Swizzle::Bytes128, &[[0; 5], [0, 5, 2, 3, 0], [0, 1, -1, 0, 0]]);
-    check(2, &[16, 4, 3, 2, 3], &[16, 2, 2, 2, 2], Swizzle::Bytes32, &[[0; 5], [4, 3, 2, 1, 2], [0, -1, -1, -1, -1]]);
-    check(8, &[6, 5], &[4, 4], Swizzle::None, &[[3, 2, 0, 0, 0]]);
+    check(2, &[16, 4, 3, 2, 3], &[16, 2, 2, 2, 2], Swizzle::Bytes32, &[[0; 5], [8, 3, 2, 1, 2], [0, -1, -1, -1, -1]]);
+    check(8, &[6, 5], &[4, 4], Swizzle::None, &[[2, 2, 0, 0, 0], [4, 0, 0, 0, 0]]);
 }
 
 #[test]
@@ -230,7 +241,7 @@ fn a_map_in_device_memory_and_a_policy() {
     );
     let start = [0, 8, 0, 0, 0];
     let mut expected = untouched();
-    tensor.each(start, |at, from| expected[at] = from.map_or(0, |from| tensor.bytes[from]));
+    tensor.each(start, false, |at, from| expected[at] = from.map_or(0, |from| tensor.bytes[from]));
     assert!(run(&body, &tensor, true, &[0], start).room == expected);
 }
 

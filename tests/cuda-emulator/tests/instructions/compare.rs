@@ -127,18 +127,24 @@ fn selection() {
 
 #[test]
 fn testp_classifies() {
-    type Test = fn(f32) -> bool;
+    type Test = fn(f64, bool) -> bool;
     let tests: [(&str, Test); 6] = [
-        ("finite", f32::is_finite),
-        ("infinite", f32::is_infinite),
-        ("number", |value| !value.is_nan()),
-        ("notanumber", f32::is_nan),
-        ("normal", f32::is_normal),
-        ("subnormal", f32::is_subnormal),
+        ("finite", |value, _| value.is_finite()),
+        ("infinite", |value, _| value.is_infinite()),
+        ("number", |value, _| !value.is_nan()),
+        ("notanumber", |value, _| value.is_nan()),
+        // What is neither infinite, nor NaN, nor subnormal: zeros too.
+        ("normal", |value, subnormal| value.is_finite() && !subnormal),
+        ("subnormal", |_, subnormal| subnormal),
     ];
     for (name, test) in tests {
         check(&format!("testp.{name}.f32 p, a; selp.b32 d, 1, 0, p;"), &[32], 32, &[float_edges(8, 23)], |t| {
-            u64::from(test(f32::from_bits(t[0] as u32)))
+            let value = f32::from_bits(t[0] as u32);
+            u64::from(test(value.into(), value.is_subnormal()))
+        });
+        check(&format!("testp.{name}.f64 p, a; selp.b32 d, 1, 0, p;"), &[64], 32, &[float_edges(11, 52)], |t| {
+            let value = f64::from_bits(t[0]);
+            u64::from(test(value, value.is_subnormal()))
         });
     }
 }

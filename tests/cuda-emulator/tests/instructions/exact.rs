@@ -72,9 +72,31 @@ impl Format {
         (1 << (self.exponent - 1)) - 1
     }
 
-    /// What PTX's arithmetic returns for NaN.
+    /// The NaN of an operation whose operands are none.
     pub fn nan(self) -> u64 {
-        if self.width() == 64 { f64::NAN.to_bits() } else { (1 << (self.width() - 1)) - 1 }
+        if self.width() == 64 { 0xfff8 << 48 } else { (1 << (self.width() - 1)) - 1 }
+    }
+
+    /// What arithmetic makes of operands with a NaN among them: f64 keeps the first of them.
+    fn first_nan(self, operands: &[u64]) -> u64 {
+        let first = operands.iter().find(|bits| self.is_nan(**bits)).expect("one is");
+        if self.width() == 64 { self.quiet(*first) } else { self.nan() }
+    }
+
+    /// A NaN that does not signal.
+    pub fn quiet(self, nan: u64) -> u64 {
+        nan | 1 << (self.mantissa - 1)
+    }
+
+    /// A number with its sign turned; a NaN stays as it is.
+    pub fn negate(self, bits: u64) -> u64 {
+        if self.is_nan(bits) { bits } else { bits ^ 1 << (self.width() - 1) }
+    }
+
+    /// The result that `.ftz` gives, of what is computed in a mode: whether it is subnormal is judged before rounding.
+    pub fn compute_flushed(self, mode: Rounding, compute: impl Fn(Rounding) -> u64) -> u64 {
+        let subnormal = compute(Rounding::Zero) & self.infinity() == 0;
+        compute(mode) & if subnormal { 1 << (self.width() - 1) } else { u64::MAX }
     }
 
     /// `integer * 2^power`, where `sticky` says that a little more was left out.
@@ -123,7 +145,7 @@ impl Format {
     pub fn fma(self, rounding: Rounding, a: u64, b: u64, c: u64) -> u64 {
         let negative = self.sign(a) != self.sign(b);
         match (self.value(a), self.value(b), self.value(c)) {
-            (Value::Nan, ..) | (_, Value::Nan, _) | (_, _, Value::Nan) => self.nan(),
+            (Value::Nan, ..) | (_, Value::Nan, _) | (_, _, Value::Nan) => self.first_nan(&[c, a, b]),
             (Value::Infinity(_), Value::Finite(_, zero, _), _) | (Value::Finite(_, zero, _), Value::Infinity(_), _)
                 if zero == BigUint::ZERO =>
             {
@@ -170,7 +192,8 @@ impl Format {
         let negative = self.sign(a) != self.sign(b);
         let sign = u64::from(negative) << (self.width() - 1);
         match (self.value(a), self.value(b)) {
-            (Value::Nan, _) | (_, Value::Nan) | (Value::Infinity(_), Value::Infinity(_)) => self.nan(),
+            (Value::Nan, _) | (_, Value::Nan) => self.first_nan(&[a, b]),
+            (Value::Infinity(_), Value::Infinity(_)) => self.nan(),
             (Value::Infinity(_), _) => sign | self.infinity(),
             (_, Value::Infinity(_)) => sign,
             (Value::Finite(_, x, _), Value::Finite(_, y, _)) if y == BigUint::ZERO => {
@@ -194,7 +217,8 @@ impl Format {
 
     pub fn sqrt(self, rounding: Rounding, a: u64) -> u64 {
         match self.value(a) {
-            Value::Nan | Value::Infinity(true) => self.nan(),
+            Value::Nan => self.first_nan(&[a]),
+            Value::Infinity(true) => self.nan(),
             Value::Infinity(false) => a,
             Value::Finite(_, x, _) if x == BigUint::ZERO => a,
             Value::Finite(true, ..) => self.nan(),
@@ -211,6 +235,14 @@ impl Format {
     /// A value of this format in another.
     pub fn convert(self, to: Format, rounding: Rounding, bits: u64) -> u64 {
         match self.value(bits) {
+            // A bf16 is half of an f32.
+            Value::Nan if self.width() == 16 && self.exponent == to.exponent => bits << 16,
+            // To and from f64, the upper bits of the mantissa stay.
+            Value::Nan if self.width() == 64 || to.width() == 64 => {
+                let mantissa = u128::from(bits & ((1 << self.mantissa) - 1)) << 64 >> self.mantissa;
+                let sign = u64::from(self.sign(bits)) << (to.width() - 1);
+                sign | to.quiet(to.infinity() | (mantissa >> (64 - to.mantissa)) as u64)
+            }
             Value::Nan => to.nan(),
             Value::Infinity(negative) => u64::from(negative) << (to.width() - 1) | to.infinity(),
             Value::Finite(negative, x, _) if x == BigUint::ZERO => u64::from(negative) << (to.width() - 1),

@@ -268,6 +268,8 @@ pub fn float_edges(exponent: u32, mantissa: u32) -> Vec<u64> {
     let infinity = ((1 << exponent) - 1) << mantissa;
     let mut edges = vec![0, 1, 2, 3, (1 << mantissa) - 1, 1 << mantissa, (1 << mantissa) + 1];
     edges.extend([infinity, infinity - 1, infinity - 2, infinity | 1 << (mantissa - 1), infinity | 1]);
+    // Other NaNs: with every bit of the mantissa, and with some.
+    edges.extend([infinity | ((1 << mantissa) - 1), infinity | 5 << (mantissa - 4), infinity | 13 << (mantissa - 4)]);
     for steps in 0..=mantissa as i64 + 3 {
         for sign in [-1, 1] {
             let biased = bias as i64 + sign * steps;

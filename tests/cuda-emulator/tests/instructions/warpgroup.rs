@@ -104,6 +104,11 @@ fn multiply(case: &Case<'_>, a: &[Vec<u64>], b: &[Vec<u64>], d: &[Vec<u64>]) -> 
             add.u64 from, from, offset;
             add.u64 own, own, offset;
             mov.u32 at, room;
+            // Where shared memory begins is the device's affair: the places are counted from the room.
+            cvt.u64.u32 offset, at;
+            shr.u64 offset, offset, 4;
+            add.u64 first, first, offset;
+            add.u64 second, second, offset;
             mad.lo.u32 at, index, 4, at;
             mov.u32 word, 0;
         COPY:

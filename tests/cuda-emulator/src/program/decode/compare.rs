@@ -188,7 +188,8 @@ fn testp(scope: &mut Scope<'_>, written: &Instruction, parts: &mut Parts<'_>) ->
         "infinite" => |value, _| value.is_infinite(),
         "number" => |value, _| !value.is_nan(),
         "notanumber" => |value, _| value.is_nan(),
-        "normal" => |value, subnormal| value.is_finite() && value != 0.0 && !subnormal,
+        // Zeros too.
+        "normal" => |value, subnormal| value.is_finite() && !subnormal,
         _ => |_, subnormal| subnormal,
     };
     let kind = parts.kind()?;

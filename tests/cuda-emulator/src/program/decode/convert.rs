@@ -81,7 +81,9 @@ impl Modifiers {
     }
 
     fn narrow(self, format: Format, value: f64, rounding: Rounding) -> u64 {
-        let bits = format.narrow(value, rounding);
+        // Whether the result is subnormal is judged before it is rounded.
+        let subnormal = self.flush && format == F32 && value.abs() < format.least_normal();
+        let bits = format.narrow(if subnormal { 0f64.copysign(value) } else { value }, rounding);
         let sign = 1 << (format.bits() - 1);
         if self.finite && bits & !sign == format.infinity() { bits - 1 } else { bits }
     }
@@ -89,10 +91,7 @@ impl Modifiers {
     fn float_out(self, format: Format, bits: u64) -> u64 {
         let sign = 1 << (format.bits() - 1);
         let mut bits = bits;
-        if self.flush && format == F32 && bits & format.infinity() == 0 {
-            bits &= sign;
-        }
-        let nan = bits & !sign > format.infinity();
+        let nan = format.is_nan(bits);
         if self.saturate {
             let one = format.narrow(1.0, Rounding::Nearest);
             bits = if nan || bits & sign != 0 { 0 } else { bits.min(one) };
@@ -155,14 +154,33 @@ fn float_to_float(source: Format, format: Format, m: Modifiers) -> Unary {
     // A tf32 is a f32 whose lower bits are 0.
     let shift = if format == TF32 { 13 } else { 0 };
     unary(move |a| {
-        let value = m.float_in(source, a & mask(source.bits()));
+        let a = a & mask(source.bits());
+        let value = m.float_in(source, a);
         let bits = match m.integral {
+            _ if source.is_nan(a) => nan(source, format, a, m),
             Some(rounding) => format.narrow(float::round_integral(value, rounding), Rounding::Nearest),
             None => m.narrow(format, value, m.rounding.unwrap_or(Rounding::Nearest)),
         };
-        let bits = if source == format && value.is_nan() && m.integral.is_none() { format.nan() } else { bits };
         m.float_out(format, bits) << shift
     })
+}
+
+/// What becomes of a NaN.
+fn nan(source: Format, format: Format, bits: u64, m: Modifiers) -> u64 {
+    let kept = bits & mask(source.mantissa);
+    let sign = bits >> (source.bits() - 1) << (format.bits() - 1);
+    match (source, format) {
+        // Bits move, no more.
+        (BF16, F32) => bits << 16,
+        (source, format) if source == format && m.integral.is_none() && !m.flush => bits,
+        // As if it were a number.
+        (F32, TF32) if m.rounding == Some(Rounding::Away) => ((bits & mask(31)) + 0x1000) >> 13 | sign,
+        (F64, _) | (_, F64) => {
+            let kept = kept << (F64.mantissa - source.mantissa) >> (F64.mantissa - format.mantissa);
+            sign | format.infinity() | 1 << (format.mantissa - 1) | kept
+        }
+        _ => format.nan(),
+    }
 }
 
 /// A whole `value` clamped to the range of `to`.

@@ -1,7 +1,7 @@
 //! Float arithmetic, in every format.
 
 use super::{Parts, Result, binary, mask, operands, ternary, unary, unsupported};
-use crate::float::{self, BF16, F16, F32, Format, Rounding, flush, saturate_f32, saturate_f64, soft};
+use crate::float::{self, BF16, F16, F32, Format, Rounding, flush, saturate_f32, soft};
 use crate::program::build::Scope;
 use crate::program::{Binary, Operation, Ternary, Unary};
 use crate::ptx::syntax::Instruction;
@@ -83,6 +83,17 @@ pub(super) fn f32_bits(value: f32) -> u64 {
     if value.is_nan() { 0x7fff_ffff } else { u64::from(value.to_bits()) }
 }
 
+/// The bit that makes a NaN a quiet one.
+pub(super) const F64_QUIET: u64 = 1 << 51;
+
+/// The bits of `value`. A NaN is the first of the operands that is one; what is none for another reason is negative.
+fn f64_bits<const N: usize>(value: f64, operands: [u64; N]) -> u64 {
+    if !value.is_nan() {
+        return value.to_bits();
+    }
+    operands.into_iter().find(|bits| float::F64.is_nan(*bits)).map_or(0xfff8 << 48, |bits| bits | F64_QUIET)
+}
+
 /// A half format and whether registers hold two of it.
 fn half_format(kind: Type) -> Option<(Format, bool)> {
     match kind {
@@ -95,6 +106,7 @@ fn half_format(kind: Type) -> Option<(Format, bool)> {
 }
 
 impl Modifiers {
+    /// A result: an approximation, in f32.
     fn finish_f32(self, value: f32) -> u64 {
         let value = if self.flush { flush(value) } else { value };
         f32_bits(if self.saturate { saturate_f32(value) } else { value })
@@ -105,18 +117,17 @@ impl Modifiers {
         if self.flush { flush(value) } else { value }
     }
 
-    fn input_half(self, format: Format, bits: u64) -> f64 {
+    fn input(self, format: Format, bits: u64) -> f64 {
         let bits = if self.flush && bits & format.infinity() == 0 { bits & 1 << (format.bits() - 1) } else { bits };
         format.widen(bits)
     }
 
-    fn finish_half(self, format: Format, bits: u64) -> u64 {
+    /// A result that is still to be rounded to the format. Whether it is subnormal is judged before.
+    fn finish(self, format: Format, value: f64) -> u64 {
         let sign = 1 << (format.bits() - 1);
-        let mut bits = bits;
-        if self.flush && bits & format.infinity() == 0 {
-            bits &= sign;
-        }
-        let nan = bits & !sign > format.infinity();
+        let value = if self.flush && value.abs() < format.least_normal() { 0f64.copysign(value) } else { value };
+        let mut bits = format.narrow(value, self.rounding);
+        let nan = format.is_nan(bits);
         if self.saturate {
             let one = format.narrow(1.0, Rounding::Nearest);
             bits = if nan || bits & sign != 0 { 0 } else { bits.min(one) };
@@ -142,23 +153,19 @@ fn fused(kind: Type, m: Modifiers) -> Option<Ternary> {
     Some(match kind {
         Type::F32 if m.is_plain() => ternary(|a, b, c| f32_bits(f32_of(a).mul_add(f32_of(b), f32_of(c)))),
         Type::F32 => ternary(move |a, b, c| {
-            let (a, b, c) = (m.input_f32(a), m.input_f32(b), m.input_f32(c));
-            let value = if m.rounding == Rounding::Nearest {
-                a.mul_add(b, c)
-            } else {
-                f32_of(float::fma(F32, m.rounding, a.into(), b.into(), c.into()))
-            };
-            m.finish_f32(value)
+            let [a, b, c] = [a, b, c].map(|bits| m.input(F32, bits));
+            m.finish(F32, float::fma(m.rounding, a, b, c))
         }),
         Type::F64 => ternary(move |a, b, c| {
-            soft::fma(m.rounding, f64::from_bits(a), f64::from_bits(b), f64::from_bits(c)).to_bits()
+            let value = soft::fma(m.rounding, f64::from_bits(a), f64::from_bits(b), f64::from_bits(c));
+            f64_bits(value, [c, a, b])
         }),
         _ => {
             let (format, pair) = half_format(kind)?;
             ternary(move |a, b, c| {
                 each_half(pair, [a, b, c], |values| {
-                    let [a, b, c] = values.map(|bits| m.input_half(format, bits));
-                    m.finish_half(format, float::fma(format, m.rounding, a, b, c))
+                    let [a, b, c] = values.map(|bits| m.input(format, bits));
+                    m.finish(format, float::fma(m.rounding, a, b, c))
                 })
             })
         }
@@ -180,11 +187,11 @@ fn two(name: &str, kind: Type, m: Modifiers, approximate: Option<&str>) -> Optio
     }
     Some(match kind {
         Type::F32 => {
-            let exact: fn(Format, Rounding, f64, f64) -> u64 = match name {
+            let exact: fn(Rounding, f64, f64) -> f64 = match name {
                 "add" => float::add,
-                "sub" => |format, rounding, a, b| float::add(format, rounding, a, -b),
-                "mul" => float::multiply,
-                _ => float::divide,
+                "sub" => |rounding, a, b| float::add(rounding, a, -b),
+                "mul" => |_, a, b| a * b,
+                _ => |_, a, b| float::divide_odd(a, b),
             };
             match (name, m.is_plain()) {
                 ("add", true) => binary(|a, b| f32_bits(f32_of(a) + f32_of(b))),
@@ -198,7 +205,7 @@ fn two(name: &str, kind: Type, m: Modifiers, approximate: Option<&str>) -> Optio
                         if coarse && b.is_finite() && b.abs() > 2f32.powi(126) {
                             return m.finish_f32(if a.is_finite() { 0f32.copysign(a * b.signum()) } else { f32::NAN });
                         }
-                        m.finish_f32(f32_of(exact(F32, m.rounding, a.into(), b.into())))
+                        m.finish(F32, exact(m.rounding, a.into(), b.into()))
                     })
                 }
             }
@@ -210,23 +217,25 @@ fn two(name: &str, kind: Type, m: Modifiers, approximate: Option<&str>) -> Optio
                 "mul" => soft::multiply,
                 _ => soft::divide,
             };
+            // Sums are computed as 1 * a + b.
+            let second_first = matches!(name, "add" | "sub");
             binary(move |a, b| {
                 let value = exact(m.rounding, f64::from_bits(a), f64::from_bits(b));
-                if m.saturate { saturate_f64(value) } else { value }.to_bits()
+                f64_bits(value, if second_first { [b, a] } else { [a, b] })
             })
         }
         _ => {
             let (format, pair) = half_format(kind)?;
-            let exact: fn(Format, Rounding, f64, f64) -> u64 = match name {
+            let exact: fn(Rounding, f64, f64) -> f64 = match name {
                 "add" => float::add,
-                "sub" => |format, rounding, a, b| float::add(format, rounding, a, -b),
-                "mul" => float::multiply,
+                "sub" => |rounding, a, b| float::add(rounding, a, -b),
+                "mul" => |_, a, b| a * b,
                 _ => return None,
             };
             binary(move |a, b| {
                 each_half(pair, [a, b], |values| {
-                    let [a, b] = values.map(|bits| m.input_half(format, bits));
-                    m.finish_half(format, exact(format, m.rounding, a, b))
+                    let [a, b] = values.map(|bits| m.input(format, bits));
+                    m.finish(format, exact(m.rounding, a, b))
                 })
             })
         }
@@ -241,7 +250,7 @@ fn extreme(largest: bool, kind: Type, m: Modifiers) -> Option<Binary> {
         _ => half_format(kind)?,
     };
     let sign = 1u64 << (format.bits() - 1);
-    let canonical = if kind == Type::F64 { f64::NAN.to_bits() } else { format.nan() };
+    let wide = kind == Type::F64;
     let one = move |a: u64, b: u64| {
         let input = |bits: u64| if m.flush && bits & format.infinity() == 0 { bits & sign } else { bits };
         let (mut a, mut b) = (input(a), input(b));
@@ -249,11 +258,12 @@ fn extreme(largest: bool, kind: Type, m: Modifiers) -> Option<Binary> {
         if m.xor_sign {
             (a, b) = (a & !sign, b & !sign);
         }
-        let is_nan = |bits: u64| bits & !sign > format.infinity();
+        let is_nan = |bits| format.is_nan(bits);
         let key = |bits: u64| if bits & sign != 0 { !bits & mask(format.bits()) } else { bits | sign };
         match (is_nan(a), is_nan(b)) {
-            (true, true) => return canonical,
-            (true, false) | (false, true) if m.nan => return canonical,
+            (true, true) if wide => return a | F64_QUIET,
+            (true, true) => return format.nan(),
+            (true, false) | (false, true) if m.nan => return format.nan(),
             (true, false) => a = b,
             (false, true) => {}
             (false, false) if (key(a) < key(b)) == largest => a = b,
@@ -278,50 +288,50 @@ fn one(name: &str, kind: Type, m: Modifiers, approximate: Option<&str>) -> Optio
         };
         let negate = name == "neg";
         return Some(match half_format(kind) {
-            Some((format, pair)) if m.flush => unary(move |a| {
+            Some((format, pair)) => unary(move |a| {
                 let a = if negate { a ^ signs } else { a & !signs };
-                each_half(pair, [a], |[bits]| if bits & format.infinity() == 0 { bits & 0x8000 } else { bits })
+                each_half(pair, [a], |[bits]| match bits {
+                    bits if format.is_nan(bits) => format.nan(),
+                    bits if m.flush && bits & format.infinity() == 0 => bits & 0x8000,
+                    bits => bits,
+                })
             }),
-            None if m.flush => unary(move |a| {
+            // The others but move bits.
+            None if m.flush && kind == Type::F32 => unary(move |a| {
                 let a = if negate { a ^ signs } else { a & !signs };
-                u64::from(flush(f32_of(a)).to_bits())
+                f32_bits(flush(f32_of(a)))
             }),
-            _ if negate => unary(move |a| a ^ signs),
-            _ => unary(move |a| a & !signs),
+            None if negate => unary(move |a| a ^ signs),
+            None => unary(move |a| a & !signs),
         });
     }
     let function = approximation(name)?;
     Some(match (kind, approximate) {
         (Type::F32, Some("approx")) => unary(move |a| m.finish_f32(function(m.input_f32(a).into()) as f32)),
         (Type::F32, None) => {
-            let exact: fn(Rounding, f64) -> u64 = match name {
-                "rcp" => |rounding, a| float::divide(F32, rounding, 1.0, a),
-                "sqrt" => |rounding, a| float::sqrt(F32, rounding, a),
+            let exact: fn(f64) -> f64 = match name {
+                "rcp" => |a| float::divide_odd(1.0, a),
+                "sqrt" => float::sqrt_odd,
                 _ => return None,
             };
-            unary(move |a| m.finish_f32(f32_of(exact(m.rounding, m.input_f32(a).into()))))
+            unary(move |a| m.finish(F32, exact(m.input(F32, a))))
         }
-        // The hardware gives the upper half of the result and flushes subnormals.
+        // The hardware takes the upper half of the operand, gives that of the result, and flushes subnormals.
         (Type::F64, Some("approx")) if matches!(name, "rcp" | "rsqrt") => unary(move |a| {
-            let value = f64::from_bits(a);
+            let value = f64::from_bits(a & !mask(32));
             let value = if value.is_subnormal() { 0f64.copysign(value) } else { value };
             let result = function(value);
             let result = if result.is_subnormal() { 0f64.copysign(result) } else { result };
             result.to_bits() & !mask(32)
         }),
         (Type::F64, None) => match name {
-            "rcp" => unary(move |a| soft::divide(m.rounding, 1.0, f64::from_bits(a)).to_bits()),
-            "sqrt" => unary(move |a| soft::sqrt(m.rounding, f64::from_bits(a)).to_bits()),
+            "rcp" => unary(move |a| f64_bits(soft::divide(m.rounding, 1.0, f64::from_bits(a)), [a])),
+            "sqrt" => unary(move |a| f64_bits(soft::sqrt(m.rounding, f64::from_bits(a)), [a])),
             _ => return None,
         },
         (_, Some("approx")) if matches!(name, "ex2" | "tanh") => {
             let (format, pair) = half_format(kind)?;
-            unary(move |a| {
-                each_half(pair, [a], |[bits]| {
-                    let value = function(m.input_half(format, bits));
-                    m.finish_half(format, format.narrow(value, Rounding::Nearest))
-                })
-            })
+            unary(move |a| each_half(pair, [a], |[bits]| m.finish(format, function(m.input(format, bits)))))
         }
         _ => return None,
     })

@@ -3,7 +3,7 @@
 use super::float::{f32_bits, f32_of};
 use super::movement::memory_of;
 use super::{Parts, Result, mask, operands, sign_extend, unary, unsupported};
-use crate::float::{self, BF16, F16, Format, Rounding};
+use crate::float::{self, BF16, F16, Format, Rounding, flush};
 use crate::program::build::Scope;
 use crate::program::{Arrival, Base, Element, Memory, Operation, Strength, Update};
 use crate::ptx::syntax::{Instruction, Operand};
@@ -159,6 +159,14 @@ fn atomic(scope: &mut Scope<'_>, written: &Instruction, parts: &mut Parts<'_>) -
     };
     let kind = parts.kind()?;
     let Some(update) = update(name, kind) else { return unsupported(written) };
+    let updates = match (name, kind) {
+        // Device memory adds without subnormal numbers.
+        ("add", Type::F32) => {
+            let number = |bits| flush(f32_of(bits));
+            [Arc::new(move |old, operand, _| f32_bits(flush(number(old) + number(operand)))), update]
+        }
+        _ => [update.clone(), update],
+    };
     let (destination, rest) = if written.name == "atom" {
         let Some((destination, rest)) = written.operands.split_first() else { return unsupported(written) };
         (scope.optional_register(destination)?, rest)
@@ -173,7 +181,7 @@ fn atomic(scope: &mut Scope<'_>, written: &Instruction, parts: &mut Parts<'_>) -
     let operand = scope.source(operand, kind)?;
     let address = scope.address(address)?;
     let memory = memory(scope, space, address.base);
-    Ok(Operation::Atomic { memory, address, destination, operand, second, bytes: kind.bytes(), strength, update })
+    Ok(Operation::Atomic { memory, address, destination, operand, second, bytes: kind.bytes(), strength, updates })
 }
 
 fn update(name: &str, kind: Type) -> Option<Update> {
@@ -192,8 +200,10 @@ fn update(name: &str, kind: Type) -> Option<Update> {
         (_, _) if half.is_some() => {
             let format = half?;
             let one: fn(Format, u64, u64) -> u64 = match name {
-                "add" => |format, a, b| float::add(format, Rounding::Nearest, format.widen(a), format.widen(b)),
-                "min" | "max" => return None,
+                "add" => |format, a, b| {
+                    let sum = float::add(Rounding::Nearest, format.widen(a), format.widen(b));
+                    format.narrow(sum, Rounding::Nearest)
+                },
                 _ => return None,
             };
             Arc::new(move |old, operand, _| {
