@@ -248,7 +248,7 @@ def distances(body, differ, got, expected):
         absolute = max(absolute, distance)
         relative = max(relative, distance / (max(abs(one[0]), abs(other[0])) or 1.0))
     text = f"at most {units[0]} ulps, {absolute:.3g} absolute, {relative:.3g} relative"
-    return units[1], text + (f", {unlike} with NaN or infinity on one side" if unlike else "")
+    return units[1], text + (f", {unlike} more with NaN or infinity on either side" if unlike else "")
 
 
 def main(folder):

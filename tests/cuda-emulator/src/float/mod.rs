@@ -61,9 +61,12 @@ impl Format {
         bits & ((1 << (self.exponent + self.mantissa)) - 1) > self.infinity()
     }
 
-    /// The least normal value.
-    pub fn least_normal(self) -> f64 {
-        power_of_two(1 - self.bias())
+    /// Whether `.ftz` makes a zero of a result that is still to be rounded: if, rounded with an exponent as small as it
+    /// needs, it is below the least normal number.
+    pub fn flushes(self, value: f64, rounding: Rounding) -> bool {
+        // Twice the value is a normal number, where that matters.
+        value.abs() < power_of_two(1 - self.bias())
+            && self.narrow(2.0 * value, rounding) & ((1 << (self.bits() - 1)) - 1) < 2 << self.mantissa
     }
 
     /// The NaN that most PTX instructions return: all bits but the sign.

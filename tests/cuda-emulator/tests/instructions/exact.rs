@@ -93,10 +93,25 @@ impl Format {
         if self.is_nan(bits) { bits } else { bits ^ 1 << (self.width() - 1) }
     }
 
-    /// The result that `.ftz` gives, of what is computed in a mode: whether it is subnormal is judged before rounding.
-    pub fn compute_flushed(self, mode: Rounding, compute: impl Fn(Rounding) -> u64) -> u64 {
-        let subnormal = compute(Rounding::Zero) & self.infinity() == 0;
-        compute(mode) & if subnormal { 1 << (self.width() - 1) } else { u64::MAX }
+    /// What `.ftz` makes of operands and of the result. `compute` gets a format with the same mantissa and an exponent that
+    /// nothing here is too small for, and the operands in it; there it is seen whether the result is too small for this.
+    pub fn flushed<const N: usize>(
+        self,
+        mode: Rounding,
+        operands: [u64; N],
+        compute: impl Fn(Self, [u64; N]) -> u64,
+    ) -> u64 {
+        let wide = Self { exponent: 11, ..self };
+        let result = compute(wide, operands.map(|bits| self.convert(wide, mode, self.flush(bits))));
+        let sign = u64::from(wide.sign(result)) << (self.width() - 1);
+        let (exponent, mantissa) = (result >> self.mantissa & 0x7ff, result & ((1 << self.mantissa) - 1));
+        if wide.is_nan(result) {
+            sign | self.infinity() | mantissa
+        } else if (exponent as i64) < 1 + wide.bias() - self.bias() {
+            sign
+        } else {
+            wide.convert(self, mode, result)
+        }
     }
 
     /// `integer * 2^power`, where `sticky` says that a little more was left out.
@@ -145,7 +160,7 @@ impl Format {
     pub fn fma(self, rounding: Rounding, a: u64, b: u64, c: u64) -> u64 {
         let negative = self.sign(a) != self.sign(b);
         match (self.value(a), self.value(b), self.value(c)) {
-            (Value::Nan, ..) | (_, Value::Nan, _) | (_, _, Value::Nan) => self.first_nan(&[c, a, b]),
+            (Value::Nan, ..) | (_, Value::Nan, _) | (_, _, Value::Nan) => self.first_nan(&[b, c, a]),
             (Value::Infinity(_), Value::Finite(_, zero, _), _) | (Value::Finite(_, zero, _), Value::Infinity(_), _)
                 if zero == BigUint::ZERO =>
             {

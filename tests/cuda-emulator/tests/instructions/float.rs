@@ -61,7 +61,7 @@ fn quotients_and_roots_round_once_in_every_mode() {
 
 #[test]
 fn ftz_flushes_operands_and_results() {
-    // Products a little below the least normal number, which they would be rounded to.
+    // Products a little below the least normal number: the first two are rounded to it.
     let near = [[0x2000_0400, 0x1fff_f800], [0xa000_0400, 0x1fff_f800], [0x0080_0000, 0x3f7f_ffff]];
     let mut pairs = pairs(&edges(F32), 32);
     let mut triples = triples(&edges(F32), 32);
@@ -77,22 +77,21 @@ fn ftz_flushes_operands_and_results() {
         list.push(value);
     }
     for (name, mode) in MODES {
-        let two = |name: &str, compute: fn(Rounding, u64, u64) -> u64| {
+        let two = |name: &str, compute: fn(Format, Rounding, u64, u64) -> u64| {
             check(name, &[32; 2], 32, &pairs, |t| {
-                F32.compute_flushed(mode, |mode| compute(mode, F32.flush(t[0]), F32.flush(t[1])))
+                F32.flushed(mode, [t[0], t[1]], |wide, [a, b]| compute(wide, mode, a, b))
             });
         };
-        two(&format!("add.{name}.ftz.f32 d, a, b;"), |mode, a, b| F32.add(mode, a, b));
-        two(&format!("sub.{name}.ftz.f32 d, a, b;"), |mode, a, b| F32.add(mode, a, F32.negate(b)));
-        two(&format!("mul.{name}.ftz.f32 d, a, b;"), |mode, a, b| F32.multiply(mode, a, b));
-        two(&format!("div.{name}.ftz.f32 d, a, b;"), |mode, a, b| F32.divide(mode, a, b));
+        two(&format!("add.{name}.ftz.f32 d, a, b;"), Format::add);
+        two(&format!("sub.{name}.ftz.f32 d, a, b;"), |wide, mode, a, b| wide.add(mode, a, wide.negate(b)));
+        two(&format!("mul.{name}.ftz.f32 d, a, b;"), Format::multiply);
+        two(&format!("div.{name}.ftz.f32 d, a, b;"), Format::divide);
         check(&format!("fma.{name}.ftz.f32 d, a, b, c;"), &[32; 3], 32, &triples, |t| {
-            let [a, b, c] = [t[0], t[1], t[2]].map(|bits| F32.flush(bits));
-            F32.compute_flushed(mode, |mode| F32.fma(mode, a, b, c))
+            F32.flushed(mode, [t[0], t[1], t[2]], |wide, [a, b, c]| wide.fma(mode, a, b, c))
         });
         let values = [values(F32)];
         check(&format!("rcp.{name}.ftz.f32 d, a;"), &[32], 32, &values, |t| {
-            F32.compute_flushed(mode, |mode| F32.divide(mode, F32.one(), F32.flush(t[0])))
+            F32.flushed(mode, [t[0]], |wide, [a]| wide.divide(mode, wide.one(), a))
         });
         check(&format!("sqrt.{name}.ftz.f32 d, a;"), &[32], 32, &values, |t| F32.sqrt(mode, F32.flush(t[0])));
     }
@@ -113,11 +112,13 @@ fn nans_of_f64_come_through() {
     check("sub.rn.f64 d, a, b;", &[64; 2], 64, &pairs, |t| F64.add(n, t[0], F64.negate(t[1])));
     check("mul.rn.f64 d, a, b;", &[64; 2], 64, &pairs, |t| F64.multiply(n, t[0], t[1]));
     check("div.rn.f64 d, a, b;", &[64; 2], 64, &pairs, |t| F64.divide(n, t[0], t[1]));
-    // These move bits.
-    check("neg.f64 d, a;", &[64], 64, std::slice::from_ref(&all), |t| t[0] ^ 1 << 63);
-    check("abs.f64 d, a;", &[64], 64, std::slice::from_ref(&all), |t| t[0] & !(1 << 63));
-    check("neg.f32 d, a;", &[32], 32, &[values(F32)], |t| t[0] ^ 1 << 31);
-    check("abs.f32 d, a;", &[32], 32, &[values(F32)], |t| t[0] & !(1 << 31));
+    // Their signs, too.
+    let number = |nan: u64, result: u64| if F64.is_nan(nan) { F64.quiet(nan) } else { result };
+    check("neg.f64 d, a;", &[64], 64, std::slice::from_ref(&all), |t| number(t[0], t[0] ^ 1 << 63));
+    check("abs.f64 d, a;", &[64], 64, std::slice::from_ref(&all), |t| number(t[0], t[0] & !(1 << 63)));
+    let number = |result: u64| if F32.is_nan(result) { F32.nan() } else { result };
+    check("neg.f32 d, a;", &[32], 32, &[values(F32)], |t| number(t[0] ^ 1 << 31));
+    check("abs.f32 d, a;", &[32], 32, &[values(F32)], |t| number(t[0] & !(1 << 31)));
 }
 
 #[test]
@@ -170,22 +171,22 @@ fn halves_alone_and_in_pairs() {
     }
     let pairs = pairs(&edges(F16), 16);
     check("add.sat.f16 d, a, b;", &[16; 2], 16, &pairs, |t| F16.saturate(F16.add(n, t[0], t[1])));
-    // With products a little below the least normal number.
+    // With products a little below the least normal number: the first two are rounded to it.
     let mut pairs = pairs;
     for (list, values) in pairs.iter_mut().zip([[0x2008, 0x2010, 0x0400], [0x1ff0, 0x9fe0, 0x3bff]]) {
         list.extend(values);
     }
-    let flushed = |compute: fn(Rounding, u64, u64) -> u64| {
-        move |t: &[u64]| F16.compute_flushed(n, |mode| compute(mode, F16.flush(t[0]), F16.flush(t[1])))
+    let flushed = |compute: fn(Format, Rounding, u64, u64) -> u64| {
+        move |t: &[u64]| F16.flushed(n, [t[0], t[1]], |wide, [a, b]| compute(wide, n, a, b))
     };
-    check("add.ftz.f16 d, a, b;", &[16; 2], 16, &pairs, flushed(|mode, a, b| F16.add(mode, a, b)));
-    check("mul.ftz.f16 d, a, b;", &[16; 2], 16, &pairs, flushed(|mode, a, b| F16.multiply(mode, a, b)));
+    check("add.ftz.f16 d, a, b;", &[16; 2], 16, &pairs, flushed(Format::add));
+    check("mul.ftz.f16 d, a, b;", &[16; 2], 16, &pairs, flushed(Format::multiply));
     check(
         "mov.b16 h0, 0; fma.rn.ftz.f16 d, a, b, h0;",
         &[16; 2],
         16,
         &pairs,
-        flushed(|mode, a, b| F16.fma(mode, a, b, 0)),
+        flushed(|wide, mode, a, b| wide.fma(mode, a, b, 0)),
     );
     let number = |bits: u64| if F16.is_nan(bits) { F16.nan() } else { F16.flush(bits) };
     check("neg.ftz.f16 d, a;", &[16], 16, &[all_16()], |t| number(t[0] ^ 0x8000));
@@ -211,7 +212,7 @@ fn extremes_prefer_numbers_to_nan() {
             let choose = move |a: u64, b: u64| if (order(format, a) < order(format, b)) == largest { b } else { a };
             check(&format!("{name}.{kind} d, a, b;"), &[width; 2], width, &pairs, |t| {
                 match (format.is_nan(t[0]), format.is_nan(t[1])) {
-                    (true, true) if kind == "f64" => format.quiet(t[0]),
+                    (true, true) if kind == "f64" => format.quiet(t[1]),
                     (true, true) => format.nan(),
                     (true, false) => t[1],
                     (false, true) => t[0],

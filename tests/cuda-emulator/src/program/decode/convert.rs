@@ -81,8 +81,7 @@ impl Modifiers {
     }
 
     fn narrow(self, format: Format, value: f64, rounding: Rounding) -> u64 {
-        // Whether the result is subnormal is judged before it is rounded.
-        let subnormal = self.flush && format == F32 && value.abs() < format.least_normal();
+        let subnormal = self.flush && format == F32 && format.flushes(value, rounding);
         let bits = format.narrow(if subnormal { 0f64.copysign(value) } else { value }, rounding);
         let sign = 1 << (format.bits() - 1);
         if self.finite && bits & !sign == format.infinity() { bits - 1 } else { bits }
@@ -171,10 +170,9 @@ fn nan(source: Format, format: Format, bits: u64, m: Modifiers) -> u64 {
     let sign = bits >> (source.bits() - 1) << (format.bits() - 1);
     match (source, format) {
         // Bits move, no more.
-        (BF16, F32) => bits << 16,
+        (BF16, F32) if !m.flush => bits << 16,
         (source, format) if source == format && m.integral.is_none() && !m.flush => bits,
-        // As if it were a number.
-        (F32, TF32) if m.rounding == Some(Rounding::Away) => ((bits & mask(31)) + 0x1000) >> 13 | sign,
+        (F32, TF32) if m.rounding == Some(Rounding::Away) => bits >> 13,
         (F64, _) | (_, F64) => {
             let kept = kept << (F64.mantissa - source.mantissa) >> (F64.mantissa - format.mantissa);
             sign | format.infinity() | 1 << (format.mantissa - 1) | kept

@@ -122,10 +122,11 @@ impl Modifiers {
         format.widen(bits)
     }
 
-    /// A result that is still to be rounded to the format. Whether it is subnormal is judged before.
+    /// A result that is still to be rounded to the format.
     fn finish(self, format: Format, value: f64) -> u64 {
         let sign = 1 << (format.bits() - 1);
-        let value = if self.flush && value.abs() < format.least_normal() { 0f64.copysign(value) } else { value };
+        let subnormal = self.flush && format.flushes(value, self.rounding);
+        let value = if subnormal { 0f64.copysign(value) } else { value };
         let mut bits = format.narrow(value, self.rounding);
         let nan = format.is_nan(bits);
         if self.saturate {
@@ -158,7 +159,7 @@ fn fused(kind: Type, m: Modifiers) -> Option<Ternary> {
         }),
         Type::F64 => ternary(move |a, b, c| {
             let value = soft::fma(m.rounding, f64::from_bits(a), f64::from_bits(b), f64::from_bits(c));
-            f64_bits(value, [c, a, b])
+            f64_bits(value, [b, c, a])
         }),
         _ => {
             let (format, pair) = half_format(kind)?;
@@ -217,11 +218,11 @@ fn two(name: &str, kind: Type, m: Modifiers, approximate: Option<&str>) -> Optio
                 "mul" => soft::multiply,
                 _ => soft::divide,
             };
-            // Sums are computed as 1 * a + b.
-            let second_first = matches!(name, "add" | "sub");
+            // Whose NaN it is if both are.
+            let first_first = name == "div";
             binary(move |a, b| {
                 let value = exact(m.rounding, f64::from_bits(a), f64::from_bits(b));
-                f64_bits(value, if second_first { [b, a] } else { [a, b] })
+                f64_bits(value, if first_first { [a, b] } else { [b, a] })
             })
         }
         _ => {
@@ -261,7 +262,7 @@ fn extreme(largest: bool, kind: Type, m: Modifiers) -> Option<Binary> {
         let is_nan = |bits| format.is_nan(bits);
         let key = |bits: u64| if bits & sign != 0 { !bits & mask(format.bits()) } else { bits | sign };
         match (is_nan(a), is_nan(b)) {
-            (true, true) if wide => return a | F64_QUIET,
+            (true, true) if wide => return b | F64_QUIET,
             (true, true) => return format.nan(),
             (true, false) | (false, true) if m.nan => return format.nan(),
             (true, false) => a = b,
@@ -279,30 +280,24 @@ fn extreme(largest: bool, kind: Type, m: Modifiers) -> Option<Binary> {
 
 fn one(name: &str, kind: Type, m: Modifiers, approximate: Option<&str>) -> Option<Unary> {
     if matches!(name, "abs" | "neg") {
-        let signs: u64 = match kind {
-            Type::F16 | Type::BF16 => 0x8000,
-            Type::F16x2 | Type::BF16x2 => 0x8000_8000,
-            Type::F32 => 1 << 31,
-            Type::F64 => 1 << 63,
-            _ => return None,
+        let (format, pair) = match kind {
+            Type::F32 => (F32, false),
+            Type::F64 => (float::F64, false),
+            _ => half_format(kind)?,
         };
-        let negate = name == "neg";
-        return Some(match half_format(kind) {
-            Some((format, pair)) => unary(move |a| {
-                let a = if negate { a ^ signs } else { a & !signs };
-                each_half(pair, [a], |[bits]| match bits {
-                    bits if format.is_nan(bits) => format.nan(),
-                    bits if m.flush && bits & format.infinity() == 0 => bits & 0x8000,
-                    bits => bits,
-                })
-            }),
-            // The others but move bits.
-            None if m.flush && kind == Type::F32 => unary(move |a| {
-                let a = if negate { a ^ signs } else { a & !signs };
-                f32_bits(flush(f32_of(a)))
-            }),
-            None if negate => unary(move |a| a ^ signs),
-            None => unary(move |a| a & !signs),
+        let sign = 1u64 << (format.bits() - 1);
+        let (negate, wide) = (name == "neg", kind == Type::F64);
+        let one = move |bits: u64| {
+            if format.is_nan(bits) {
+                // In f64 it keeps its sign, too.
+                return if wide { bits | F64_QUIET } else { format.nan() };
+            }
+            let result = if negate { bits ^ sign } else { bits & !sign };
+            if m.flush && !wide && bits & format.infinity() == 0 { result & sign } else { result }
+        };
+        return Some(match kind {
+            Type::F32 | Type::F64 => unary(move |a| one(a & mask(format.bits()))),
+            _ => unary(move |a| each_half(pair, [a], |[bits]| one(bits))),
         });
     }
     let function = approximation(name)?;
