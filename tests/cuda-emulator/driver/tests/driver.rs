@@ -261,7 +261,7 @@ fn tensor_maps_are_made_as_the_driver_makes_them() {
     bar.sync 0;
     @!zero bra WAIT;
     mbarrier.arrive.expect_tx.shared.b64 _, [mbar], 128;
-    cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [room], [map, {{2, 1}}], [mbar];
+    cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [room], [map, {{4, 1}}], [mbar];
 WAIT:
     mbarrier.try_wait.parity.shared.b64 done, [mbar], 0;
     @!done bra WAIT;
@@ -319,7 +319,7 @@ WAIT:
         let map = Map(map);
         // SAFETY: the arguments are the kernel's.
         unsafe { stream.launch_builder(&kernel).arg(&map).arg(&mut out).launch(config(32)) }.unwrap();
-        let expected: Vec<i32> = (0..32).map(|at| 16 * (1 + at / 8) + 2 + at % 8).collect();
+        let expected: Vec<i32> = (0..32).map(|at| 16 * (1 + at / 8) + 4 + at % 8).collect();
         assert_eq!(stream.clone_dtoh(&out).unwrap(), expected);
     });
 }
