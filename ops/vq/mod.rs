@@ -42,7 +42,8 @@ pub enum Metric {
 /// | returned   | `[..]`         | u32                  | contiguous |
 ///
 /// Distances are summed in f32, in the same order for every code, so that equal codes tie exactly. A vector with a NaN
-/// gets index 0.
+/// gets index 0. For many vectors CUDA first takes products in bf16 on tensor cores, which leave one or two codes of each
+/// to measure; the result is the same to the bit.
 ///
 /// # Errors
 /// [`Error::Shape`] if the shapes do not fit or the codebook is empty; [`Error::Place`] if the devices differ.
@@ -90,7 +91,21 @@ fn nearest_one<T: Float>(op: &'static str, x: &Tensor<T>, codebook: &Weight, met
         Handle::Cpu(cpu) => cpu::nearest(cpu, x.host(), codebook.host(), metric, y.host_mut()),
         #[cfg(feature = "cuda")]
         Handle::Cuda(cuda) => {
-            cuda::nearest(&cuda.stream(), x.cuda_operand(), codebook.cuda_operand(), metric, y.cuda_operand())?;
+            let words = |words| Tensor::<u32>::empty(x.device(), &[words]);
+            let scratch = cuda::scratch([y.elements(), codes, dim]);
+            let scratch = match scratch {
+                Some([a, b, c, d]) => Some([words(a)?, words(b)?, words(c)?, words(d)?]),
+                None => None,
+            };
+            let scratch = scratch.as_ref().map(|scratch| scratch.each_ref().map(Tensor::cuda_operand));
+            cuda::nearest(
+                &cuda.stream(),
+                x.cuda_operand(),
+                codebook.cuda_operand(),
+                metric,
+                y.cuda_operand(),
+                scratch,
+            )?;
         }
         #[cfg(feature = "wgpu")]
         Handle::Wgpu(gpu) => {

@@ -32,6 +32,88 @@ fn nearest_agrees_with_reference() {
     nearest_agrees::<bf16>();
 }
 
+fn many_vectors_agree<T: Float>() {
+    for device in devices() {
+        // More than a tile of either; odd dims; values in one step, in two, in more steps than there are stages.
+        for (vectors, codes, dim) in [(64, 1024, 8), (130, 520, 33), (257, 300, 5), (70, 960, 130)] {
+            let x = tensor::<T>(device, &[vectors, dim], &uniform(53, vectors * dim));
+            let mut values_of = uniform(54, codes * dim);
+            // Every third code lies next to the one before it, much closer than bf16 can tell.
+            for code in (2..codes).step_by(3) {
+                for d in 0..dim {
+                    values_of[code * dim + d] = values_of[(code - 1) * dim + d] * (1.0 + 1e-3 * (d % 3) as f64);
+                }
+            }
+            let codebook = tensor::<f32>(device, &[codes, dim], &values_of);
+            let at_home = moved(&codebook, &Device::reference()).into();
+            let codebook = codebook.into();
+            let what = format!("{} {device} {vectors} vectors, {codes} codes of {dim}", T::DTYPE);
+            let expected = values(&vq::nearest_l2(&widened(&x), &at_home).unwrap());
+            assert_eq!(values(&vq::nearest_l2(&x, &codebook).unwrap()), expected, "l2 {what}");
+            let expected = values(&vq::nearest_cosine(&widened(&x), &at_home).unwrap());
+            assert_eq!(values(&vq::nearest_cosine(&x, &codebook).unwrap()), expected, "cosine {what}");
+        }
+    }
+}
+
+#[test]
+fn nearest_of_many_vectors_agrees_with_reference() {
+    many_vectors_agree::<f32>();
+    many_vectors_agree::<f16>();
+    many_vectors_agree::<bf16>();
+}
+
+/// However hard the values are, vectors get the codes that they get a few at a time.
+fn vectors_do_not_depend_on_others<T: Float>() {
+    let [vectors, codes, dim] = [132, 500, 6];
+    let (x_of, codes_of) = (uniform(55, vectors * dim), uniform(56, codes * dim));
+    let change =
+        |values: &[f64], change: &dyn Fn(f64) -> f64| values.iter().map(|value| change(*value)).collect::<Vec<_>>();
+    let mut odd = x_of.clone();
+    odd[3 * dim + 5] = f64::NAN;
+    odd[4 * dim] = f64::INFINITY;
+    odd[5 * dim..6 * dim].fill(0.0);
+    let mut odd_codes = codes_of.clone();
+    odd_codes[dim] = f64::NAN;
+    odd_codes[2 * dim] = f64::NEG_INFINITY;
+    odd_codes[3 * dim..5 * dim].fill(0.0);
+    odd_codes[5 * dim..6 * dim].fill(1e38);
+    // Too near each other for bf16, and the nearest ones of all anywhere among them.
+    let alike: Vec<f64> = (0..codes * dim).map(|at| 0.25 + 1e-5 * (at / dim * 37 % codes) as f64).collect();
+    let far = |value: f64| 100.0 + value;
+    let cases = [
+        ("odd values", odd, odd_codes),
+        ("codes that are almost equal", x_of.clone(), alike),
+        ("far from the origin", change(&x_of, &far), change(&codes_of, &far)),
+        ("squares beyond f32", change(&x_of, &|x| 3e19 + 1e18 * x), change(&codes_of, &|x| 3e19 + 1e18 * x)),
+        ("large", change(&x_of, &|x| x * 6e4), change(&codes_of, &|x| x * 1e30)),
+        ("small", change(&x_of, &|x| x * 1e-7), change(&codes_of, &|x| x * 1e-30)),
+    ];
+    for device in devices() {
+        for (what, x, codebook) in &cases {
+            let x = tensor::<T>(device, &[vectors, dim], x);
+            let codebook: Weight = tensor::<f32>(device, &[codes, dim], codebook).into();
+            let search = |x: &Tensor<T>| {
+                [vq::nearest_l2(x, &codebook).unwrap(), vq::nearest_cosine(x, &codebook).unwrap()].map(|y| values(&y))
+            };
+            let mut alone = [vec![], vec![]];
+            for first in (0..vectors).step_by(12) {
+                for (alone, some) in alone.iter_mut().zip(search(&x.narrow(0, first, 12).unwrap())) {
+                    alone.extend(some);
+                }
+            }
+            assert_eq!(search(&x), alone, "{} {device} {what}", T::DTYPE);
+        }
+    }
+}
+
+#[test]
+fn nearest_of_a_vector_does_not_depend_on_others() {
+    vectors_do_not_depend_on_others::<f32>();
+    vectors_do_not_depend_on_others::<f16>();
+    vectors_do_not_depend_on_others::<bf16>();
+}
+
 #[test]
 fn nearest_takes_the_lowest_index_among_equal_codes() {
     for device in devices() {
