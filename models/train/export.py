@@ -23,7 +23,7 @@ LICENSE = "Apache-2.0"
 ATTRIBUTION = ("Trained on pictures of Noto Emoji, Copyright Google LLC, Apache License 2.0 "
                "(https://github.com/googlefonts/noto-emoji), composited on white at 64x64, taken from the npm package "
                "emoji-datasource-google 16.0.0 (MIT, Copyright (c) 2013 Cal Henderson). Flags are invented.")
-SAMPLING = {"llamagen": {"cfg": 2.0, "temperature": 1.0, "top_k": 100, "top_p": 1.0},
+SAMPLING = {"llamagen": {"cfg": 3.0, "temperature": 0.9, "top_k": 100, "top_p": 0.95},
             "var": {"cfg": 3.0, "temperature": 1.0, "top_k": 20, "top_p": 1.0}}
 
 

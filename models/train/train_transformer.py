@@ -1,4 +1,4 @@
-"""Trains LlamaGen's or VAR's transformer on the tokens of the labelled pictures, on one CPU thread."""
+"""Trains LlamaGen's or VAR's transformer on the tokens of the labelled pictures, on one CPU thread or a GPU."""
 
 import argparse
 import json
@@ -57,6 +57,7 @@ def main():
     a.add_argument("--balance", type=float, default=0.5,
                    help="classes are drawn by their number of pictures to the power of 1 less this: 1 draws all alike")
     a.add_argument("--f32", action="store_false", dest="bf16", help="no bf16, which is slow without avx512_bf16")
+    a.add_argument("--device", default="cpu", help="cpu, or what else PyTorch knows, such as cuda")
     a.add_argument("--seed", type=int, default=1)
     a = a.parse_args()
 
@@ -72,13 +73,15 @@ def main():
     seen = transformers.inputs(a.family, rows["tokens"], tokenizer)
     if a.family == "var":
         seen = seen.half()
+    seen = seen.to(a.device)
+    rows = {name: values.to(a.device) for name, values in rows.items()}
     held = rows["held"]
     held_index, train_index = torch.nonzero(held)[:, 0], torch.nonzero(~held)[:, 0]
     weight, label = rows["weight"][train_index], rows["labels"][train_index]
-    mass = torch.zeros(len(data.CLASSES)).index_add_(0, label, weight.float())
+    mass = torch.zeros(len(data.CLASSES), device=a.device).index_add_(0, label, weight.float())
     weight = weight / mass[label] ** a.balance
     print(len(train_index), "rows, effective pictures per class", [round(m, 1) for m in mass.tolist()], flush=True)
-    probe = train_index[torch.randperm(len(train_index), generator=torch.Generator().manual_seed(0))[:64]]
+    probe = train_index[torch.randperm(len(train_index), generator=torch.Generator().manual_seed(0))[:64].to(a.device)]
 
     config = {"classes": len(data.CLASSES), "dim": a.dim, "layers": a.layers, "heads": a.heads}
     if a.family == "var":
@@ -86,6 +89,7 @@ def main():
     model = transformers.build(a.family, **config, dropout=a.dropout)
     if a.start:
         model.load_state_dict(load(a.start)[1].state_dict())
+    model.to(a.device)
     print(sum(q.numel() for q in model.parameters()), "parameters", flush=True)
     json.dump({"family": a.family, **config}, open(os.path.join(a.out, "config.json"), "w"))
     decay = [q for q in model.parameters() if q.ndim == 2]
@@ -100,21 +104,22 @@ def main():
         run.begin_step()
         pick = train_index[torch.multinomial(weight, a.batch, replacement=True)]
         labels = rows["labels"][pick]
-        labels = torch.where(torch.rand(a.batch) < a.class_dropout, len(data.CLASSES), labels)
+        labels = torch.where(torch.rand(a.batch, device=a.device) < a.class_dropout, len(data.CLASSES), labels)
         given = seen[pick] if a.family == "llamagen" else seen[pick].float()
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=a.bf16):
+        with torch.autocast(torch.device(a.device).type, dtype=torch.bfloat16, enabled=a.bf16):
             logits = model(labels, given)
         loss = F.cross_entropy(logits.float().flatten(0, 1), rows["tokens"][pick].flatten())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        total = loss.item() if total is None else 0.98 * total + 0.02 * loss.item()
+        # Not read here: that would wait for the device at every step.
+        total = loss.detach() if total is None else total.lerp(loss.detach(), 0.02)
         if run.end_step():
             def figure(index):
                 s = seen[index] if a.family == "llamagen" else seen[index].float()
                 return round(transformers.bits(run.average.model, rows["labels"][index], rows["tokens"][index], s)[0], 3)
-            run.save(loss=round(total / math.log(2), 3), held=figure(held_index), train=figure(probe))
+            run.save(loss=round(total.item() / math.log(2), 3), held=figure(held_index), train=figure(probe))
 
 
 if __name__ == "__main__":
