@@ -3,7 +3,7 @@
 // weigh: the integer weight of each token under guidance and a filter.
 //
 //     weights[r, i] = 2^30 * exp((x[r, i] - the largest x of row r) / temperature) where token i may be drawn, else 0
-//     x = base + scale (cond - uncond), base being uncond or cond; x = cond without guidance
+//     x = base + scale (cond - uncond), base being uncond or cond; x = cond without guidance, or where one of both is -inf
 //
 // Bindings, group 0:
 //     0 params    see the struct; offsets count elements; guidance 0 none, 1 base uncond, 2 base cond; top_k at least 1;
@@ -56,11 +56,14 @@ fn key_at(row: u32, token: u32) -> u32 {
 fn guided(row: u32, token: u32) -> f32 {
     let at = row * params.vocabulary + token;
     let conditional = ${ element.load(dtype, "cond", "params.x_offset + at") };
-    // What the condition rules out stays out: not -inf minus -inf.
+    // What is ruled out with the condition stays out, and what is without it stays as it is: not -inf minus -inf.
     if params.guidance == 0u || order(conditional) <= 0x007fffffu {
         return conditional;
     }
     let unconditional = ${ element.load(dtype, "uncond", "params.uncond_offset + at") };
+    if order(unconditional) == 0x007fffffu {
+        return conditional;
+    }
     // The integer operation keeps the product from being fused with the sum, which rounds otherwise.
     let step = bitcast<f32>(bitcast<u32>((conditional - unconditional) * params.scale) & params.ones);
     return select(conditional, unconditional, params.guidance == 1u) + step;

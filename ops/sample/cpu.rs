@@ -1,8 +1,9 @@
 //! A row per thread.
 
+use super::Guidance;
 use super::integer::{Plan, Row, draw};
 use crate::backend::cpu::Cpu;
-use crate::{Float, Result, View};
+use crate::{Float, Result, View, ViewMut};
 
 /// [`super::sample`].
 ///
@@ -19,6 +20,25 @@ pub fn sample<T: Float>(cpu: &Cpu, logits: View<'_, T>, plan: Plan, fractions: V
         Ok(draw(&kept.weights, fractions[row]).expect("the largest token is always kept"))
     };
     rows(cpu, logits.len() / vocabulary, logits.len(), each)
+}
+
+/// [`super::guide`] of contiguous operands, with the scale of each row.
+pub fn guide<T: Float>(
+    cpu: &Cpu,
+    cond: View<'_, T>,
+    uncond: View<'_, T>,
+    scale: impl Fn(usize) -> f32 + Sync,
+    kind: Guidance,
+    mut y: ViewMut<'_, T>,
+) {
+    let length = cond.shape().last().copied().unwrap_or(1).max(1);
+    let (cond, uncond) = (cond.as_slice().expect("contiguous"), uncond.as_slice().expect("contiguous"));
+    cpu.rows(y.as_mut_slice().expect("contiguous"), length, |row, y| {
+        let (from, scale) = (row * length, scale(row));
+        for ((y, cond), uncond) in y.iter_mut().zip(&cond[from..]).zip(&uncond[from..]) {
+            *y = T::from_f32(kind.guided(cond.to_f32(), uncond.to_f32(), scale));
+        }
+    });
 }
 
 /// [`super::filter`]: probabilities, and 1 for each kept token.

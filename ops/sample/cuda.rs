@@ -304,6 +304,37 @@ pub fn watermark(
     stream.launch(&entry, [blocks(OP, threads, 128)?, 1, 1], [128, 1, 1], 0, &arguments)
 }
 
+/// [`super::guide`] into `y`, with `scales` for the rows, or the one scale; all contiguous. `y` may be an operand itself.
+///
+/// # Errors
+/// [`Error::Shape`] if the shapes do not fit or an operand is not contiguous.
+pub fn guide(
+    stream: &Stream<'_>,
+    cond: Operand<'_>,
+    uncond: Operand<'_>,
+    (scales, scale): (Option<Operand<'_>>, f32),
+    kind: Guidance,
+    y: Operand<'_>,
+) -> Result<()> {
+    const OP: &str = "guide";
+    same_shape(OP, "uncond", uncond, cond)?;
+    same_shape(OP, "y", y, cond)?;
+    let elements = cond.layout.elements();
+    let length = cond.shape().last().copied().unwrap_or(1);
+    let arguments = [
+        dense(OP, "cond", cond)?,
+        dense(OP, "uncond", uncond)?,
+        dense_or_absent(OP, "scales", scales)?,
+        dense(OP, "y", y)?,
+        Argument::U32(to_u32(OP, "cond", elements / length.max(1))?),
+        Argument::U32(to_u32(OP, "cond", length)?),
+        Argument::F32(scale),
+        Argument::U32(u32::from(kind == Guidance::Extra)),
+    ];
+    let grid = blocks(OP, elements, THREADS as usize)?;
+    stream.launch(&format!("{OP}_{}", cond.dtype), [grid, 1, 1], [THREADS, 1, 1], 0, &arguments)
+}
+
 /// [`super::certainty`] of contiguous weights.
 ///
 /// # Errors

@@ -1,5 +1,7 @@
 //! Guidance: how predictions with and without a condition combine, and how that changes over the steps.
 
+use super::Certainty;
+use crate::device::Handle;
 use crate::{Error, Float, Result, Tensor, elementwise};
 
 /// How two predictions combine.
@@ -8,11 +10,36 @@ use crate::{Error, Float, Result, Tensor, elementwise};
 pub enum Guidance {
     /// `uncond + scale (cond - uncond)`: 1 is no guidance. LlamaGen's, MAR's.
     Scale,
-    /// `(1 + scale) cond - scale uncond`: 0 is no guidance. VAR's.
+    /// `cond + scale (cond - uncond)`: 0 is no guidance. VAR's.
     Extra,
 }
 
-/// Classifier-free guidance of two predictions of one shape.
+impl Guidance {
+    /// As every device computes it.
+    pub(super) fn guided(self, cond: f32, uncond: f32, scale: f32) -> f32 {
+        if cond == f32::NEG_INFINITY || uncond == f32::NEG_INFINITY {
+            return cond;
+        }
+        let step = (cond - uncond) * scale;
+        match self {
+            Self::Scale => uncond + step,
+            Self::Extra => cond + step,
+        }
+    }
+}
+
+/// Classifier-free guidance of two predictions.
+///
+/// `y = uncond + scale (cond - uncond)`, or with [`Guidance::Extra`] `y = cond + scale (cond - uncond)`
+///
+/// | operand          | shape  | element        | layout     |
+/// |------------------|--------|----------------|------------|
+/// | `cond`, `uncond` | any    | f32, f16, bf16 | any        |
+/// | returned         | as they | as they       | contiguous |
+///
+/// Difference, product and sum are in f32 and rounded each, so that devices give the same bits in f32. Where one of both is
+/// `-inf`, `y = cond`: what is ruled out with the condition stays out, and what is ruled out without it, so that there is
+/// nothing to go away from, stays as it is.
 ///
 /// # Errors
 /// [`Error::Shape`] if the shapes differ; [`Error::Value`] if `scale` is not finite; [`Error::Place`] if the devices
@@ -21,13 +48,115 @@ pub enum Guidance {
 /// # Source
 /// Ho and Salimans 2022, arXiv:2207.12598, equation 6.
 pub fn guide<T: Float>(cond: &Tensor<T>, uncond: &Tensor<T>, scale: f32, kind: Guidance) -> Result<Tensor<T>> {
+    const OP: &str = "guide";
     if !scale.is_finite() {
-        return Err(Error::value("guide", "scale", scale, "a finite number"));
+        return Err(Error::value(OP, "scale", scale, "a finite number"));
     }
-    match kind {
-        Guidance::Scale => elementwise::scale_add(cond, scale, uncond, 1.0 - scale),
-        Guidance::Extra => elementwise::scale_add(cond, 1.0 + scale, uncond, -scale),
+    guide_by(OP, cond, uncond, Scales::One(scale), kind)
+}
+
+/// [`guide`] with a scale for each row, `[.., 1]` or without that axis: `scales` has the shape of `cond` but for the last
+/// axis. A scale that is not finite makes its row what f32 arithmetic gives.
+///
+/// # Errors
+/// As [`guide`], and [`Error::Shape`] if there is not one scale per row.
+pub fn guide_rows<T: Float>(
+    cond: &Tensor<T>,
+    uncond: &Tensor<T>,
+    scales: &Tensor<f32>,
+    kind: Guidance,
+) -> Result<Tensor<T>> {
+    const OP: &str = "guide_rows";
+    cond.device().check_same(OP, "scales", scales.device())?;
+    let rows = &cond.shape()[..cond.shape().len().saturating_sub(1)];
+    if scales.shape() != rows {
+        return Err(Error::shape(OP, "scales", scales.shape(), format!("{rows:?}, one for each row of cond")));
     }
+    guide_by(OP, cond, uncond, Scales::Rows(&scales.contiguous()?), kind)
+}
+
+enum Scales<'a> {
+    One(f32),
+    Rows(&'a Tensor<f32>),
+}
+
+fn guide_by<T: Float>(
+    op: &'static str,
+    cond: &Tensor<T>,
+    uncond: &Tensor<T>,
+    scales: Scales<'_>,
+    kind: Guidance,
+) -> Result<Tensor<T>> {
+    let device = cond.device();
+    device.check_same(op, "uncond", uncond.device())?;
+    if uncond.shape() != cond.shape() {
+        return Err(Error::shape(op, "uncond", uncond.shape(), format!("{:?}, as cond has", cond.shape())));
+    }
+    let (cond, uncond) = (cond.contiguous()?, uncond.contiguous()?);
+    let mut y = Tensor::empty(device, cond.shape())?;
+    match device.handle() {
+        #[cfg(feature = "cuda")]
+        Handle::Cuda(cuda) => {
+            let scales = match scales {
+                Scales::One(scale) => (None, scale),
+                Scales::Rows(scales) => (Some(scales.cuda_operand()), 0.0),
+            };
+            super::cuda::guide(
+                &cuda.stream(),
+                cond.cuda_operand(),
+                uncond.cuda_operand(),
+                scales,
+                kind,
+                y.cuda_operand(),
+            )?;
+        }
+        #[cfg(feature = "wgpu")]
+        Handle::Wgpu(gpu) => {
+            let scales = match scales {
+                Scales::One(scale) => (None, scale),
+                Scales::Rows(scales) => (Some(scales.operand()), 0.0),
+            };
+            gpu.record(|recorder| {
+                super::wgpu::guide(recorder, cond.operand(), uncond.operand(), scales, kind, y.operand())
+            })?;
+        }
+        handle => {
+            let scale = |row: usize| match scales {
+                Scales::One(scale) => scale,
+                Scales::Rows(scales) => scales.host().as_slice().expect("contiguous")[row],
+            };
+            match handle {
+                #[cfg(feature = "cpu")]
+                Handle::Cpu(cpu) => super::cpu::guide(cpu, cond.host(), uncond.host(), scale, kind, y.host_mut()),
+                _ => super::reference::guide(cond.host(), uncond.host(), scale, kind, y.host_mut()),
+            }
+        }
+    }
+    Ok(y)
+}
+
+/// Guidance scales that follow how unsure the conditional prediction is, one for each row, for [`guide_rows`] with
+/// [`Guidance::Scale`]: `1 + (scale - 1) entropy / ln(vocabulary)`. A certain row is not guided, one that knows nothing by
+/// the whole `scale`.
+///
+/// # Errors
+/// [`Error::Value`] if `scale` is not finite or the vocabulary below 2; [`Error::Device`] if the device has no room.
+///
+/// # Source
+/// Chen et al. 2025, arXiv:2509.26376 (ScalingAR), whose guidance follows a state of confidence that is made from token
+/// entropy; the straight line through both ends is ours.
+pub fn entropy_guidance(certainty: &Certainty, vocabulary: usize, scale: f32) -> Result<Tensor<f32>> {
+    const OP: &str = "entropy_guidance";
+    if !scale.is_finite() {
+        return Err(Error::value(OP, "scale", scale, "a finite number"));
+    }
+    if vocabulary < 2 {
+        return Err(Error::value(OP, "vocabulary", vocabulary, "at least 2"));
+    }
+    let entropy = &certainty.entropy;
+    let slope = (f64::from(scale) - 1.0) / (vocabulary as f64).ln();
+    let ones = Tensor::from_vec(entropy.device(), entropy.shape(), vec![1.0; entropy.elements()])?;
+    elementwise::scale_add(entropy, slope as f32, &ones, 1.0)
 }
 
 /// How a guidance scale changes over the steps of a generation.

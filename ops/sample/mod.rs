@@ -21,7 +21,7 @@ mod weights;
 pub mod wgpu;
 
 pub use certainty::{Certainty, certainty, soft_guidance};
-pub use guidance::{Guidance, Schedule, guide};
+pub use guidance::{Guidance, Schedule, entropy_guidance, guide, guide_rows};
 pub use watermark::{Watermark, watermark};
 pub use weights::{Guide, Weights, draw, gumbel, race, sample_gumbel, weigh};
 

@@ -1,8 +1,26 @@
-//! The definition of the filters: a softmax in f64, step by step. A draw has one arithmetic on all devices.
+//! The definition of guidance and of the filters, in f64, step by step. A draw has one arithmetic on all devices.
 
-use super::Filter;
 use super::integer::{Plan, Row, draw};
-use crate::{Error, Float, Result, View};
+use super::{Filter, Guidance};
+use crate::{Error, Float, Result, View, ViewMut};
+
+/// [`super::guide`] of contiguous operands, with the scale of each row.
+pub fn guide<T: Float>(
+    cond: View<'_, T>,
+    uncond: View<'_, T>,
+    scale: impl Fn(usize) -> f32,
+    kind: Guidance,
+    mut y: ViewMut<'_, T>,
+) {
+    let length = cond.shape().last().copied().unwrap_or(1).max(1);
+    let (cond, uncond) = (cond.as_slice().expect("contiguous"), uncond.as_slice().expect("contiguous"));
+    for (at, y) in y.as_mut_slice().expect("contiguous").iter_mut().enumerate() {
+        let (cond, uncond) = (cond[at].to_f64(), uncond[at].to_f64());
+        let base = if kind == Guidance::Scale { uncond } else { cond };
+        let ruled_out = [cond, uncond].contains(&f64::NEG_INFINITY);
+        *y = T::from_f64(if ruled_out { cond } else { base + f64::from(scale(at / length)) * (cond - uncond) });
+    }
+}
 
 /// [`super::filter`]: probabilities, and 1 for each kept token.
 ///

@@ -135,8 +135,7 @@ pub struct Guide<'a, T: Float> {
 /// |---------------------------|----------------------|----------------|--------|
 /// | `logits`, `guide.uncond`  | `[rows, vocabulary]` | f32, f16, bf16 | any    |
 ///
-/// Guidance is computed in f32 as a base and `scale (cond - uncond)`, and not rounded to a half type before the filter. A
-/// token whose conditional logit is `-inf` stays out, whatever `uncond` has.
+/// Guidance is computed in f32 as [`super::guide`] has it, and not rounded to a half type before the filter.
 ///
 /// # Errors
 /// As [`super::sample`]; [`Error::Shape`] if `uncond` has another shape, [`Error::Place`] if it is elsewhere. On a GPU
@@ -182,7 +181,7 @@ pub fn weigh<T: Float>(logits: &Tensor<T>, guide: Option<Guide<'_, T>>, filter: 
                 let mut wide: Vec<f32> = cond[from.clone()].iter().map(|logit| logit.to_f32()).collect();
                 if let Some((uncond, scale, kind)) = guide {
                     for (cond, uncond) in wide.iter_mut().zip(&uncond[from]) {
-                        *cond = guided(*cond, uncond.to_f32(), scale, kind);
+                        *cond = kind.guided(*cond, uncond.to_f32(), scale);
                     }
                 }
                 row.fill(OP, index, &wide, plan)?;
@@ -190,17 +189,6 @@ pub fn weigh<T: Float>(logits: &Tensor<T>, guide: Option<Guide<'_, T>>, filter: 
             })?;
             Ok(Weights(Tensor::from_vec(logits.device(), logits.shape(), rows.concat())?))
         }
-    }
-}
-
-fn guided(cond: f32, uncond: f32, scale: f32, kind: Guidance) -> f32 {
-    if cond == f32::NEG_INFINITY {
-        return cond;
-    }
-    let step = (cond - uncond) * scale;
-    match kind {
-        Guidance::Scale => uncond + step,
-        Guidance::Extra => cond + step,
     }
 }
 

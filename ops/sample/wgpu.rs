@@ -477,6 +477,53 @@ pub fn watermark(
 }
 
 params! {
+    struct GuideParams {
+        elements: u32,
+        length: u32,
+        cond_offset: u32,
+        uncond_offset: u32,
+        scales_offset: u32,
+        y_offset: u32,
+        per_row: u32,
+        base_cond: u32,
+        ones: u32,
+        scale: f32,
+    }
+}
+
+/// [`super::guide`] into `y`, with `scales` for the rows, or the one scale; all contiguous. `y` starts on an even element,
+/// since two elements of a half type share a word.
+///
+/// # Errors
+/// [`crate::Error::Shape`] if an operand is not contiguous.
+pub fn guide(
+    recorder: &mut Recorder<'_>,
+    cond: Operand<'_>,
+    uncond: Operand<'_>,
+    (scales, scale): (Option<Operand<'_>>, f32),
+    kind: Guidance,
+    y: Operand<'_>,
+) -> Result<()> {
+    const OP: &str = "guide";
+    let elements = cond.layout.elements();
+    let params = GuideParams {
+        elements: to_u32(OP, "cond", elements)?,
+        length: to_u32(OP, "cond", cond.shape().last().copied().unwrap_or(1).max(1))?,
+        cond_offset: dense_offset(OP, "cond", cond)?,
+        uncond_offset: dense_offset(OP, "uncond", uncond)?,
+        scales_offset: scales.map_or(Ok(0), |scales| dense_offset(OP, "scales", scales))?,
+        y_offset: output_offset(OP, y)?,
+        per_row: u32::from(scales.is_some()),
+        base_cond: u32::from(kind == Guidance::Extra),
+        ones: u32::MAX,
+        scale,
+    };
+    let entry = format!("{OP}_{}", cond.dtype);
+    let buffers = [cond.buffer, uncond.buffer, scales.unwrap_or(cond).buffer, y.buffer];
+    recorder.dispatch(&entry, &params, &buffers, fold(OP, elements.div_ceil(2 * 64))?)
+}
+
+params! {
     struct CertaintyParams {
         rows: u32,
         vocabulary: u32,

@@ -5,7 +5,7 @@ use smalti::sample::maskgit::{Curve, MASKED, MaskGit, MaskGitDraws, maskgit_step
 use smalti::sample::{self, Draws, Filter, Guidance, Guide, Places, Weights};
 use smalti::{Backend, Device, Error, Float, Tensor, bf16, f16};
 
-use crate::common::{devices, moved, tensor, uniform};
+use crate::common::{assert_close, devices, moved, tensor, uniform, widened};
 
 fn cpu() -> Device {
     Device::cpu()
@@ -218,19 +218,82 @@ fn weights_are_the_same_everywhere_in_every_type() {
     weights_are_the_same_everywhere::<bf16>();
 }
 
-#[test]
-fn guided_weights_are_those_of_guided_logits() {
-    let x = tensor::<f32>(&cpu(), &[2, 100], &uniform(62, 200));
-    let uncond = tensor::<f32>(&cpu(), &[2, 100], &uniform(63, 200));
-    for (kind, scale) in [(Guidance::Scale, 3.0), (Guidance::Extra, 2.0)] {
-        let guide = Guide { uncond: &uncond, scale, kind };
-        let fused = sample::weigh(&x, Some(guide), &Filter::default()).unwrap().tensor().to_vec().unwrap();
-        let guided = sample::guide(&x, &uncond, scale, kind).unwrap();
-        let apart = sample::weigh(&guided, None, &Filter::default()).unwrap().tensor().to_vec().unwrap();
-        for (fused, apart) in fused.iter().zip(apart) {
-            assert!(fused.abs_diff(apart) < 1 << 13, "{kind:?}: {fused}, apart {apart}");
+/// Logits of which some are ruled out, with the condition, without it, or both ways.
+fn ruled_out(seed: u64, [rows, vocabulary]: [usize; 2], every: usize) -> Vec<f64> {
+    let x = uniform(seed, rows * vocabulary);
+    x.iter().enumerate().map(|(at, x)| if at % every == every - 1 { f64::NEG_INFINITY } else { x * 9.0 }).collect()
+}
+
+fn guidance_agrees_with_reference<T: Float>() {
+    for shape in SHAPES {
+        let (x, uncond) = (ruled_out(62, shape, 5), ruled_out(63, shape, 7));
+        let scales: Vec<_> = (0..shape[0]).map(|row| 1.0 + 2.5 * row as f64).collect();
+        for kind in [Guidance::Scale, Guidance::Extra] {
+            for device in devices() {
+                let what = format!("{} {device} {shape:?} {kind:?}", T::DTYPE);
+                let [x, uncond] = [&x, &uncond].map(|x| tensor::<T>(device, &shape, x));
+                let guided = sample::guide(&x, &uncond, 2.5, kind).unwrap();
+                let (wide, wide_uncond) = (widened(&x), widened(&uncond));
+                assert_close(&what, &guided, &sample::guide(&wide, &wide_uncond, 2.5, kind).unwrap(), 0.0);
+                let of = |device: &Device| tensor::<f32>(device, &shape[..1], &scales);
+                let by_row = sample::guide_rows(&x, &uncond, &of(device), kind).unwrap();
+                let expected = sample::guide_rows(&wide, &wide_uncond, &of(wide.device()), kind).unwrap();
+                assert_close(&what, &by_row, &expected, 0.0);
+                if T::DTYPE == smalti::Dtype::F32 {
+                    let guide = Guide { uncond: &uncond, scale: 2.5, kind };
+                    let fused = sample::weigh(&x, Some(guide), &Filter { top_k: 90, ..Filter::default() });
+                    let apart = sample::weigh(&guided, None, &Filter { top_k: 90, ..Filter::default() });
+                    let [fused, apart] = [fused, apart].map(|weights| weights.unwrap().tensor().to_vec().unwrap());
+                    assert_eq!(fused, apart, "{what}");
+                }
+            }
         }
     }
+}
+
+#[test]
+fn guidance_agrees_with_reference_in_every_type() {
+    guidance_agrees_with_reference::<f32>();
+    guidance_agrees_with_reference::<f16>();
+    guidance_agrees_with_reference::<bf16>();
+}
+
+#[test]
+fn guidance_leaves_what_is_ruled_out() {
+    let out = f64::NEG_INFINITY;
+    for device in devices() {
+        let x = tensor::<f32>(device, &[1, 4], &[1.0, out, 3.0, out]);
+        let uncond = tensor::<f32>(device, &[1, 4], &[2.0, 5.0, out, out]);
+        for (scale, kind, expected) in [(3.0, Guidance::Scale, -1.0), (-0.5, Guidance::Extra, 1.5)] {
+            let y = sample::guide(&x, &uncond, scale, kind).unwrap().to_vec().unwrap();
+            assert_eq!(y, [expected, f32::NEG_INFINITY, 3.0, f32::NEG_INFINITY], "{device} {kind:?}");
+        }
+    }
+}
+
+#[test]
+fn guidance_by_entropy_goes_from_none_to_the_whole_scale() {
+    for device in devices() {
+        let even = tensor::<f32>(device, &[3, 8], &[&[0.0; 8][..], &[9.0], &[0.0; 15]].concat());
+        let certain = tensor::<f32>(device, &[1, 4], &[3.0, -300.0, -300.0, -300.0]);
+        let scales = |logits: &Tensor<f32>| {
+            let certainty = sample::certainty(&sample::weigh(logits, None, &Filter::default()).unwrap()).unwrap();
+            sample::entropy_guidance(&certainty, logits.shape()[1], 4.0).unwrap().to_vec().unwrap()
+        };
+        let found = scales(&even);
+        assert!((found[0] - 4.0).abs() < 1e-5 && found[0] == found[2], "{device}: {found:?}");
+        assert!(1.0 < found[1] && found[1] < 1.1, "{device}: {found:?}");
+        assert_eq!(scales(&certain), [1.0], "{device}");
+    }
+    let certainty = sample::Certainty {
+        largest: tensor::<f32>(&cpu(), &[1], &[1.0]),
+        entropy: tensor::<f32>(&cpu(), &[1], &[0.0]),
+    };
+    let message = sample::entropy_guidance(&certainty, 1, 2.0).unwrap_err().to_string();
+    assert!(message.contains("vocabulary"), "{message}");
+    let x = tensor::<f32>(&cpu(), &[2, 3], &[0.0; 6]);
+    let message = sample::guide_rows(&x, &x, &certainty.entropy, Guidance::Scale).unwrap_err().to_string();
+    assert!(message.contains("scales") && message.contains("[2]"), "{message}");
 }
 
 #[test]
