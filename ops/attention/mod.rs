@@ -28,7 +28,7 @@ pub use merge::merge;
 pub use paged::{PageTable, PagedKvCache, paged};
 
 use crate::device::Handle;
-use crate::{Error, Float, Result, Tensor};
+use crate::{Error, Float, Result, Tensor, copy, elementwise};
 
 /// The largest `head_dim` that every backend takes.
 pub const MAX_HEAD_DIM: usize = 256;
@@ -45,6 +45,8 @@ pub struct Options {
     pub bias: Option<Tensor<f32>>,
     /// Scores become `c tanh(score / c)`.
     pub softcap: Option<f32>,
+    /// What the values are multiplied by, `[batch, k_len]`; the scores stay as they are.
+    pub value_weights: Option<Tensor<f32>>,
     /// Whether to return the logarithm of each row's sum.
     pub lse: bool,
 }
@@ -53,7 +55,7 @@ impl Options {
     /// Every query sees every key.
     #[must_use]
     pub fn new(scale: f32) -> Self {
-        Self { scale, mask: Mask::Full, bias: None, softcap: None, lse: false }
+        Self { scale, mask: Mask::Full, bias: None, softcap: None, value_weights: None, lse: false }
     }
 
     /// With this mask.
@@ -74,6 +76,13 @@ impl Options {
     #[must_use]
     pub fn softcap(mut self, softcap: f32) -> Self {
         self.softcap = Some(softcap);
+        self
+    }
+
+    /// With values times these weights.
+    #[must_use]
+    pub fn value_weights(mut self, weights: Tensor<f32>) -> Self {
+        self.value_weights = Some(weights);
         self
     }
 
@@ -119,15 +128,16 @@ impl Scoring {
 
 /// Softmax-weighted sums of the values, each query over the keys it sees.
 ///
-/// `y[b, h, i, ..] = sum_j p[j] v[b, g, j, ..]` with `p = softmax_j(s[j])` over the visible `j`,
+/// `y[b, h, i, ..] = sum_j p[j] w[b, j] v[b, g, j, ..]` with `p = softmax_j(s[j])` over the visible `j`,
 /// `s[j] = cap(scale q[b, h, i, ..] . k[b, g, j, ..]) + bias[b, h, i, j]`, `cap(x) = c tanh(x / c)` if there is a
-/// softcap, and `g = h / (heads / kv_heads)`, rounded down.
+/// softcap, `g = h / (heads / kv_heads)`, rounded down, and `w = 1` without value weights.
 ///
 /// | operand  | shape                               | element        | layout                                  |
 /// |----------|-------------------------------------|----------------|-----------------------------------------|
 /// | `q`      | `[batch, heads, q_len, head_dim]`   | f32, f16, bf16 | any; no copy if the last axis is dense  |
 /// | `k`, `v` | `[batch, kv_heads, k_len, head_dim]`| as `q`         | likewise                                |
 /// | `bias`   | to `[batch, heads, q_len, k_len]`   | f32            | any                                     |
+/// | `w`      | `[batch, k_len]`                    | f32            | any; costs a copy of the values         |
 /// | `y`      | as `q`                              | as `q`         | contiguous                              |
 /// | `lse`    | `[batch, heads, q_len]`             | f32            | contiguous                              |
 ///
@@ -139,7 +149,8 @@ impl Scoring {
 ///
 /// # Errors
 /// [`Error::Shape`] if the shapes do not fit, `heads` is not a multiple of `kv_heads`, `head_dim` is 0 or above
-/// [`MAX_HEAD_DIM`], or the bias or mask does not fit; [`Error::Value`] if the scale or the softcap is not finite, or
+/// [`MAX_HEAD_DIM`], or the bias, the value
+/// weights or the mask do not fit; [`Error::Value`] if the scale or the softcap is not finite, or
 /// the softcap is not positive; [`Error::Place`] if a device differs.
 ///
 /// # Source
@@ -182,7 +193,19 @@ pub fn attention<T: Float>(q: &Tensor<T>, k: &Tensor<T>, v: &Tensor<T>, options:
             Some(bias.broadcast(&full).map_err(|_| expected())?)
         }
     };
-    let (q, k, v) = (dense_rows(q)?, dense_rows(k)?, dense_rows(v)?);
+    let weighted = match &options.value_weights {
+        None => None,
+        Some(weights) => {
+            device.check_same(OP, "value_weights", weights.device())?;
+            if weights.shape() != [batch, k_len] {
+                let expected = format!("[{batch}, {k_len}]: a weight for each value");
+                return Err(Error::shape(OP, "value_weights", weights.shape(), expected));
+            }
+            let weights = copy::convert::<f32, T>(weights)?.reshape(&[batch, 1, k_len, 1])?;
+            Some(elementwise::mul(v, &weights)?)
+        }
+    };
+    let (q, k, v) = (dense_rows(q)?, dense_rows(k)?, dense_rows(weighted.as_ref().unwrap_or(v))?);
     let mut y = Tensor::empty(device, q.shape())?;
     let mut lse = Tensor::empty(device, &[batch, heads, q_len])?;
     match device.handle() {

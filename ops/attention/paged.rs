@@ -6,7 +6,8 @@ use super::cpu;
 use super::wgpu;
 use super::{Align, Attention, Compiled, Lengths, MAX_HEAD_DIM, Mask, Options, Scoring, dense_rows, reference};
 use crate::device::Handle;
-use crate::{Device, Error, Float, Result, Tensor, copy};
+use crate::rope::{Pairing, Table};
+use crate::{Device, Error, Float, Result, Tensor, copy, rope};
 
 const OP: &str = "attention_paged";
 
@@ -37,8 +38,8 @@ pub struct PageTable {
 ///
 /// # Errors
 /// [`Error::Shape`] if shapes do not fit, or the table has not an entry per batch entry; [`Error::Value`] if a page does
-/// not exist or is missing, a page has fewer than 16 slots, or the mask is another or there is a bias; as
-/// [`attention`](super::attention) otherwise.
+/// not exist or is missing, a page has fewer than 16 slots, the mask is another, or there is a bias or there are
+/// value weights; as [`attention`](super::attention) otherwise.
 ///
 /// # Source
 /// Kwon et al. 2023, arXiv:2309.06180, section 4.1.
@@ -75,6 +76,9 @@ pub fn paged<T: Float>(
     };
     if options.bias.is_some() {
         return Err(Error::value(OP, "bias", "present", "no bias"));
+    }
+    if options.value_weights.is_some() {
+        return Err(Error::value(OP, "value_weights", "present", "none"));
     }
     let scoring = Scoring::checked(OP, options)?;
     table.check(batch, pages, page_size)?;
@@ -295,6 +299,47 @@ impl<T: Float> PagedKvCache<T> {
     /// [`Error::Shape`] if shapes do not fit; [`Error::Value`] if there is no such sequence or not enough free pages:
     /// then nothing has changed; as [`copy::copy_into`].
     pub fn append(&mut self, sequences: &[usize], k: &Tensor<T>, v: &Tensor<T>) -> Result<()> {
+        self.append_turned(sequences, k, v, None)
+    }
+
+    /// [`PagedKvCache::append`], with the keys turned on their way by the rows of the table from `starts` on, one for each
+    /// sequence: as a rule how many keys it has.
+    ///
+    /// # Errors
+    /// As [`PagedKvCache::append`]; [`Error::Value`] if there is not one start per sequence, and [`Error::Shape`] if the
+    /// table has batch entries, more pairs than the keys, or not the rows that are asked for: then nothing has changed.
+    pub fn append_rope(
+        &mut self,
+        sequences: &[usize],
+        k: &Tensor<T>,
+        v: &Tensor<T>,
+        table: &Table,
+        starts: &[usize],
+        pairing: Pairing,
+    ) -> Result<()> {
+        const OP: &str = "PagedKvCache::append_rope";
+        if starts.len() != sequences.len() {
+            return Err(Error::value(OP, "starts", starts.len(), format!("{}, one per sequence", sequences.len())));
+        }
+        let &[rows, pairs] = table.cos.shape() else {
+            return Err(Error::shape(OP, "table", table.cos.shape(), "[positions, pairs]"));
+        };
+        let end = starts.iter().max().map_or(0, |start| start.saturating_add(k.shape().get(2).copied().unwrap_or(0)));
+        if end > rows || 2 * pairs > self.k.shape()[3] {
+            let expected = format!("at least {end} positions and at most {} pairs", self.k.shape()[3] / 2);
+            return Err(Error::shape(OP, "table", table.cos.shape(), expected));
+        }
+        self.k.device().check_same(OP, "table", table.cos.device())?;
+        self.append_turned(sequences, k, v, Some((table, starts, pairing)))
+    }
+
+    fn append_turned(
+        &mut self,
+        sequences: &[usize],
+        k: &Tensor<T>,
+        v: &Tensor<T>,
+        turn: Option<(&Table, &[usize], Pairing)>,
+    ) -> Result<()> {
         const OP: &str = "PagedKvCache::append";
         let &[_, page_size, kv_heads, head_dim] = self.k.shape() else { unreachable!("made with four axes") };
         let positions = k.shape().get(2).copied().unwrap_or(0);
@@ -337,8 +382,9 @@ impl<T: Float> PagedKvCache<T> {
                 let (page, slot) = (sequence.pages[sequence.len / page_size], sequence.len % page_size);
                 let count = (page_size - slot).min(end - sequence.len);
                 let from = sequence.len - first;
-                written = write(&mut self.k, page, slot, k, entry, from, count)
-                    .and_then(|()| write(&mut self.v, page, slot, v, entry, from, count));
+                let turn = turn.map(|(table, starts, pairing)| (table, starts[entry] + from, pairing));
+                written = write(&mut self.k, page, slot, k, entry, from, count, turn)
+                    .and_then(|()| write(&mut self.v, page, slot, v, entry, from, count, None));
                 sequence.len += count;
             }
             if written.is_err() {
@@ -411,7 +457,8 @@ fn release(users: &mut [u32], free: &mut Vec<u32>, page: u32) {
     }
 }
 
-/// Copies `count` positions of one batch entry into neighbouring slots of a page.
+/// Copies `count` positions of one batch entry into neighbouring slots of a page, turned by the rows of a table from one
+/// on, if there is one.
 fn write<T: Float>(
     pages: &mut Tensor<T>,
     page: u32,
@@ -420,9 +467,13 @@ fn write<T: Float>(
     entry: usize,
     from: usize,
     count: usize,
+    turn: Option<(&Table, usize, Pairing)>,
 ) -> Result<()> {
-    let x = x.narrow(0, entry, 1)?.narrow(2, from, count)?.permute(&[0, 2, 1, 3])?;
+    let x = x.narrow(0, entry, 1)?.narrow(2, from, count)?;
     let part = pages.layout().narrow(0, page as usize, 1).and_then(|page| page.narrow(1, slot, count));
-    let part = part.expect("a page of the cache, and slots inside it");
-    pages.with_part(part, |part| copy::copy_into(&x, part))
+    let part = part.and_then(|part| part.permute(&[0, 2, 1, 3])).expect("a page of the cache, and slots inside it");
+    pages.with_part(part, |part| match turn {
+        None => copy::copy_into(&x, part),
+        Some((table, start, pairing)) => rope::rope_into(&x, table, start, pairing, part),
+    })
 }

@@ -407,6 +407,41 @@ fn l2_normalise_agrees_with_reference() {
 }
 
 #[test]
+fn values_are_taken_times_their_weights() {
+    let [batch, heads, q_len, k_len, head_dim] = [2, 2, 3, 37, 16];
+    let [q, k, v] = [(0, q_len), (1, k_len), (2, k_len)]
+        .map(|(seed, len)| ([batch, heads, len, head_dim], uniform(seed, batch * heads * len * head_dim)));
+    let w: Vec<_> = uniform(3, batch * k_len).iter().map(|w| (w + 1.0) / 2.0).collect();
+    let expected = || {
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        let mut y = Vec::new();
+        for (row, q) in q.1.chunks(head_dim).enumerate() {
+            let head = row / q_len;
+            let of_head = |x: &[f64]| x.chunks(k_len * head_dim).nth(head).expect("a head").to_vec();
+            let (k, v) = (of_head(&k.1), of_head(&v.1));
+            let shares: Vec<f64> = k.chunks(head_dim).map(|k| (0.25 * dot(q, k)).exp()).collect();
+            let whole: f64 = shares.iter().sum();
+            for channel in 0..head_dim {
+                let weight = |key: usize| shares[key] / whole * w[head / heads * k_len + key];
+                y.push((0..k_len).map(|key| weight(key) * v[key * head_dim + channel]).sum());
+            }
+        }
+        tensor::<f64>(&Device::reference(), &q.0, &y)
+    };
+    fn on<T: Float>(device: &Device, parts: [&([usize; 4], Vec<f64>); 3], w: &[f64]) -> Tensor<T> {
+        let [q, k, v] = parts.map(|(shape, values)| tensor::<T>(device, shape, values));
+        let w = tensor::<f32>(device, &[w.len() / k.shape()[2], k.shape()[2]], w);
+        attention::attention(&q, &k, &v, &Options::new(0.25).value_weights(w)).unwrap().y
+    }
+    for device in devices() {
+        assert_close(&format!("f32 {device}"), &on::<f32>(device, [&q, &k, &v], &w), &expected(), 0.0);
+        // Operands, products with weights and the result are rounded.
+        assert_close(&format!("f16 {device}"), &on::<f16>(device, [&q, &k, &v], &w), &expected(), 1e-3);
+        assert_close(&format!("bf16 {device}"), &on::<bf16>(device, [&q, &k, &v], &w), &expected(), 8e-3);
+    }
+}
+
+#[test]
 fn attention_names_what_does_not_fit() {
     let device = Device::reference();
     assert_eq!(device.backend(), Backend::Reference);
@@ -418,6 +453,8 @@ fn attention_names_what_does_not_fit() {
     let k = zeros(&[1, 3, 2, 4]);
     let error = fails(&k, Options::new(1.0).bias(zeros(&[3])));
     assert!(matches!(error, Error::Shape { op: "attention", operand: "bias", .. }), "{error}");
+    let error = fails(&k, Options::new(1.0).value_weights(zeros(&[1, 3])));
+    assert!(matches!(error, Error::Shape { op: "attention", operand: "value_weights", .. }), "{error}");
     let error = fails(&k, Options::new(1.0).mask(Mask::KeyLengths(vec![3])));
     assert!(matches!(error, Error::Value { op: "attention", .. }), "{error}");
     let error = fails(&k, Options::new(1.0).softcap(0.0));

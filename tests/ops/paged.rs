@@ -1,7 +1,8 @@
 //! Attention over parts of the keys and over pages, and the cache of pages.
 
-use smalti::attention::{self, Align, Mask, Options, PageTable, PagedKvCache};
-use smalti::{Device, Error, Float, Tensor, bf16, copy, f16};
+use smalti::attention::{self, Align, KvCache, Mask, Options, PageTable, PagedKvCache};
+use smalti::rope::{Pairing, Table};
+use smalti::{Device, Error, Float, Tensor, bf16, copy, f16, rope};
 
 use crate::common::{assert_close, devices, tensor, uniform, widened};
 use crate::dumps::{self, Dump};
@@ -300,5 +301,63 @@ fn merge_and_paged_agree_with_dumps() {
                 _ => agrees_with_dump::<bf16>(dump, device),
             }
         }
+    }
+}
+
+fn turned_on_the_way_to_pages<T: Float>() {
+    let [kv_heads, head_dim, page_size] = [2, 12, 16];
+    for device in devices() {
+        let table = Table::from_angles(device, 60, 4, |p, j| 0.3 * p as f64 + 0.1 * j as f64).unwrap();
+        for pairing in [Pairing::Interleaved, Pairing::HalfSplit] {
+            let mut cache = PagedKvCache::<T>::new(device, 12, page_size, kv_heads, head_dim).unwrap();
+            let sequences = [cache.add(), cache.add()];
+            let mut whole: [Vec<Tensor<T>>; 2] = [Vec::new(), Vec::new()];
+            // Within a page, over the end of one and over two; the second sequence begins later in the table.
+            for (round, positions) in [5, 20, 17].into_iter().enumerate() {
+                let shape = [2, kv_heads, positions, head_dim];
+                let count = shape.iter().product();
+                let [k, v] = [10, 20].map(|seed| tensor::<T>(device, &shape, &uniform(seed + round as u64, count)));
+                let len = cache.len(sequences[0]).unwrap();
+                let starts = [len, len + 9];
+                cache.append_rope(&sequences, &k, &v, &table, &starts, pairing).unwrap();
+                for (entry, parts) in whole.iter_mut().enumerate() {
+                    let k = k.narrow(0, entry, 1).unwrap();
+                    parts.push(rope::rope(&k, &table, starts[entry], pairing).unwrap());
+                    parts.push(v.narrow(0, entry, 1).unwrap());
+                }
+            }
+            for (entry, sequence) in sequences.into_iter().enumerate() {
+                let mut plain = KvCache::<T>::new(device, 1, kv_heads, 42, head_dim).unwrap();
+                whole[entry].chunks(2).for_each(|part| plain.append(&part[0], &part[1]).unwrap());
+                let q = tensor::<T>(device, &[1, 4, 3, head_dim], &spread(3, 12 * head_dim));
+                let got = cache.attention(&[sequence], &q, &Options::new(0.3)).unwrap();
+                let expected = attention::attention(&q, &plain.k(), &plain.v(), &Options::new(0.3)).unwrap();
+                assert!(bits(&got.y) == bits(&expected.y), "{} {device} {pairing:?} {entry}", T::DTYPE);
+            }
+        }
+    }
+}
+
+#[test]
+fn keys_are_turned_on_the_way_to_pages() {
+    turned_on_the_way_to_pages::<f32>();
+    turned_on_the_way_to_pages::<f16>();
+    turned_on_the_way_to_pages::<bf16>();
+}
+
+#[test]
+fn a_table_that_does_not_fit_leaves_the_pages_as_they_were() {
+    let device = Device::reference();
+    let mut cache = PagedKvCache::<f32>::new(&device, 2, 16, 1, 4).unwrap();
+    let sequence = cache.add();
+    let x = Tensor::zeros(&device, &[1, 1, 3, 4]).unwrap();
+    let table = |positions, pairs| Table::from_angles(&device, positions, pairs, |p, _| p as f64).unwrap();
+    for (table, starts) in
+        [(table(4, 2), &[2][..]), (table(9, 3), &[0]), (table(9, 2), &[0, 1]), (table(9, 2), &[usize::MAX])]
+    {
+        let error = cache.append_rope(&[sequence], &x, &x, &table, starts, Pairing::Interleaved).unwrap_err();
+        let named = matches!(error, Error::Shape { operand: "table", .. } | Error::Value { operand: "starts", .. });
+        assert!(named, "{error}");
+        assert_eq!((cache.len(sequence).unwrap(), cache.free_pages()), (0, 2));
     }
 }
