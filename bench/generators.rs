@@ -169,7 +169,7 @@ impl Shape {
         if self.system == "llamagen" {
             let model = LlamaGen::load(&checkpoint, &device)?;
             let sampling = Sampling { cfg: 4.0, temperature: 1.0, top_k: 0, top_p: 1.0, seed: 1 };
-            let sampler = Sampler { sampling, random: Random::Philox { first_picture: 0 }, places: self.tokens() };
+            let sampler = Sampler::new(sampling, Random::Philox { first_picture: 0 }, self.tokens());
             return Ok(Box::new(move || {
                 model.generate::<T>(&Condition::Classes(&[7]), &sampler, &mut |_| ControlFlow::Continue(()))?;
                 Ok(())

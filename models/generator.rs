@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use smalti::sample::Filter;
 use smalti::{Device, Float, Tensor};
 
+use crate::decode::Guided;
 use crate::weights::{Checkpoint, Config};
 use crate::zoo::captions::CaptionFeatures;
 
@@ -215,6 +216,16 @@ pub trait Generator {
     /// weights do not; [`Error::Op`] if the device has no room.
     fn use_decoder(&mut self, name: &str, _second: Option<&Checkpoint>) -> Result<()> {
         Err(Error::Request(format!("{} has no decoder \"{name}\", only its own", self.about().system)))
+    }
+    /// Guides another way than plainly from now on, where one token is drawn after another.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if the system does not, or drafts are tested, which takes scales that are known beforehand.
+    fn use_guidance(&mut self, guided: Guided) -> Result<()> {
+        match guided {
+            Guided::Plain => Ok(()),
+            _ => Err(Error::Request(format!("{} has no guidance but its own", self.about().system))),
+        }
     }
     /// Draws scales of these sides from now on, or pictures of one; given one side, a system of scales chooses those
     /// before it.

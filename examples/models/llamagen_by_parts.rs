@@ -15,7 +15,7 @@ fn main() -> Result<()> {
     let checkpoint = weights::embedded("llamagen").ok_or_else(|| Error::Request("no such weights".to_owned()))?;
     let model = LlamaGen::load(&checkpoint, &device)?;
     let sampling = Sampling { seed: 7, ..model.codes().sampling() };
-    let sampler = Sampler { sampling, random: Random::Philox { first_picture: 0 }, places: model.codes().places() };
+    let sampler = Sampler::new(sampling, Random::Philox { first_picture: 0 }, model.codes().places());
     let heart = Condition::Classes(&[2]);
     let tokens = model.generate::<f32>(&heart, &sampler, &mut |step| {
         if step.settled % 64 == 0 {

@@ -136,6 +136,38 @@ pub fn watched<T: Float, M>(
     made.map_err(|error| failed.unwrap_or(error))
 }
 
+/// What guidance follows, besides its scale, where one token is drawn after another ([`sequential`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Guided {
+    /// Nothing: `uncond + scale (cond - uncond)`.
+    #[default]
+    Plain,
+    /// How unsure the conditional prediction of the token is ([`sample::entropy_guidance`]).
+    ByEntropy,
+    /// How unsure the tokens before were when they were drawn: their values fade in what the rows without a condition attend
+    /// to ([`sample::soft_guidance`], SoftCFG).
+    Soft,
+}
+
+impl Guided {
+    /// All of them, by the names that [`Guided::named`] takes.
+    pub const NAMES: [(&'static str, Self); 3] =
+        [("plain", Self::Plain), ("entropy", Self::ByEntropy), ("soft", Self::Soft)];
+
+    /// The one of this name.
+    ///
+    /// # Errors
+    /// [`Error::Request`] that names all, if there is none.
+    pub fn named(name: &str) -> Result<Self> {
+        let known = Self::NAMES.iter().find(|(known, _)| *known == name).map(|(_, guided)| *guided);
+        known.ok_or_else(|| {
+            let names = Self::NAMES.map(|(name, _)| name).join(", ");
+            Error::Request(format!("no guidance \"{name}\", only {names}"))
+        })
+    }
+}
+
 /// Draws the tokens of `batch` pictures of `places` places each.
 #[derive(Debug, Clone, Copy)]
 pub struct Sampler<'a> {
@@ -145,6 +177,16 @@ pub struct Sampler<'a> {
     pub random: Random<'a>,
     /// Places of one picture.
     pub places: usize,
+    /// What guidance follows; only [`sequential`] looks at it.
+    pub guided: Guided,
+}
+
+impl<'a> Sampler<'a> {
+    /// With guidance that follows nothing.
+    #[must_use]
+    pub fn new(sampling: Sampling, random: Random<'a>, places: usize) -> Self {
+        Self { sampling, random, places, guided: Guided::Plain }
+    }
 }
 
 impl Sampler<'_> {

@@ -98,6 +98,10 @@ pub struct Generate {
     /// Guidance scale: 1 is none [default: the model's]
     #[arg(long, allow_negative_numbers = true)]
     pub cfg: Option<f32>,
+    /// What guidance follows besides its scale, where one token is drawn after another: plain (nothing), entropy (how unsure
+    /// the prediction is), or soft (SoftCFG: unsure tokens fade where there is no condition; llamagen, controlar)
+    #[arg(long, value_name = "NAME", default_value = "plain")]
+    pub guidance: String,
     /// Softmax temperature; 0 always takes the likeliest token [default: the model's]
     #[arg(long, allow_negative_numbers = true)]
     pub temperature: Option<f32>,

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use smalti::{Backend, Device, bf16, f16};
+use smalti_models::decode::Guided;
 use smalti_models::weights::Checkpoint;
 use smalti_models::zoo::captions::CaptionFeatures;
 use smalti_models::{Drawn, Error, Generator, Given, Sampling, Seen, Wanted, zoo};
@@ -39,6 +40,8 @@ pub fn run(options: &Generate) -> Result<ExitCode, Failure> {
         let taken = generator.use_decoder(decoder, second.as_ref());
         taken.map_err(|error| Failure::Input(format!("--decoder: {error}")))?;
     }
+    let guided = Guided::named(&options.guidance).and_then(|guided| generator.use_guidance(guided));
+    guided.map_err(|error| Failure::Input(format!("--guidance {}: {error}", options.guidance)))?;
     let sides = &options.model.grid;
     if !(sides.is_empty() || sides.len() == 1 && generator.about().system == "llamagen") {
         generator.use_grids(sides).map_err(|error| Failure::Input(format!("--grid: {error}")))?;

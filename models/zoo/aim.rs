@@ -29,7 +29,7 @@ use crate::backbone::adaln::{Modulation, Norm};
 use crate::backbone::condition::ClassTable;
 use crate::backbone::mamba::{Mamba2, MambaState};
 use crate::backbone::vit::Linear;
-use crate::decode::{Network, Order, Steps, concatenate, sequential};
+use crate::decode::{Guided, Network, Order, Steps, concatenate, sequential};
 use crate::weights::Checkpoint;
 
 /// The model with its weights on a device.
@@ -197,6 +197,10 @@ impl DrawsCodes for Aim {
 
     fn codes(&self) -> &Codes {
         &self.codes
+    }
+
+    fn guidances(&self) -> &'static [Guided] {
+        &[Guided::Plain, Guided::ByEntropy]
     }
 
     fn generate<T: Float>(&self, wanted: WantedCodes<'_>, steps: Steps<'_, T>) -> Result<Tensor<u32>> {

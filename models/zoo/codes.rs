@@ -11,7 +11,7 @@ use smalti::{Device, Float, Tensor, Weight, elementwise};
 use super::captions::CaptionFeatures;
 use super::class_names;
 use crate::decode::speculative::Speculation;
-use crate::decode::{Random, Sampler, Step, Steps, concatenate, normals_of_places, watched};
+use crate::decode::{Guided, Random, Sampler, Step, Steps, concatenate, normals_of_places, watched};
 use crate::generator::whole_only;
 use crate::tokenizer::flow::FlowTokenizer;
 use crate::tokenizer::maskgit::MaskGitVqGan;
@@ -254,6 +254,12 @@ pub trait DrawsCodes {
         None
     }
 
+    /// What its guidance can follow.
+    fn guidances(&self) -> &'static [Guided] {
+        // Those that are drawn token by token.
+        if self.drafted().is_some() { &[Guided::Plain, Guided::ByEntropy] } else { &[Guided::Plain] }
+    }
+
     /// Takes the weights of a second network that drafts, or none.
     ///
     /// # Errors
@@ -283,13 +289,24 @@ pub struct InDtype<T, M> {
     model: M,
     /// Without, the system's own.
     decoder: Option<Speculation>,
+    guided: Guided,
     dtype: PhantomData<T>,
 }
 
 impl<T, M> InDtype<T, M> {
     /// Fixes the element type.
     pub fn new(model: M) -> Self {
-        Self { model, decoder: None, dtype: PhantomData }
+        Self { model, decoder: None, guided: Guided::Plain, dtype: PhantomData }
+    }
+}
+
+impl<T, M> InDtype<T, M> {
+    /// A test of drafts weighs all of them at once, before what guidance follows is known.
+    fn check_guidance(&self) -> Result<()> {
+        match (self.guided, &self.decoder) {
+            (Guided::Plain, _) | (_, None) => Ok(()),
+            _ => Err(Error::Request("drafts are tested under plain guidance only".to_owned())),
+        }
     }
 }
 
@@ -318,7 +335,15 @@ impl<T: Float, M: DrawsCodes> Generator for InDtype<T, M> {
         let decoder = Speculation::named(name, places, vocabulary, tokens, codebook, second.is_some())?;
         self.model.use_second(second)?;
         self.decoder = Some(decoder);
-        Ok(())
+        self.check_guidance()
+    }
+
+    fn use_guidance(&mut self, guided: Guided) -> Result<()> {
+        if !self.model.guidances().contains(&guided) {
+            return Err(Error::Request(format!("{} has no such guidance", M::SYSTEM)));
+        }
+        self.guided = guided;
+        self.check_guidance()
     }
 
     fn use_grids(&mut self, sides: &[usize]) -> Result<()> {
@@ -346,7 +371,7 @@ impl<T: Float, M: DrawsCodes> Generator for InDtype<T, M> {
         }
         let known = given.map(|given| codes.known::<T>(given)).transpose()?.unwrap_or_default();
         let random = Random::Philox { first_picture };
-        let sampler = Sampler { sampling: *sampling, random, places };
+        let sampler = Sampler { guided: self.guided, ..Sampler::new(*sampling, random, places) };
         // The first picture of a step, its pictures' cells, its tokens.
         let mut so_far: Vec<(usize, Vec<Vec<usize>>, Tensor<u32>)> = Vec::new();
         // Drafts are tested for one picture at a time.

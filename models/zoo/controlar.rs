@@ -27,7 +27,7 @@ use super::llamagen::{self, Condition, LlamaGen};
 use crate::backbone::condition::Projection;
 use crate::backbone::vit::{LayerNorm, Names, PatchEmbedding, Vit};
 use crate::decode::speculative::{Rewind, Speculation, causal};
-use crate::decode::{Network, Order, Sampler, Steps, concatenate};
+use crate::decode::{Guided, Network, Order, Sampler, Steps, concatenate};
 use crate::weights::{Checkpoint, Config, Loader, Notes};
 use crate::{Error, Result};
 
@@ -308,6 +308,10 @@ impl<T: Float> Network<T> for Running<'_, T> {
     fn embed(&mut self, tokens: &Tensor<u32>) -> Result<Tensor<T>> {
         self.sequence.embed(tokens)
     }
+
+    fn fade(&mut self, factors: &[Vec<f32>]) -> Result<()> {
+        self.sequence.fade(factors)
+    }
 }
 
 impl<T: Float> Rewind<T> for Running<'_, T> {
@@ -325,6 +329,10 @@ impl DrawsCodes for ControlAr {
 
     fn drafted(&self) -> Option<(&Weight, usize)> {
         self.llamagen.drafted()
+    }
+
+    fn guidances(&self) -> &'static [Guided] {
+        self.llamagen.guidances()
     }
 
     fn use_captions(&mut self, captions: CaptionFeatures) -> Result<()> {

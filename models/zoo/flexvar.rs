@@ -302,7 +302,7 @@ impl<T: Float> Generator for FlexVar<T> {
         let Wanted { labels, first_picture, sampling, given } = wanted;
         let kept = given.map(|given| self.kept(given)).transpose()?.unwrap_or_default();
         let batch = labels.len();
-        let sampler = Sampler { sampling: *sampling, random: Random::Philox { first_picture }, places: self.places() };
+        let sampler = Sampler::new(*sampling, Random::Philox { first_picture }, self.places());
         let each = |step: Step<'_, T>| {
             let count = step.tokens.shape()[1];
             // Every scale is a picture of its own.

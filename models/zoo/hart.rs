@@ -514,7 +514,7 @@ impl<T: Float> Generator for Hart<T> {
         let of_text = |length: usize| (0..captions.rows()).map(move |row| row.min(length - 1) as i32);
         let positions = lengths.into_iter().flat_map(of_text).collect();
         let (places, cells) = (self.places(), self.cells());
-        let sampler = Sampler { sampling: *sampling, random: Random::Philox { first_picture }, places };
+        let sampler = Sampler::new(*sampling, Random::Philox { first_picture }, places);
         let mut chance = OfPlaces::new(&sampler);
         let last = |picture: usize| (places - cells..places).map(move |place| (picture, place));
         chance.begin(&(0..labels.len()).flat_map(last).collect::<Vec<_>>());

@@ -362,7 +362,7 @@ impl<T: Float> Generator for Hmar<T> {
         let kept = given.map(|given| self.tokenizer.kept::<T>(given, &self.device)).transpose()?.unwrap_or_default();
         let places = self.positions.shape()[1];
         let random = Random::Philox { first_picture };
-        let sampler = Sampler { sampling: *sampling, random, places: self.asked() };
+        let sampler = Sampler::new(*sampling, random, self.asked());
         let batch = labels.len();
         let mut scales: Vec<Vec<u32>> = Vec::new();
         let latents = self.generate(labels, &kept, &sampler, |call| {

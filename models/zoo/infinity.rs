@@ -581,7 +581,7 @@ impl<T: Float> Generator for Infinity<T> {
             schedule.cfg = vec![sampling.cfg];
         }
         let bits = self.places() * self.bits();
-        let sampler = Sampler { sampling: *sampling, random: Random::Philox { first_picture }, places: bits };
+        let sampler = Sampler::new(*sampling, Random::Philox { first_picture }, bits);
         let (batch, text) = (labels.len(), Text { features, lengths });
         let each = |step: Step<'_, T>| {
             let cells = vec![step.cells.of(0, step.tokens.shape()[1] / self.bits()); batch];

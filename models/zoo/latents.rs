@@ -225,7 +225,7 @@ impl<T: Float, M: DrawsLatents<T>> Generator for LatentsInDtype<T, M> {
     fn draw_watched(&self, wanted: Wanted<'_>, watch: Watch<'_>) -> Result<Drawn> {
         let Wanted { labels, first_picture, sampling, given } = wanted;
         let (batch, places) = (labels.len(), self.0.latents().side.pow(2));
-        let sampler = Sampler { sampling: *sampling, random: Random::Philox { first_picture }, places };
+        let sampler = Sampler::new(*sampling, Random::Philox { first_picture }, places);
         let tokenizer = self.0.latents().tokenizer.as_ref();
         let known = given.map(|given| self.known(given)).transpose()?;
         let mut each = |step: Partial<'_, T>| {

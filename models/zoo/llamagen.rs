@@ -9,7 +9,7 @@
 //! | position  | RoPE over rows and columns, interleaved; the condition's rows of the table are 0  |
 //! | head      | softmax over codes                                                               |
 //! | decoder   | sequential with a cache; or drafts are tested ([`speculative`])                   |
-//! | guidance  | `uncond + cfg (cond - uncond)` on the logits                                     |
+//! | guidance  | `uncond + cfg (cond - uncond)` on the logits; or by entropy, or soft               |
 //!
 //! Paper: Sun et al. 2024, arXiv:2406.06525. Upstream: FoundationVision/LlamaGen, `autoregressive/models/gpt.py`.
 //!
@@ -28,7 +28,7 @@ use crate::backbone::trunk::Trunk;
 use crate::decode::speculative::{
     Drafter, Law, Luck, OfPicture, Pass, Rewind, Speculation, forget, speculative, steps_of_passes,
 };
-use crate::decode::{Network, Order, Sampler, Steps, concatenate, sequential};
+use crate::decode::{Guided, Network, Order, Sampler, Steps, concatenate, sequential};
 use crate::weights::{Checkpoint, Config, Loader, Notes};
 use crate::{Error, Result, Sampling};
 
@@ -84,6 +84,8 @@ pub(super) struct Running<'a, T: Float> {
     caches: Vec<KvCache<T>>,
     /// As [`Condition::Captions`] has it.
     visible: Option<&'a [f32]>,
+    /// What the values of all places are taken times, `[rows, positions]`.
+    values: Option<Tensor<f32>>,
 }
 
 /// Far more tokens to a picture than any published model draws.
@@ -204,7 +206,8 @@ impl LlamaGen {
             let (given, pictures) = (visible.len(), condition.pictures());
             return Err(Error::Request(format!("{given} flags of padding for {pictures} captions")));
         }
-        Ok(Running { model: self, caches: self.trunk.caches(rows, self.table.positions())?, visible })
+        let caches = self.trunk.caches(rows, self.table.positions())?;
+        Ok(Running { model: self, caches, visible, values: None })
     }
 
     /// What pictures of these classes, or of these captions, are to show.
@@ -300,6 +303,9 @@ impl<T: Float> Running<'_, T> {
             let lengths = [x.shape()[0], x.shape()[1], start + x.shape()[1]];
             options = options.bias(padding_bias(x.device(), visible, *condition_len, lengths)?);
         }
+        if let Some(values) = &self.values {
+            options = options.value_weights(values.narrow(1, 0, start + x.shape()[1])?);
+        }
         trunk.logits_led(x, (table, start), &mut self.caches, &options, before)
     }
 }
@@ -311,6 +317,18 @@ impl<T: Float> Network<T> for Running<'_, T> {
 
     fn embed(&mut self, tokens: &Tensor<u32>) -> Result<Tensor<T>> {
         self.model.trunk.embed(tokens)
+    }
+
+    fn fade(&mut self, factors: &[Vec<f32>]) -> Result<()> {
+        let LlamaGen { table, condition_len, codes, .. } = self.model;
+        let positions = table.positions();
+        let mut weights = vec![1.0; 2 * factors.len() * positions];
+        let without = weights.chunks_mut(positions).skip(factors.len());
+        for (row, factors) in without.zip(factors) {
+            row[*condition_len..].iter_mut().zip(factors).for_each(|(weight, factor)| *weight = *factor);
+        }
+        self.values = Some(Tensor::from_vec(&codes.device, &[2 * factors.len(), positions], weights)?);
+        Ok(())
     }
 }
 
@@ -329,6 +347,10 @@ impl DrawsCodes for LlamaGen {
 
     fn drafted(&self) -> Option<(&Weight, usize)> {
         Some(self.trunk.drafted())
+    }
+
+    fn guidances(&self) -> &'static [Guided] {
+        &[Guided::Plain, Guided::ByEntropy, Guided::Soft]
     }
 
     fn use_second(&mut self, second: Option<&Checkpoint>) -> Result<()> {

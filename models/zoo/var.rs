@@ -325,7 +325,7 @@ impl<T: Float, B: Backbone<T>> Generator for Var<T, B> {
         let Wanted { labels, first_picture, sampling, given } = wanted;
         let kept = given.map(|given| self.tokenizer.kept::<T>(given, &self.device)).transpose()?.unwrap_or_default();
         let batch = labels.len();
-        let sampler = Sampler { sampling: *sampling, random: Random::Philox { first_picture }, places: self.places() };
+        let sampler = Sampler::new(*sampling, Random::Philox { first_picture }, self.places());
         let each = |step: Step<'_, T>| {
             let cells = vec![drawn_cells(step.cells.of(0, step.tokens.shape()[1]), &kept); batch];
             let pictures = || match step.latents {

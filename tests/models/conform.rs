@@ -236,7 +236,7 @@ fn given_tokens_stay(model: &impl DrawsCodes, labels: &[u32], redrawn: bool) {
     let known: Vec<_> = (0..places).map(|cell| (cell % 3 == 0).then_some((cell % 5) as u32)).collect();
     let sampling = Sampling { cfg: 2.0, temperature: 1.0, top_k: 0, top_p: 1.0, seed: 3 };
     let draw = |labels: &[u32], known: &[Option<u32>], first_picture: u64| {
-        let sampler = Sampler { sampling, random: Random::Philox { first_picture }, places };
+        let sampler = Sampler::new(sampling, Random::Philox { first_picture }, places);
         let mut cells = vec![Vec::new(); labels.len()];
         let each = |step: Step<'_, f32>| {
             let count = step.tokens.shape()[1];

@@ -8,7 +8,7 @@ use smalti::{Device, Tensor};
 use smalti_models::decode::speculative::{
     Drafter, Drafts, Law, NAMES, OfPicture, Pass, Rewind, Speculation, Test, speculative, squared_distances,
 };
-use smalti_models::decode::{Network, Random, Sampler};
+use smalti_models::decode::{Guided, Network, Order, Random, Sampler, Step, sequential};
 use smalti_models::weights::{Checkpoint, embedded};
 use smalti_models::zoo::codes::DrawsCodes;
 use smalti_models::zoo::llamagen::{Condition, LlamaGen};
@@ -283,7 +283,10 @@ fn shallow(folder: &std::path::Path, layers: usize) -> Checkpoint {
     Checkpoint::open(&path).expect("whole")
 }
 
-/// The tokens of a picture of each class, of the trained LlamaGen by a decoder, and the passes of one of them.
+/// Classes that the trained LlamaGen draws here.
+const CLASSES: [u32; 4] = [0, 3, 6, 9];
+
+/// The tokens of a picture of each of [`CLASSES`], of the trained LlamaGen by a decoder, and the passes of one of them.
 fn drawn(
     model: &LlamaGen,
     speculation: &Speculation,
@@ -291,7 +294,7 @@ fn drawn(
     sampling: &Sampling,
 ) -> (Vec<u32>, f64) {
     let (mut tokens, mut passes) = (Vec::new(), 0);
-    for class in 0..10 {
+    for class in CLASSES {
         let mut luck = OfPicture { seed: 3, picture: class.into(), drafts: 0 };
         let mut steps = |_: &Pass<'_, f32>| {
             passes += 1;
@@ -302,7 +305,7 @@ fn drawn(
         // That of the condition.
         passes += 1;
     }
-    (tokens, f64::from(passes) / 10.0)
+    (tokens, f64::from(passes) / CLASSES.len() as f64)
 }
 
 #[test]
@@ -313,8 +316,8 @@ fn lossless_decoders_find_the_likeliest_tokens_in_fewer_passes() {
     let second = LlamaGen::load(&shallow(folder.path(), 3), &device).expect("room");
     let greedy = Sampling { temperature: 0.0, ..model.codes().sampling() };
     let random = Random::Philox { first_picture: 0 };
-    let sampler = Sampler { sampling: greedy, random, places: model.codes().places() };
-    let classes = Condition::Classes(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
+    let sampler = Sampler::new(greedy, random, model.codes().places());
+    let classes = Condition::Classes(&CLASSES);
     let expected =
         model.generate::<f32>(&classes, &sampler, &mut |_| std::ops::ControlFlow::Continue(())).expect("pictures");
     let expected = expected.to_vec().expect("the device works");
@@ -396,5 +399,140 @@ fn every_causal_system_decodes_by_tested_drafts() {
             }
         }
         assert!(steps >= 16, "{dump}: {steps} steps of the system's own decoder");
+    }
+}
+
+/// Logits of two pictures with a condition, then of both without; keeps what it is told to fade.
+struct Told {
+    place: usize,
+    faded: Vec<Vec<Vec<f32>>>,
+}
+
+impl Told {
+    fn logits_of(row: usize, place: usize) -> [f32; VOCABULARY] {
+        let word = |token| smalti::rng::word(11, row as u64, place as u32, 0, token);
+        std::array::from_fn(|token| (f64::from(word(token)) / f64::from(u32::MAX) * 4.0) as f32)
+    }
+
+    /// The chances of tokens with the condition.
+    fn chances(picture: usize, place: usize) -> [f64; VOCABULARY] {
+        let shares = Self::logits_of(picture, place).map(|logit| f64::from(logit).exp());
+        let whole: f64 = shares.iter().sum();
+        shares.map(|share| share / whole)
+    }
+}
+
+impl Network<f32> for Told {
+    fn logits(&mut self, x: &Tensor<f32>) -> Result<Tensor<f32>> {
+        let rows = x.shape()[0];
+        let logits = (0..rows).flat_map(|row| Self::logits_of(row, self.place)).collect();
+        self.place += 1;
+        Ok(Tensor::from_vec(x.device(), &[rows, 1, VOCABULARY], logits)?)
+    }
+
+    fn embed(&mut self, tokens: &Tensor<u32>) -> Result<Tensor<f32>> {
+        Ok(Tensor::zeros(tokens.device(), &[tokens.shape()[0], tokens.shape()[1], 1])?)
+    }
+
+    fn fade(&mut self, factors: &[Vec<f32>]) -> Result<()> {
+        self.faded.push(factors.to_vec());
+        Ok(())
+    }
+}
+
+/// What each place of two pictures is drawn from, and what was to be faded before each but the first.
+fn told(guided: Guided, scale: f32) -> (Vec<Vec<f32>>, Vec<Vec<Vec<f32>>>) {
+    let device = Device::cpu();
+    let mut network = Told { place: 0, faded: Vec::new() };
+    let sampling = Sampling { cfg: scale, temperature: 1.0, top_k: 0, top_p: 1.0, seed: 3 };
+    let sampler = Sampler { guided, ..Sampler::new(sampling, Random::Philox { first_picture: 0 }, LENGTH) };
+    let mut drawn_from = Vec::new();
+    let mut steps = |step: Step<'_, f32>| {
+        drawn_from.push(step.logits.to_vec().expect("the device works"));
+        std::ops::ControlFlow::Continue(())
+    };
+    let condition = Tensor::zeros(&device, &[4, 1, 1]).expect("room");
+    let order = Order::Raster(LENGTH);
+    sequential(&mut network, condition, 2, order, |_| scale, &sampler, &mut steps).expect("two sequences");
+    (drawn_from, network.faded)
+}
+
+#[test]
+fn guidance_follows_the_entropy_of_each_prediction() {
+    let scale = 3.0;
+    let (drawn_from, faded) = told(Guided::ByEntropy, scale);
+    assert!(faded.is_empty());
+    for (place, logits) in drawn_from.iter().enumerate() {
+        for (picture, logits) in logits.chunks(VOCABULARY).enumerate() {
+            let entropy: f64 = Told::chances(picture, place).iter().map(|chance| -chance * chance.ln()).sum();
+            let scale = 1.0 + f64::from(scale - 1.0) * entropy / (VOCABULARY as f64).ln();
+            let [with, without] = [picture, 2 + picture].map(|row| Told::logits_of(row, place).map(f64::from));
+            for (token, logit) in logits.iter().enumerate() {
+                let expected = without[token] + scale * (with[token] - without[token]);
+                assert!((f64::from(*logit) - expected).abs() < 1e-4, "place {place}, {picture}: {logit}, {expected}");
+            }
+        }
+    }
+}
+
+#[test]
+fn soft_guidance_fades_tokens_that_were_not_certain() {
+    let (drawn_from, faded) = told(Guided::Soft, 3.0);
+    assert_eq!(drawn_from, told(Guided::Plain, 3.0).0, "what fades is the network's to do");
+    assert_eq!(faded.len(), LENGTH - 1);
+    for (before, factors) in faded.iter().enumerate() {
+        for (picture, factors) in factors.iter().enumerate() {
+            let doubt = |place| 1.0 - Told::chances(picture, place).into_iter().fold(0.0, f64::max);
+            let doubts: Vec<f64> = (0..=before).map(doubt).collect();
+            let whole = doubts.iter().sum::<f64>().max(1.0);
+            assert_eq!(factors.len(), doubts.len());
+            for (factor, doubt) in factors.iter().zip(&doubts) {
+                assert!((f64::from(*factor) - (1.0 - doubt / whole)).abs() < 1e-5, "{factors:?}, doubts {doubts:?}");
+            }
+        }
+    }
+    // Without rows that have no condition there is nothing to guide.
+    let device = Device::cpu();
+    let mut network = Told { place: 0, faded: Vec::new() };
+    let sampling = Sampling { cfg: 1.0, temperature: 1.0, top_k: 0, top_p: 1.0, seed: 3 };
+    let sampler =
+        Sampler { guided: Guided::Soft, ..Sampler::new(sampling, Random::Philox { first_picture: 0 }, LENGTH) };
+    let condition = Tensor::zeros(&device, &[2, 1, 1]).expect("room");
+    let mut steps = |_: Step<'_, f32>| std::ops::ControlFlow::Continue(());
+    sequential(&mut network, condition, 2, Order::Raster(LENGTH), |_| 1.0, &sampler, &mut steps).expect("sequences");
+    assert!(network.faded.is_empty());
+}
+
+#[test]
+fn the_trained_llamagen_is_guided_softly_picture_by_picture() {
+    let device = Device::cpu();
+    let model = trained(&device);
+    let places = model.codes().places();
+    // As many places as are looked at.
+    const LOOKED_AT: usize = 4;
+    let seen = |classes: &[u32], guided: Guided| {
+        let sampling = Sampling { temperature: 0.0, ..model.codes().sampling() };
+        let sampler = Sampler { guided, ..Sampler::new(sampling, Random::Philox { first_picture: 0 }, places) };
+        let mut logits = Vec::new();
+        let mut steps = |step: Step<'_, f32>| {
+            logits.push(step.logits.to_vec().expect("the device works"));
+            if logits.len() < LOOKED_AT {
+                std::ops::ControlFlow::Continue(())
+            } else {
+                std::ops::ControlFlow::Break(())
+            }
+        };
+        let broken = model.generate::<f32>(&Condition::Classes(classes), &sampler, &mut steps);
+        assert!(matches!(broken, Err(smalti_models::Error::Interrupted)));
+        logits
+    };
+    let (plain, soft) = (seen(&[3], Guided::Plain), seen(&[3], Guided::Soft));
+    assert_eq!(plain[0], soft[0], "no token is there yet that could fade");
+    assert_ne!(plain[1], soft[1]);
+    // Each picture by its own certainty, wherever it stands in the batch.
+    let both = seen(&[7, 3], Guided::Soft);
+    let other = seen(&[7], Guided::Soft);
+    for place in 0..LOOKED_AT {
+        assert_eq!(both[place], [&other[place][..], &soft[place]].concat(), "place {place}");
     }
 }

@@ -340,6 +340,9 @@ fn generate_refuses_wrong_arguments_before_any_work() {
     );
     with(&["--decoder", "draft", "--draft", text(&weights("var"))], "--decoder: ");
     with(&["--draft", text(&weights("llamagen"))], "--decoder");
+    with(&["--guidance", "hard"], "--guidance hard: no guidance \"hard\", only plain, entropy, soft");
+    with(&["--guidance", "soft", "--decoder", "sjd"], "--guidance soft: drafts are tested under plain guidance only");
+    with(&["--model", "var", "--guidance", "entropy"], "--guidance entropy: var has no guidance but its own");
     with(&["--model", "var", "--decoder", "sjd"], "--decoder: var has no decoder \"sjd\", only its own");
     refused(&["generate", "--device", "wgpu:99", "--out", text(&out)], "device wgpu:99 is not available");
     refused(&["generate", "--device", "tpu", "--out", text(&out)], "device tpu is not available");

@@ -23,7 +23,7 @@ fn steps_name_their_cells<M: DrawsCodes>(dump: &str, load: impl FnOnce(&Checkpoi
         // Drafts are tested for one picture.
         let labels = if decoder.is_some() { &[1][..] } else { &[1, 3] };
         let sampling = Sampling { cfg: 2.0, temperature: 1.0, top_k: 0, top_p: 1.0, seed: 5 };
-        let sampler = Sampler { sampling, random: Random::Philox { first_picture: 0 }, places };
+        let sampler = Sampler::new(sampling, Random::Philox { first_picture: 0 }, places);
         let mut of_cells = vec![u32::MAX; labels.len() * places];
         let each = |step: Step<'_, f32>| {
             let count = step.tokens.shape()[1];

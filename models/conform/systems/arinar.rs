@@ -80,7 +80,7 @@ pub(super) fn run<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
 
     let orders = dump.counts("order")?;
     let random = Random::Recorded { uniforms: &[], orders: &orders };
-    let sampler = Sampler { sampling: sampled(dump)?, random, places: model.transformer().places() };
+    let sampler = Sampler::new(sampled(dump)?, random, model.transformer().places());
     let (mut counts, mut scales, mut calls) = (Vec::new(), Vec::new(), Vec::new());
     let mut recorded = Recorded { dump, normals: 0, uniforms: 0 };
     let latents = model.generate(&labels, &sampler, &mut recorded, |step| {

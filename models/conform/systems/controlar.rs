@@ -46,7 +46,7 @@ pub(super) fn run<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
         [(greedy(dump)?, "greedy_guided_logits", "greedy_tokens"), (sampled(dump)?, "guided_logits", "sampled_tokens")];
     for (sampling, logits, tokens) in runs {
         let random = Random::Recorded { uniforms: &uniforms, orders: &[] };
-        let sampler = Sampler { sampling, random, places: model.codes().places() };
+        let sampler = Sampler::new(sampling, random, model.codes().places());
         let run = generated::<T>(|steps| model.generate(&condition, &control, strength, &sampler, None, steps))?;
         computed.push(run.logits.computed(logits));
         computed.push(Computed::integers(tokens, &run.tokens)?);

@@ -37,7 +37,7 @@ pub(super) fn run<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
     computed.push(of_levels("temperatures", |level| level.temperature));
 
     let orders = dump.counts("order").unwrap_or_default();
-    let sampler = Sampler { sampling, random: Random::Recorded { uniforms: &[], orders: &orders }, places };
+    let sampler = Sampler::new(sampling, Random::Recorded { uniforms: &[], orders: &orders }, places);
     let mut drawn = Vec::new();
     let latent = model.generate_levels::<T>(&labels, &sampler, &mut RecordedNoise::of(dump)?, |tokens| {
         drawn.push(tokens.clone());

@@ -49,7 +49,7 @@ pub(super) fn run<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
     };
     for (name, sampling) in [("greedy", Sampling { temperature: 0.0, ..sampled }), ("sampled", sampled)] {
         let random = Random::Recorded { uniforms: &uniforms, orders: &[] };
-        let sampler = Sampler { sampling, random, places: model.places() };
+        let sampler = Sampler::new(sampling, random, model.places());
         let (mut normals, mut exponentials) = (draws(format!("{name}_noise")), draws(format!("{name}_exponential")));
         let mut hybrid = None;
         let run = generated::<T>(|steps| {

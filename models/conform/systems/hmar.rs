@@ -25,7 +25,7 @@ pub(super) fn run<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
     let sampled = sampled(dump)?;
     for (name, sampling) in [("greedy", Sampling { temperature: 0.0, ..sampled }), ("sampled", sampled)] {
         let random = Random::Recorded { uniforms: &uniforms, orders: &[] };
-        let sampler = Sampler { sampling, random, places: model.asked() };
+        let sampler = Sampler::new(sampling, random, model.asked());
         let mut calls = Vec::new();
         let mut logits = Logits::default();
         // Per call, then per picture.

@@ -52,7 +52,7 @@ pub(super) fn run<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
     for (name, temperature) in [("greedy", 0.0), ("sampled", 1.0)] {
         let sampling = Sampling { cfg: 1.0, temperature, top_k: 0, top_p: 1.0, seed: 0 };
         let random = Random::Recorded { uniforms: &uniforms, orders: &[] };
-        let sampler = Sampler { sampling, random, places: model.places() * model.bits() };
+        let sampler = Sampler::new(sampling, random, model.places() * model.bits());
         let mut features = None;
         let run = generated::<T>(|steps| {
             let (bits, sum) = model.generate(&text, model.schedule(), &sampler, steps)?;

@@ -22,7 +22,7 @@ pub(super) fn run<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
     let uniforms = dump.checkpoint.floats("in.uniforms")?;
     for (name, sampling) in [("greedy", greedy(dump)?), ("sampled", sampled(dump)?)] {
         let random = Random::Recorded { uniforms: &uniforms, orders: &[] };
-        let sampler = Sampler { sampling, random, places: model.codes().places() };
+        let sampler = Sampler::new(sampling, random, model.codes().places());
         let run = generated::<T>(|steps| model.continued(&condition, &sampler, None, steps))?;
         computed.push(run.logits.computed(&format!("{name}_guided_logits")));
         computed.push(Computed::integers(&format!("{name}_tokens"), &run.tokens)?);

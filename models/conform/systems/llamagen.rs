@@ -13,7 +13,7 @@ pub(super) fn run<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
     let checkpoint = weights(dump)?;
     let model = LlamaGen::load(&checkpoint, dump.device)?;
     let random = Random::Philox { first_picture: 0 };
-    let sampler = Sampler { sampling: greedy(dump)?, random, places: model.codes().places() };
+    let sampler = Sampler::new(greedy(dump)?, random, model.codes().places());
     let mut computed = Vec::new();
     if dump.has("caption") {
         let features = dump.tensor::<T>("caption")?;

@@ -42,7 +42,7 @@ pub(super) fn run<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
 
     let orders = dump.counts("order")?;
     let random = Random::Recorded { uniforms: &[], orders: &orders };
-    let sampler = Sampler { sampling: sampled(dump)?, random, places: model.transformer().places() };
+    let sampler = Sampler::new(sampled(dump)?, random, model.transformer().places());
     let mut noise = NoiseOfDraws { dump, drawn: 0 };
     let wanted = WantedLatents { labels: &labels, known: None, sampler: &sampler };
     let latents: Tensor<T> = model.draw_latents(wanted, &mut noise, &mut |_| Ok(()))?;

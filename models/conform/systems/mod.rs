@@ -198,7 +198,7 @@ fn repeat<T: Float>(dump: &Dump<'_>, model: &impl DrawsCodes, sampling: Sampling
     let uniforms = dump.checkpoint.floats("in.uniforms")?;
     let orders = dump.counts("order").or_else(|_| dump.counts("cells")).unwrap_or_default();
     let random = Random::Recorded { uniforms: &uniforms, orders: &orders };
-    let sampler = Sampler { sampling, random, places: model.codes().places() };
+    let sampler = Sampler::new(sampling, random, model.codes().places());
     let mut run = generated::<T>(|steps| {
         model.generate(WantedCodes { labels: &labels, known: &[], sampler: &sampler, decoder: None }, steps)
     })?;

@@ -22,7 +22,7 @@ pub(super) fn run<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
     let sampled = sampled(dump)?;
     for (name, sampling) in [("greedy", Sampling { temperature: 0.0, ..sampled }), ("sampled", sampled)] {
         let random = Random::Recorded { uniforms: &uniforms, orders: &[] };
-        let sampler = Sampler { sampling, random, places: model.places() };
+        let sampler = Sampler::new(sampling, random, model.places());
         let mut latents = None;
         let run = generated::<T>(|steps| {
             let (tokens, sum) = model.generate(&labels, &[], &sampler, steps)?;

@@ -42,7 +42,7 @@ fn extrapolate<T: Float>(
     let places = orders[0].len();
     let uniforms = vec![0.0; labels.len() * places];
     let random = Random::Recorded { uniforms: &uniforms, orders: &[] };
-    let sampler = Sampler { sampling: greedy(dump)?, random, places };
+    let sampler = Sampler::new(greedy(dump)?, random, places);
     let mut coarse = Logits::default();
     let mut counts = Vec::new();
     let fine = generated::<T>(|steps| {

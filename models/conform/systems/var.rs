@@ -32,7 +32,7 @@ pub(super) fn run<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
     computed.push(mapped("reconstruction", &pixels, |pixel| pixel.clamp(-1.0, 1.0))?);
     computed.push(Computed::floats("teacher_logits", &model.teacher(&labels, &dump.tensor("teacher_input")?)?)?);
 
-    let sampler = Sampler { sampling, random: Random::Philox { first_picture: 0 }, places: model.places() };
+    let sampler = Sampler::new(sampling, Random::Philox { first_picture: 0 }, model.places());
     let mut latents = None;
     let run = generated::<T>(|steps| {
         let (tokens, sum) = model.generate(&labels, &[], &sampler, steps)?;

@@ -25,11 +25,8 @@ pub(super) fn run<T: Float>(dump: &Dump<'_>) -> Result<Vec<Computed>> {
         },
     ];
 
-    let sampler = Sampler {
-        sampling: sampled(dump)?,
-        random: Random::Recorded { uniforms: &[], orders: &[] },
-        places: model.table().positions(),
-    };
+    let sampler =
+        Sampler::new(sampled(dump)?, Random::Recorded { uniforms: &[], orders: &[] }, model.table().positions());
     let shown = [0, 1, indices.len() - 1];
     let mut velocities = Vec::new();
     let latent = model.generate_cells::<T>(&labels, &sampler, &mut RecordedNoise::of(dump)?, |_, step, velocity| {
