@@ -1,6 +1,7 @@
 //! Guidance: how predictions with and without a condition combine, and how that changes over the steps.
 
 use super::Certainty;
+#[cfg(any(feature = "cpu", feature = "cuda", feature = "wgpu"))]
 use crate::device::Handle;
 use crate::{Error, Float, Result, Tensor, elementwise};
 
