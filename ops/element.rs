@@ -172,7 +172,9 @@ macro_rules! half_float {
         impl Float for $type {
             const EPSILON: f64 = <$type>::EPSILON.to_f64_const();
             fn from_f64(value: f64) -> Self {
-                <$type>::from_f64(value)
+                // `half`'s own looks at the upper half of an f64 alone, so that it takes what is a little above a tie for
+                // one.
+                <$type>::from_f32(rounded_to_odd(value))
             }
             fn to_f64(self) -> f64 {
                 <$type>::to_f64(self)
@@ -213,6 +215,17 @@ half_float! {
     fn as_bf16(slice: &[Self]) -> Option<&[bf16]> {
         Some(slice)
     }
+}
+
+/// The f32 that rounds to a half type as `value` does: what it cannot hold leaves its last bit 1.
+fn rounded_to_odd(value: f64) -> f32 {
+    #[expect(clippy::cast_possible_truncation, reason = "the error is looked at next")]
+    let near = value as f32;
+    if f64::from(near) == value || value.is_nan() {
+        return near;
+    }
+    let away_from_zero = f64::from(near).abs() > value.abs();
+    f32::from_bits((near.to_bits() - u32::from(away_from_zero)) | 1)
 }
 
 /// Rounds to nearest, ties to even, without a branch: unlike `bf16::from_f32`, a loop of it is vectorised.

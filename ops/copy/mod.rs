@@ -17,7 +17,8 @@ use crate::{Element, Error, Float, Layout, Result, Tensor, View, ViewMut};
 ///
 /// # Errors
 /// [`Error::Shape`] if the shapes differ, or, on wgpu, if `y` is of a type of 1 or 2 bytes and its last axis does
-/// not consist of whole words of 4 bytes; [`Error::Place`] if the devices differ.
+/// not consist of whole words of 4 bytes, unless all of `y` lies without gaps from the start of a word on;
+/// [`Error::Place`] if the devices differ.
 pub fn copy_into<T: Element>(x: &Tensor<T>, y: &mut Tensor<T>) -> Result<()> {
     const OP: &str = "copy_into";
     if x.shape() != y.shape() {

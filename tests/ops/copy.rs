@@ -1,6 +1,6 @@
 //! Copies and conversions.
 
-use smalti::{Element, Tensor, bf16, copy, f16};
+use smalti::{Element, Float, Tensor, bf16, copy, f16};
 
 use crate::common::devices;
 
@@ -75,4 +75,31 @@ fn convert_rounds_to_nearest_even_on_every_f32_edge() {
             assert_eq!(brain[index].to_bits(), bf16::from_f32(*x).to_bits(), "{device}: bf16 of {x:e}");
         }
     }
+}
+
+#[test]
+fn a_copy_that_ends_within_a_word_leaves_what_lies_behind_it() {
+    for device in devices() {
+        let mut y = Tensor::from_vec(device, &[3, 5], vec![1u8; 15]).unwrap();
+        let x = Tensor::from_vec(device, &[1, 5], vec![7u8; 5]).unwrap();
+        copy::copy_into_slice(&x, &mut y, 0, 0).unwrap();
+        assert_eq!(y.to_vec().unwrap(), [[7; 5], [1; 5], [1; 5]].concat(), "{device}");
+    }
+}
+
+#[test]
+fn half_types_round_what_is_near_a_tie_to_its_own_side() {
+    // A tie of each type, and the next numbers of f64 on both sides of it.
+    for (below, above) in [(1.0, 1.0 + 2f64.powi(-10)), (65504.0, f64::INFINITY), (0.0, 2f64.powi(-24))] {
+        let tie = if above == f64::INFINITY { 65520.0 } else { f64::midpoint(below, above) };
+        let got = [tie.next_down(), tie.next_up()].map(|x| <f16 as Float>::from_f64(x).to_f64());
+        assert_eq!(got, [below, above], "f16 near {tie:e}");
+        let got = [-tie.next_down(), -tie.next_up()].map(|x| <f16 as Float>::from_f64(x).to_f64());
+        assert_eq!(got, [-below, -above], "f16 near -{tie:e}");
+    }
+    let tie = 1.0 + 2f64.powi(-8);
+    let got = [tie.next_down(), tie, tie.next_up()].map(|x| <bf16 as Float>::from_f64(x).to_f64());
+    assert_eq!(got, [1.0, 1.0, 1.0 + 2f64.powi(-7)]);
+    assert!(<bf16 as Float>::from_f64(f64::NAN).to_f64().is_nan());
+    assert_eq!(<bf16 as Float>::from_f64(1e300).to_f64(), f64::INFINITY);
 }
