@@ -1,10 +1,11 @@
 //! Attention.
 
 use proptest::prelude::*;
-use smalti::attention::{self, Align, Along, Mask, Options, PageTable, PagedKvCache, ScalesKind};
+use smalti::attention::{self, Align, Along, KvCache, Mask, Options, PageTable, PagedKvCache, ScalesKind};
+use smalti::rope::{self, Pairing, Table};
 use smalti::{Device, Float, Tensor, bf16, f16};
 
-use super::{Place, config, placed, places};
+use super::{Place, config, placed, placed_as, places};
 use crate::common::{assert_close, devices, moved, tensor, uniform, widened};
 
 fn masks(batch: usize, q_len: usize, k_len: usize) -> impl Strategy<Value = Mask> {
@@ -171,6 +172,86 @@ fn merge_agrees<T: Float>(shape: [usize; 5], unseen: usize, place: Place) {
     }
 }
 
+fn l2_normalise_agrees<T: Float>(shape: [usize; 3], zeros: f64, place: Place) {
+    for device in devices() {
+        let x = placed_as::<T>(device, &shape, place, 14, |x| if x < zeros { 0.0 } else { 2.0 * x });
+        let got = attention::l2_normalise(&x).unwrap();
+        let expected = attention::l2_normalise(&widened(&x)).unwrap();
+        assert_close(&format!("l2_normalise {} {device} {shape:?} {zeros} {place:?}", T::DTYPE), &got, &expected, 0.0);
+    }
+}
+
+/// What is done to a cache, or to a fork of it.
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    /// So many positions, turned or not.
+    Append(usize, Option<Pairing>),
+    Truncate(usize),
+    /// The other one becomes a fork of this one.
+    Fork,
+    Swap,
+}
+
+fn steps() -> impl Strategy<Value = Step> {
+    let pairing = prop::option::of(prop_oneof![Just(Pairing::Interleaved), Just(Pairing::HalfSplit)]);
+    prop_oneof![
+        4 => (0usize..5, pairing).prop_map(|(count, pairing)| Step::Append(count, pairing)),
+        1 => (0usize..20).prop_map(Step::Truncate),
+        2 => Just(Step::Fork),
+        2 => Just(Step::Swap),
+    ]
+}
+
+/// A cache and its forks hold what was appended to each, whatever was forgotten or refused before.
+fn caches_hold_what_was_appended<T: Float>([batch, heads, pairs]: [usize; 3], steps: &[Step], place: Place) {
+    const CAPACITY: usize = 16;
+    let dim = 2 * pairs;
+    for device in devices() {
+        let what = format!("KvCache {} {device} [{batch}, {heads}, {dim}] {steps:?} {place:?}", T::DTYPE);
+        let table = Table::from_angles(device, 40, pairs, |p, j| (p * (j + 2)) as f64 / 3.0).unwrap();
+        // Each with the keys and values of the positions it is to hold.
+        let empty = || (KvCache::<T>::new(device, batch, heads, CAPACITY, dim).unwrap(), Vec::<[Tensor<T>; 2]>::new());
+        let mut caches = [empty(), empty()];
+        for (seed, step) in (0u64..).zip(steps) {
+            let (cache, known) = &mut caches[0];
+            match *step {
+                Step::Append(count, pairing) => {
+                    let shape = [batch, heads, count, dim];
+                    let [k, v] = [0, 1].map(|which| placed::<T>(device, &shape, place, 100 + 2 * seed + which));
+                    let start = known.len();
+                    let (done, turned) = match pairing {
+                        None => (cache.append(&k, &v), k),
+                        Some(pairing) => (
+                            cache.append_rope(&k, &v, &table, start, pairing),
+                            rope::rope(&k, &table, start, pairing).unwrap(),
+                        ),
+                    };
+                    assert_eq!(done.is_ok(), start + count <= CAPACITY, "{what}: {done:?}");
+                    if done.is_ok() {
+                        let row = |x: &Tensor<T>, n| x.narrow(2, n, 1).unwrap().contiguous().unwrap();
+                        known.extend((0..count).map(|n| [row(&turned, n), row(&v, n)]));
+                    }
+                }
+                Step::Truncate(len) => {
+                    cache.truncate(len);
+                    known.truncate(len);
+                }
+                Step::Fork => caches[1] = caches[0].clone(),
+                Step::Swap => caches.swap(0, 1),
+            }
+        }
+        for (cache, known) in &caches {
+            assert_eq!([cache.len(), cache.capacity()], [known.len(), CAPACITY], "{what}");
+            assert_eq!(cache.is_empty(), known.is_empty(), "{what}");
+            let (k, v) = (cache.k(), cache.v());
+            for (n, expected) in known.iter().enumerate() {
+                let got = [&k, &v].map(|x| x.narrow(2, n, 1).unwrap().to_vec().unwrap());
+                assert_eq!(got, [0, 1].map(|which| expected[which].to_vec().unwrap()), "{what}, position {n}");
+            }
+        }
+    }
+}
+
 /// Pages in any order give what the same keys give in one piece.
 fn pages_are_keys<T: Float>(lengths: &[usize], page_size: usize, [kv_heads, group, q_len, dim]: [usize; 4]) {
     let batch = lengths.len();
@@ -297,6 +378,28 @@ proptest! {
         axial_agrees::<f32>(shape, axes, along, place);
         axial_agrees::<f16>(shape, axes, along, place);
         axial_agrees::<bf16>(shape, axes, along, place);
+    }
+
+    #[test]
+    fn l2_normalise_agrees_anywhere(
+        shape in [0usize..4, 1usize..4, 1usize..300],
+        zeros in prop_oneof![Just(-1.0), -1.0..1.0, Just(1.0)],
+        place in places(),
+    ) {
+        l2_normalise_agrees::<f32>(shape, zeros, place);
+        l2_normalise_agrees::<f16>(shape, zeros, place);
+        l2_normalise_agrees::<bf16>(shape, zeros, place);
+    }
+
+    #[test]
+    fn caches_hold_what_was_appended_after_any_steps(
+        shape in [1usize..3, 1usize..3, 1usize..5],
+        steps in prop::collection::vec(steps(), 1..16),
+        place in places(),
+    ) {
+        caches_hold_what_was_appended::<f32>(shape, &steps, place);
+        caches_hold_what_was_appended::<f16>(shape, &steps, place);
+        caches_hold_what_was_appended::<bf16>(shape, &steps, place);
     }
 
     #[test]

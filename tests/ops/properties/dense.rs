@@ -8,7 +8,7 @@ use super::{Place, config, placed, places};
 use crate::common::{assert_close, devices, moved, widened};
 
 /// A stored weight that lies at `place`, and its twin on the reference.
-fn weight(device: &Device, dtype: usize, shape: [usize; 2], place: Place) -> (Weight, Weight) {
+pub fn weight(device: &Device, dtype: usize, shape: [usize; 2], place: Place) -> (Weight, Weight) {
     fn of<W: Float>(device: &Device, shape: [usize; 2], place: Place) -> (Weight, Weight)
     where
         Weight: From<Tensor<W>>,

@@ -1,21 +1,16 @@
 //! Drafts and what passes for them.
 
 use proptest::prelude::*;
-use smalti::jacobi::{self, Gaussians, Groups, Verified, Window};
-use smalti::sample::{self, Draws, Filter};
+use smalti::jacobi::{self, Gaussians, Groups, Proposal, Rule, Verified, VerifyDraws, Window};
+use smalti::sample::{self, Draws, Filter, Guidance, Guide, Places, Weights};
 use smalti::{Device, Float, Tensor, bf16, f16};
 
-use super::{Place, config, placed, placed_as, places};
+use super::{Place, config, placed, placed_as, placed_below, places};
 use crate::common::{devices, moved};
+use crate::sample::any_filter;
 
 fn home<T: smalti::Element>(x: &Tensor<T>) -> Tensor<T> {
     moved(x, &Device::reference())
-}
-
-fn drafts(device: &Device, shape: &[usize], limit: usize, place: Place) -> Tensor<u32> {
-    let drafts = placed_as::<f32>(device, shape, place, 30, |x| (x.abs() * limit as f64).floor());
-    let drafts = drafts.to_vec().unwrap().iter().map(|draft| *draft as u32).collect();
-    Tensor::from_vec(device, shape, drafts).unwrap()
 }
 
 fn numbers(verified: &Verified) -> [Vec<u32>; 5] {
@@ -29,7 +24,7 @@ fn groups_are_the_same<T: Float>(shape: [usize; 3], window: Window, place: Place
         // Eighths tie.
         let logits = placed_as::<T>(device, &shape, place, 31, |x| (x * 40.0).round() / 8.0);
         let distances = placed::<f32>(device, &[vocabulary, vocabulary], place, 32);
-        let draft = drafts(device, &shape[..2], vocabulary, place);
+        let draft = placed_below(device, &shape[..2], vocabulary, place, 30);
         let on = |logits: &Tensor<T>, draft: &Tensor<u32>, distances: &Tensor<f32>| {
             let rows = logits.reshape(&[batch * count, vocabulary]).unwrap();
             let q = sample::weigh(&rows, None, &Filter::default()).unwrap();
@@ -47,7 +42,7 @@ fn fixed_rules_are_the_same<T: Float>(shape: [usize; 3], seed: u64, place: Place
     for device in devices() {
         let logits = placed_as::<T>(device, &shape, place, 33, |x| (x * 12.0).round() / 4.0);
         // Some are what is drawn now.
-        let draft = drafts(device, &shape[..2], 2.min(vocabulary), place);
+        let draft = placed_below(device, &shape[..2], 2.min(vocabulary), place, 30);
         let on = |logits: &Tensor<T>, draft: &Tensor<u32>| {
             let rows = logits.reshape(&[batch * count, vocabulary]).unwrap();
             let q = sample::weigh(&rows, None, &Filter::default()).unwrap();
@@ -56,6 +51,29 @@ fn fixed_rules_are_the_same<T: Float>(shape: [usize; 3], seed: u64, place: Place
         };
         let what = format!("{} {device} {shape:?} {seed} {place:?}", T::DTYPE);
         assert_eq!(on(&logits, &draft), on(&home(&logits), &home(&draft)), "{what}");
+    }
+}
+
+fn steps_are_the_same<T: Float>(shape: [usize; 3], filter: &Filter, guide: Option<f32>, rule: Rule, place: Place) {
+    let [batch, drafts, vocabulary] = shape;
+    for device in devices() {
+        let [logits, uncond] =
+            [40, 41].map(|seed| placed_as::<T>(device, &shape, place, seed, |x| (x * 40.0).round() / 8.0));
+        let draft = placed_below(device, &shape[..2], 3.min(vocabulary), place, 42);
+        let on = |logits: &Tensor<T>, uncond: &Tensor<T>, draft: &Tensor<u32>| {
+            let weights = Weights::uniform(logits.device(), batch * drafts, vocabulary).unwrap();
+            let mut proposal = Proposal { tokens: draft.clone(), weights };
+            let guide = guide.map(|scale| Guide { uncond, scale, kind: Guidance::Scale });
+            [0, 1].map(|round| {
+                let streams = (0..batch as u64).map(|stream| stream << 33 | 5).collect();
+                let draws = VerifyDraws::Philox(Places { seed: 12, streams, starts: vec![2; batch], round });
+                let step = jacobi::step(logits, guide, filter, &proposal, None, rule, &draws).unwrap();
+                proposal = step.1.clone();
+                (numbers(&step.0), step.1.weights.tensor().to_vec().unwrap())
+            })
+        };
+        let what = format!("step {} {device} {shape:?} {filter:?} {guide:?} {rule:?} {place:?}", T::DTYPE);
+        assert_eq!(on(&logits, &uncond, &draft), on(&home(&logits), &home(&uncond), &home(&draft)), "{what}");
     }
 }
 
@@ -117,6 +135,20 @@ proptest! {
         fixed_rules_are_the_same::<f32>(shape, seed, place);
         fixed_rules_are_the_same::<f16>(shape, seed, place);
         fixed_rules_are_the_same::<bf16>(shape, seed, place);
+    }
+
+    #[test]
+    fn steps_are_the_same_anywhere(
+        shape in [1usize..3, 1usize..5, 1usize..300],
+        filter in any_filter(),
+        guide in prop::option::of(-1.0f32..8.0),
+        rule in prop_oneof![Just(Rule::Fresh), Just(Rule::Coupled)],
+        dtype in 0usize..3,
+        place in places(),
+    ) {
+        // In one of the types: what follows the weights knows none.
+        let of = [steps_are_the_same::<f32>, steps_are_the_same::<f16>, steps_are_the_same::<bf16>][dtype];
+        of(shape, &filter, guide, rule, place);
     }
 
     #[test]

@@ -2,18 +2,21 @@
 //! small case, which it prints.
 
 mod attention;
+mod copy;
 mod dense;
+mod diffusion;
 mod grid;
 mod jacobi;
+mod mixture;
 mod rope;
 mod sample;
 mod scan;
 mod vq;
 
 use proptest::prelude::*;
-use smalti::{Device, Float, Layout, Tensor};
+use smalti::{Device, Element, Float, Layout, Tensor};
 
-use crate::common::{tensor, uniform};
+use crate::common::uniform;
 
 /// Each case runs on every device and in every dtype, so a few go a long way.
 fn config() -> ProptestConfig {
@@ -48,6 +51,16 @@ fn placed_as<T: Float>(
     seed: u64,
     of: impl Fn(f64) -> f64,
 ) -> Tensor<T> {
+    lying(device, shape, place, seed, |x| T::from_f64(of(x)))
+}
+
+/// Whole numbers below `limit`, or 0.
+fn placed_below(device: &Device, shape: &[usize], limit: usize, place: Place, seed: u64) -> Tensor<u32> {
+    lying(device, shape, place, seed, |x| (x.abs() * limit as f64) as u32)
+}
+
+/// Elements of any type.
+fn lying<T: Element>(device: &Device, shape: &[usize], place: Place, seed: u64, of: impl Fn(f64) -> T) -> Tensor<T> {
     let Place { offset, gap, swapped } = place;
     let (&columns, leading) = shape.split_last().expect("a row at least");
     let row = columns + gap;
@@ -62,5 +75,5 @@ fn placed_as<T: Float>(
     let values = uniform(seed, elements).into_iter().map(of).collect::<Vec<_>>();
     let start = if shape.contains(&0) { 0 } else { offset * row };
     let layout = Layout::strided(shape, &strides, start).expect("small");
-    tensor::<T>(device, &[elements], &values).view_as(layout).expect("inside the buffer")
+    Tensor::from_vec(device, &[elements], values).expect("room").view_as(layout).expect("inside the buffer")
 }

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use smalti::sample::maskgit::{Curve, MASKED, MaskGit, MaskGitDraws, maskgit_step};
-use smalti::sample::{self, Filter, Guidance, Guide, Places, Watermark, Weights};
+use smalti::sample::{self, Draws, Filter, Guidance, Guide, Places, Watermark, Weights};
 use smalti::{Device, Float, Tensor, bf16, f16};
 
 use super::{Place, config, placed, placed_as, places};
@@ -46,6 +46,28 @@ fn weights_are_the_same<T: Float>(shape: [usize; 2], filter: &Filter, scale: f32
                 Err(_) => assert!(on(&cond, &uncond).map_or(true, |got| empty_row(&got.0, shape[1])), "{what}"),
             }
         }
+    }
+}
+
+fn draws_are_the_same<T: Float>(shape: [usize; 2], filter: &Filter, seed: u64, place: Place) {
+    for device in devices() {
+        let x = placed_as::<T>(device, &shape, place, 25, |x| (x * 80.0).round() / 8.0);
+        let draws = Draws::Philox { seed, streams: (0..shape[0] as u64).map(|row| seed ^ row).collect(), position: 7 };
+        let on = |x: &Tensor<T>| {
+            let weights = sample::weigh(x, None, filter).unwrap();
+            [
+                sample::argmax(x),
+                sample::sample(x, filter, &draws),
+                sample::sample_gumbel(x, filter, &draws),
+                sample::draw(&weights, &draws),
+                sample::race(&weights, &draws),
+            ]
+            .map(|tokens| tokens.unwrap().to_vec().unwrap())
+        };
+        let [_, drawn, raced, again, raced_again] = on(&x);
+        let what = format!("{} {device} {shape:?} {filter:?} {seed} {place:?}", T::DTYPE);
+        assert_eq!([&drawn, &raced], [&again, &raced_again], "{what}: from logits, from weights");
+        assert_eq!(on(&x), on(&home(&x)), "{what}");
     }
 }
 
@@ -105,6 +127,19 @@ proptest! {
         weights_are_the_same::<f32>(shape, &filter, scale, place);
         weights_are_the_same::<f16>(shape, &filter, scale, place);
         weights_are_the_same::<bf16>(shape, &filter, scale, place);
+    }
+
+    #[test]
+    fn draws_are_the_same_anywhere(
+        shape in [0usize..4, 1usize..600],
+        filter in any_filter(),
+        seed in any::<u64>(),
+        dtype in 0usize..3,
+        place in places(),
+    ) {
+        // In one of the types: the draws themselves know none.
+        let of = [draws_are_the_same::<f32>, draws_are_the_same::<f16>, draws_are_the_same::<bf16>][dtype];
+        of(shape, &filter, seed, place);
     }
 
     #[test]
