@@ -1,6 +1,6 @@
 //! Masks for given lengths: a range of keys per query, and tiles where ranges do not say it all.
 
-use super::mask::{Bits, Lengths, Mask, ScalesKind, packed_keys, position, scale_of, signed, tokens};
+use super::mask::{Bits, Lengths, Mask, ScalesKind, position, scale_of, signed, tokens};
 use crate::{Device, Error, Result, Tensor};
 
 /// Queries of a block: those that share a list of tiles.
@@ -263,8 +263,8 @@ impl Mask {
         let batches = if self.depends_on_batch(lengths) { batch } else { 1 };
         let given = self.given(lengths)?;
         if self.is_range() || k_len == 0 {
-            let pairs = (0..batches).flat_map(|batch| (0..q_len).map(move |i| (batch, i)));
-            let ranges = pairs.map(|(batch, i)| self.range(lengths, batch, i).map(key)).collect();
+            let ranges =
+                (0..batches).flat_map(|batch| self.ranges(lengths, batch)).map(|range| range.map(key)).collect();
             return Ok(Compiled { ranges, batches, tiles: None, given });
         }
         let mut compiled = Compiled { ranges: Vec::new(), batches, tiles: Some(Tiles::default()), given };
@@ -272,7 +272,7 @@ impl Mask {
             let source = Source::new(self, lengths, batch)?;
             // Many blocks at a time, since a mask of ranks goes through all keys for each lot.
             for first in (0..q_len).step_by(LOT) {
-                compiled.add(op, &source.rows(lengths, batch, first, LOT.min(q_len - first)), k_len)?;
+                compiled.add(op, &source.rows(lengths, first, LOT.min(q_len - first)), k_len)?;
             }
         }
         if let Some(tiles) = &mut compiled.tiles {
@@ -291,25 +291,31 @@ impl Mask {
         }
     }
 
-    /// The range of keys that query `i` sees, of a mask that is one.
-    fn range(&self, lengths: Lengths, batch: usize, i: usize) -> [usize; 2] {
-        let k_len = lengths.k_len;
+    /// The range of keys that each query sees, of a mask that is one.
+    fn ranges(&self, lengths: Lengths, batch: usize) -> Vec<[usize; 2]> {
+        let Lengths { q_len, k_len, .. } = lengths;
         let below = |key: isize| usize::try_from(key).unwrap_or(0).min(k_len);
+        let each = |range: &dyn Fn(usize) -> [usize; 2]| {
+            did(q_len);
+            (0..q_len).map(range).collect()
+        };
         match self {
-            Self::Full | Self::Given(_) | Self::Or(_) | Self::Ranks { .. } | Self::Bits(_) => [0, k_len],
-            Self::Causal { align } => [0, below(position(i, *align, lengths) + 1)],
-            Self::Window { left, right, align } => {
+            Self::Full | Self::Given(_) | Self::Or(_) | Self::Ranks { .. } | Self::Bits(_) => each(&|_| [0, k_len]),
+            Self::Causal { align } => each(&|i| [0, below(position(i, *align, lengths) + 1)]),
+            Self::Window { left, right, align } => each(&|i| {
                 let p = position(i, *align, lengths);
                 [below(p - signed(*left)), below(p + signed(*right) + 1)]
+            }),
+            Self::Prefix { prefix, align } => {
+                each(&|i| [0, below(position(i, *align, lengths) + 1).max((*prefix).min(k_len))])
             }
-            Self::Prefix { prefix, align } => [0, below(position(i, *align, lengths) + 1).max((*prefix).min(k_len))],
-            Self::Frames { frame, align } => {
+            Self::Frames { frame, align } => each(&|i| {
                 let p = position(i, *align, lengths);
                 [0, below((p.div_euclid(signed(*frame)) + 1).saturating_mul(signed(*frame)))]
-            }
-            Self::KeyLengths(key_lengths) => [0, key_lengths[batch]],
-            Self::Scales { patch_nums, kind } => {
-                let scale = scale_of(patch_nums, i + k_len - lengths.q_len);
+            }),
+            Self::KeyLengths(key_lengths) => each(&|_| [0, key_lengths[batch]]),
+            Self::Scales { patch_nums, kind } => each(&|i| {
+                let scale = scale_of(patch_nums, i + k_len - q_len);
                 let start = |scale: usize| tokens(&patch_nums[..scale]).min(k_len);
                 let before = scale.saturating_sub(1);
                 match kind {
@@ -318,16 +324,34 @@ impl Mask {
                     ScalesKind::MarkovPrevious => [start(before), start(before + 1)],
                     ScalesKind::MarkovPreviousAndSelf => [start(before), start(scale + 1)],
                 }
-            }
-            Self::Packed { q_lengths, k_lengths, causal } => {
-                let ([start, end], last) = packed_keys(q_lengths, k_lengths, i);
-                [start, if *causal { below(last + 1).clamp(start, end) } else { end }]
-            }
-            Self::And(all) => all.iter().fold([0, k_len], |[start, end], mask| {
-                let [other_start, other_end] = mask.range(lengths, batch, i);
-                [start.max(other_start), end.min(other_end)]
             }),
-            Self::Prepared(prepared) => prepared.mask.range(lengths, batch, i),
+            Self::Packed { q_lengths, k_lengths, causal } => {
+                // Sequence by sequence: there may be as many as queries.
+                let mut ranges = Vec::with_capacity(q_len);
+                let mut start = 0;
+                for (queries, keys) in q_lengths.iter().zip(k_lengths) {
+                    did(1 + queries);
+                    let first = signed(start) + signed(*keys) - signed(*queries);
+                    let end = start + keys;
+                    ranges.extend((0..*queries).map(|i| match causal {
+                        true => [start, below(first + signed(i) + 1).clamp(start, end)],
+                        false => [start, end],
+                    }));
+                    start = end;
+                }
+                ranges
+            }
+            Self::And(all) => {
+                let mut seen = vec![[0, k_len]; q_len];
+                for mask in all {
+                    did(q_len);
+                    for ([start, end], [other_start, other_end]) in seen.iter_mut().zip(mask.ranges(lengths, batch)) {
+                        (*start, *end) = ((*start).max(other_start), (*end).min(other_end));
+                    }
+                }
+                seen
+            }
+            Self::Prepared(prepared) => prepared.mask.ranges(lengths, batch),
         }
     }
 
@@ -387,7 +411,7 @@ const LOT: usize = 64 * BLOCK;
 /// A mask of one batch entry, ready to give the bits of its queries.
 enum Source<'a> {
     /// One range per query.
-    Range(&'a Mask),
+    Ranges(Vec<[usize; 2]>),
     /// Key ranks in ascending order with their keys, and the query ranks.
     Ranks {
         keys: Vec<(u32, usize)>,
@@ -429,21 +453,22 @@ impl<'a> Source<'a> {
                 let whole = given.broadcast(&[lengths.batch, lengths.q_len, lengths.k_len])?;
                 Self::Given(whole.narrow(0, batch, 1)?.to_vec()?)
             }
-            _ => Self::Range(mask),
+            _ => Self::Ranges(mask.ranges(lengths, batch)),
         })
     }
 
     /// The bits of `count` queries from `first` on, a row of words for each.
-    fn rows(&self, lengths: Lengths, batch: usize, first: usize, count: usize) -> Vec<u64> {
+    fn rows(&self, lengths: Lengths, first: usize, count: usize) -> Vec<u64> {
         let width = lengths.k_len.div_ceil(TILE);
         let mut rows = vec![0; count * width];
         if width == 0 {
             return rows;
         }
+        did(rows.len());
         match self {
-            Self::Range(mask) => {
-                for (i, row) in rows.chunks_mut(width).enumerate() {
-                    fill(row, mask.range(lengths, batch, first + i));
+            Self::Ranges(ranges) => {
+                for (row, range) in rows.chunks_mut(width).zip(&ranges[first..]) {
+                    fill(row, *range);
                 }
             }
             Self::Ranks { keys, queries, strict } => {
@@ -454,11 +479,13 @@ impl<'a> Source<'a> {
                 let mut next = 0;
                 for i in order {
                     let rank = queries[first + i];
+                    did(1);
                     while let Some((key_rank, key)) = keys.get(next)
                         && (*key_rank < rank || (!strict && *key_rank == rank))
                     {
                         seen[key / TILE] |= 1 << (key % TILE);
                         next += 1;
+                        did(1);
                     }
                     rows[i * width..][..width].copy_from_slice(&seen);
                 }
@@ -470,6 +497,7 @@ impl<'a> Source<'a> {
             }
             Self::Given(bytes) => {
                 for (i, row) in rows.chunks_mut(width).enumerate() {
+                    did(lengths.k_len);
                     for (key, byte) in bytes[(first + i) * lengths.k_len..][..lengths.k_len].iter().enumerate() {
                         row[key / TILE] |= u64::from(*byte != 0) << (key % TILE);
                     }
@@ -478,13 +506,15 @@ impl<'a> Source<'a> {
             Self::And(all) => {
                 rows.chunks_mut(width).for_each(|row| fill(row, [0, lengths.k_len]));
                 for source in all {
-                    let others = source.rows(lengths, batch, first, count);
+                    let others = source.rows(lengths, first, count);
+                    did(others.len());
                     rows.iter_mut().zip(others).for_each(|(word, other)| *word &= other);
                 }
             }
             Self::Or(all) => {
                 for source in all {
-                    let others = source.rows(lengths, batch, first, count);
+                    let others = source.rows(lengths, first, count);
+                    did(others.len());
                     rows.iter_mut().zip(others).for_each(|(word, other)| *word |= other);
                 }
             }
@@ -498,6 +528,8 @@ impl Compiled {
     fn add(&mut self, op: &'static str, rows: &[u64], k_len: usize) -> Result<()> {
         let width = k_len.div_ceil(TILE);
         let Some(tiles) = &mut self.tiles else { return Ok(()) };
+        // Whether any query sees it, whether all do, and the hull.
+        did(3 * rows.len());
         let whole = |tile: usize| u64::MAX >> (TILE - TILE.min(k_len - tile * TILE));
         for block in rows.chunks(BLOCK * width.max(1)) {
             tiles.starts.push(count(op, tiles.entries.len())?);
@@ -554,4 +586,117 @@ fn count(op: &'static str, count: usize) -> Result<u32> {
         .ok()
         .filter(|count| *count < Entry::FULL)
         .ok_or_else(|| Error::value(op, "mask", count, "fewer than 2^32 tiles"))
+}
+
+#[cfg(test)]
+thread_local! {
+    static DONE: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
+/// Counts what making masks does, in words or in single numbers, for the test that it is little.
+#[cfg_attr(not(test), expect(clippy::missing_const_for_fn, reason = "it counts in tests"))]
+pub(super) fn did(steps: usize) {
+    #[cfg(test)]
+    DONE.set(DONE.get() + steps);
+    #[cfg(not(test))]
+    let _ = steps;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attention::Align;
+
+    /// A picture of 256 x 256 tokens, or a video of 16 frames of 64 x 64.
+    const LENGTH: usize = 65536;
+
+    /// Steps to make a mask, and to compile it for a square of so many tokens.
+    fn steps(length: usize, make: impl FnOnce() -> Mask) -> usize {
+        DONE.set(0);
+        let compiled = make().compile(Lengths { batch: 1, q_len: length, k_len: length }).unwrap();
+        assert_eq!(compiled.ranges.len(), length);
+        DONE.get()
+    }
+
+    #[test]
+    fn masks_of_ranges_take_steps_by_the_query() {
+        let (align, causal) = (Align::BottomRight, true);
+        let scales = |kind| {
+            // 1 + 4 + .. is 65,536 at no side: the last scale has one line more than it needs.
+            let patch_nums: Vec<usize> = (1..59).collect();
+            move || Mask::Scales { patch_nums, kind }
+        };
+        let cases: Vec<(&str, Box<dyn FnOnce() -> Mask>)> = vec![
+            ("full", Box::new(|| Mask::Full)),
+            ("causal", Box::new(move || Mask::Causal { align })),
+            ("window", Box::new(move || Mask::Window { left: 900, right: 3, align })),
+            ("prefix", Box::new(move || Mask::Prefix { prefix: 77, align })),
+            ("frames", Box::new(move || Mask::Frames { frame: 4096, align })),
+            ("key lengths", Box::new(|| Mask::KeyLengths(vec![LENGTH - 5]))),
+            ("scales", Box::new(scales(ScalesKind::BlockCausal))),
+            ("Markov scales", Box::new(scales(ScalesKind::MarkovPreviousAndSelf))),
+            ("two sequences", Box::new(move || Mask::packed(&[LENGTH / 2; 2], causal))),
+            ("a sequence for each token", Box::new(move || Mask::packed(&[1; LENGTH], causal))),
+            (
+                "causal in a window",
+                Box::new(move || {
+                    let window = Mask::Window { left: 900, right: 900, align };
+                    Mask::Causal { align }.and(window)
+                }),
+            ),
+        ];
+        for (name, make) in cases {
+            let steps = steps(LENGTH, make);
+            assert!((LENGTH..=5 * LENGTH).contains(&steps), "{name}: {steps} steps");
+        }
+    }
+
+    #[test]
+    fn masks_of_tiles_take_steps_by_the_tile() {
+        let tiles = LENGTH.div_ceil(BLOCK) * LENGTH.div_ceil(TILE);
+        let shuffled = |length: usize| (0..length).map(move |n| n * 25_769 % length);
+        // Few of these tiles are partial.
+        let cases: Vec<(&str, Box<dyn FnOnce() -> Mask>)> = vec![
+            ("ranks", Box::new(|| Mask::ranks(&(0..LENGTH as u32).map(|n| n / 100).collect::<Vec<_>>(), false))),
+            ("raster order", Box::new(|| Mask::permuted(&(0..LENGTH).rev().collect::<Vec<_>>()).unwrap())),
+            ("groups", Box::new(|| Mask::grouped(&(0..LENGTH).collect::<Vec<_>>(), &[LENGTH / 64; 64]).unwrap())),
+            (
+                "query stream",
+                Box::new(|| {
+                    let [_, query] = Mask::two_stream(&(0..LENGTH as u32).collect::<Vec<_>>());
+                    query
+                }),
+            ),
+            (
+                "position queries",
+                Box::new(|| {
+                    let ranks: Vec<_> = (0..LENGTH as u32).collect();
+                    Mask::position_queries(&ranks, &ranks)
+                }),
+            ),
+            ("diagonals", Box::new(|| Mask::diagonals(&[256, 256], 0, true))),
+            ("planes", Box::new(|| Mask::diagonals(&[16, 64, 64], 0, false))),
+            ("regions", Box::new(|| Mask::regions([256, 256], [4, 4]))),
+            ("columns", Box::new(|| Mask::columns([256, 256], 4))),
+            ("known", Box::new(|| Mask::known(LENGTH, 64, 1, &[true; LENGTH - 64]).unwrap())),
+            (
+                "a window or a prefix",
+                Box::new(|| {
+                    let align = Align::TopLeft;
+                    Mask::Window { left: 64, right: 0, align }.or(Mask::Prefix { prefix: 100, align })
+                }),
+            ),
+        ];
+        for (name, make) in cases {
+            let steps = steps(LENGTH, make);
+            // A tile has 16 words, and 1024 pairs. Of a mask of two parts each word is made three times, joined twice and
+            // read three times.
+            assert!(steps <= 9 * 16 * tiles, "{name}: {} steps to a tile", steps / tiles);
+        }
+        // All of these are, so that the bits of a longer one would take half a gigabyte.
+        let length = LENGTH / 4;
+        let order: Vec<_> = shuffled(length).collect();
+        let steps = steps(length, || Mask::permuted(&order).unwrap());
+        assert!(steps <= 9 * 16 * tiles / 16, "any order: {} steps to a tile", 16 * steps / tiles);
+    }
 }

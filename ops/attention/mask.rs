@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::compiled::Prepared;
+use super::compiled::{Prepared, did};
 use crate::{Device, Error, Result, Tensor};
 
 /// Where query 0 stands among the keys.
@@ -200,6 +200,7 @@ impl Mask {
         let mut ranks = vec![u32::MAX; order.len()];
         let steps = (0u32..).zip(sizes).flat_map(|(step, size)| std::iter::repeat_n(step, *size));
         for (token, step) in order.iter().zip(steps) {
+            did(1);
             match ranks.get_mut(*token) {
                 Some(rank) if *rank == u32::MAX => *rank = step,
                 _ => return Err(Error::value(OP, "order", token, "each token once")),
@@ -358,6 +359,7 @@ impl Mask {
 
     /// Whether query `i` of batch entry `batch` sees key `j`: the definition. Given masks are in host memory.
     pub(crate) fn sees(&self, lengths: Lengths, batch: usize, i: usize, j: usize) -> bool {
+        did(1);
         let key = signed(j);
         match self {
             Self::Full => true,
@@ -411,6 +413,7 @@ impl Mask {
 pub(super) fn packed_keys(q_lengths: &[usize], k_lengths: &[usize], i: usize) -> ([usize; 2], isize) {
     let (mut query, mut key) = (0, 0);
     for (q_len, k_len) in q_lengths.iter().zip(k_lengths) {
+        did(1);
         if i < query + q_len {
             let place = signed(i - query) + signed(*k_len) - signed(*q_len);
             return ([key, key + k_len], signed(key) + place);
@@ -423,6 +426,7 @@ pub(super) fn packed_keys(q_lengths: &[usize], k_lengths: &[usize], i: usize) ->
 
 /// Ranks come from lengths of axes; those that do not fit are alike, far beyond any grid that fits memory.
 fn rank(step: usize) -> u32 {
+    did(1);
     u32::try_from(step).unwrap_or(u32::MAX)
 }
 
