@@ -607,6 +607,8 @@ mod tests {
     use super::*;
     use crate::attention::Align;
 
+    type Make = Box<dyn FnOnce() -> Mask>;
+
     /// A picture of 256 x 256 tokens, or a video of 16 frames of 64 x 64.
     const LENGTH: usize = 65536;
 
@@ -626,7 +628,7 @@ mod tests {
             let patch_nums: Vec<usize> = (1..59).collect();
             move || Mask::Scales { patch_nums, kind }
         };
-        let cases: Vec<(&str, Box<dyn FnOnce() -> Mask>)> = vec![
+        let cases: Vec<(&str, Make)> = vec![
             ("full", Box::new(|| Mask::Full)),
             ("causal", Box::new(move || Mask::Causal { align })),
             ("window", Box::new(move || Mask::Window { left: 900, right: 3, align })),
@@ -656,7 +658,7 @@ mod tests {
         let tiles = LENGTH.div_ceil(BLOCK) * LENGTH.div_ceil(TILE);
         let shuffled = |length: usize| (0..length).map(move |n| n * 25_769 % length);
         // Few of these tiles are partial.
-        let cases: Vec<(&str, Box<dyn FnOnce() -> Mask>)> = vec![
+        let cases: Vec<(&str, Make)> = vec![
             ("ranks", Box::new(|| Mask::ranks(&(0..LENGTH as u32).map(|n| n / 100).collect::<Vec<_>>(), false))),
             ("raster order", Box::new(|| Mask::permuted(&(0..LENGTH).rev().collect::<Vec<_>>()).unwrap())),
             ("groups", Box::new(|| Mask::grouped(&(0..LENGTH).collect::<Vec<_>>(), &[LENGTH / 64; 64]).unwrap())),
