@@ -16,14 +16,12 @@ impl Layout {
     /// # Errors
     /// [`Error::Shape`] if the element count overflows.
     pub fn contiguous(shape: &[usize]) -> Result<Self> {
+        count_of(shape)?;
         let mut strides = vec![1; shape.len()];
-        let mut elements: usize = 1;
-        for axis in (0..shape.len()).rev() {
-            strides[axis] = elements;
-            elements = elements
-                .checked_mul(shape[axis].max(1))
-                .filter(|count| isize::try_from(*count).is_ok_and(|count| count <= isize::MAX / 8))
-                .ok_or_else(|| Error::shape("tensor", "shape", shape, "a count of elements that fits memory"))?;
+        let mut elements = 1;
+        for (stride, len) in strides.iter_mut().zip(shape).rev() {
+            *stride = elements;
+            elements *= len.max(&1);
         }
         Ok(Self { shape: shape.to_vec(), strides, offset: 0 })
     }
@@ -31,11 +29,13 @@ impl Layout {
     /// Any layout. A stride of 0 repeats its axis (a broadcast).
     ///
     /// # Errors
-    /// [`Error::Shape`] if `strides` has not one entry per axis, or if the last element's index overflows.
+    /// [`Error::Shape`] if `strides` has not one entry per axis, or if the element count or the last element's index
+    /// overflows.
     pub fn strided(shape: &[usize], strides: &[usize], offset: usize) -> Result<Self> {
         if shape.len() != strides.len() {
             return Err(Error::shape("tensor", "strides", strides, format!("one stride per axis of {shape:?}")));
         }
+        count_of(shape)?;
         let layout = Self { shape: shape.to_vec(), strides: strides.to_vec(), offset };
         if layout.checked_span().is_none() {
             return Err(Error::shape("tensor", "strides", strides, "a last element whose index fits memory"));
@@ -126,10 +126,10 @@ impl Layout {
     /// The same elements under another shape, if strides can express it without a copy.
     #[must_use]
     pub fn reshape(&self, shape: &[usize]) -> Option<Self> {
-        if !self.is_contiguous() || shape.iter().product::<usize>() != self.elements() {
+        let mut layout = Self::contiguous(shape).ok()?;
+        if !self.is_contiguous() || layout.elements() != self.elements() {
             return None;
         }
-        let mut layout = Self::contiguous(shape).ok()?;
         layout.offset = self.offset;
         Some(layout)
     }
@@ -161,9 +161,11 @@ impl Layout {
         Some(layout)
     }
 
-    /// The shape stretched to `shape`: axes are aligned at the end, and axes of length 1 repeat.
+    /// The shape stretched to `shape`: axes are aligned at the end, and axes of length 1 repeat. Nothing if an axis does not
+    /// fit, or the element count overflows.
     #[must_use]
     pub fn broadcast(&self, shape: &[usize]) -> Option<Self> {
+        count_of(shape).ok()?;
         let missing = shape.len().checked_sub(self.shape.len())?;
         let mut strides = vec![0; missing];
         for (axis, len) in self.shape.iter().enumerate() {
@@ -175,4 +177,13 @@ impl Layout {
         }
         Some(Self { shape: shape.to_vec(), strides, offset: self.offset })
     }
+}
+
+/// Elements of a shape whose axes of length 0 count as 1: that strides and counts of parts fit too.
+fn count_of(shape: &[usize]) -> Result<usize> {
+    shape
+        .iter()
+        .try_fold(1usize, |count, len| count.checked_mul(*len.max(&1)))
+        .filter(|count| isize::try_from(*count).is_ok_and(|count| count <= isize::MAX / 8))
+        .ok_or_else(|| Error::shape("tensor", "shape", shape, "a count of elements that fits memory"))
 }

@@ -263,7 +263,7 @@ impl<T: Element> Tensor<T> {
     /// # Errors
     /// [`Error::Shape`] if the element counts differ.
     pub fn reshape(&self, shape: &[usize]) -> Result<Self> {
-        if shape.iter().product::<usize>() != self.elements() {
+        if Layout::contiguous(shape)?.elements() != self.elements() {
             let expected = format!("{} elements, as {:?} has", self.elements(), self.shape());
             return Err(Error::shape("reshape", "shape", shape, expected));
         }
@@ -299,10 +299,15 @@ impl<T: Element> Tensor<T> {
     /// The tensor stretched to `shape`, without a copy: axes are aligned at the end, and axes of length 1 repeat.
     ///
     /// # Errors
-    /// [`Error::Shape`] if an axis is neither equal nor 1.
+    /// [`Error::Shape`] if an axis is neither equal nor 1, or the element count overflows.
     pub fn broadcast(&self, shape: &[usize]) -> Result<Self> {
         let layout = self.layout.broadcast(shape).ok_or_else(|| {
-            Error::shape("broadcast", "tensor", self.shape(), format!("axes of 1 or as in {shape:?}"))
+            Error::shape(
+                "broadcast",
+                "tensor",
+                self.shape(),
+                format!("axes of 1 or as in {shape:?}, whose count fits memory"),
+            )
         })?;
         Ok(self.with_layout(layout))
     }

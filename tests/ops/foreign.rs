@@ -1,7 +1,7 @@
 //! Devices and buffers that another crate made, launchers in its encoder, and devices that fail.
 
-use smalti::backend::wgpu::Operand;
-use smalti::{Device, Dtype, Error, Layout, Tensor, copy, elementwise, norm};
+use smalti::backend::wgpu::{Operand, Recorder};
+use smalti::{Device, Dtype, Error, Layout, Tensor, activation, attention, copy, elementwise, norm};
 
 use super::common::{assert_close, tensor, uniform, widened};
 
@@ -208,4 +208,43 @@ fn a_lost_device_fails_for_good_and_others_go_on() {
     works(&Device::cpu());
     // Its tensors can be dropped after it.
     drop((device, x, y));
+}
+
+#[test]
+fn launchers_name_what_32_bits_cannot_index() {
+    let Some((raw, queue)) = handles(None) else { return };
+    let device = Device::from_wgpu(raw.clone(), queue);
+    let [x, y] = [0; 2].map(|_| buffer(&raw, 64, USAGE));
+    // Of eight elements, one beyond 2^32; more elements than that, in a row, and all in one place.
+    let near = Layout::contiguous(&[2, 4]).unwrap();
+    let wide = Layout::strided(&[2, 4], &[1 << 32, 1], 0).unwrap();
+    let far = Layout::strided(&[2, 4], &[4, 1], 1 << 32).unwrap();
+    let many = Layout::contiguous(&[1 << 16, (1 << 16) + 4]).unwrap();
+    let one = Layout::strided(&[1 << 16, (1 << 16) + 4], &[0, 0], 0).unwrap();
+    for dtype in [Dtype::F32, Dtype::F16] {
+        let from = |layout| Operand { buffer: &x, layout, dtype };
+        let to = |layout| Operand { buffer: &y, layout, dtype };
+        let refused = |what: &str, launch: &dyn Fn(&mut Recorder<'_>) -> Result<(), Error>| {
+            let mut encoder = raw.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            let error = device.gpu().expect("a wgpu device").record_into(&mut encoder, |recorder| launch(recorder));
+            let error = error.expect_err(what).to_string();
+            assert!(error.contains("2^32") || error.contains("65535"), "{what}, {dtype}: {error}");
+        };
+        for (name, layout) in [("wide", &wide), ("far", &far)] {
+            refused(&format!("copy from {name}"), &|r| copy::wgpu::copy_into(r, from(layout), to(&near)));
+            refused(&format!("copy to {name}"), &|r| copy::wgpu::copy_into(r, from(&near), to(layout)));
+            refused(&format!("convert {name}"), &|r| copy::wgpu::convert(r, from(layout), to(&near)));
+        }
+        let silu = activation::Activation::Silu;
+        refused("norm far", &|r| norm::wgpu::rms_norm(r, from(&far), None, 1e-5, to(&near)));
+        refused("activation far", &|r| activation::wgpu::activation(r, from(&far), silu, to(&near)));
+        refused("softmax far", &|r| norm::wgpu::softmax(r, from(&far), 4, to(&near)));
+        refused("l2_normalise far", &|r| attention::wgpu::l2_normalise(r, from(&far), to(&near)));
+        refused("copy many", &|r| copy::wgpu::copy_into(r, from(&one), to(&many)));
+        refused("convert many", &|r| copy::wgpu::convert(r, from(&one), to(&many)));
+        refused("norm many", &|r| norm::wgpu::rms_norm(r, from(&many), None, 1e-5, to(&many)));
+        refused("activation many", &|r| activation::wgpu::activation(r, from(&many), silu, to(&many)));
+        refused("softmax many", &|r| norm::wgpu::softmax(r, from(&many), 4, to(&many)));
+        refused("l2_normalise many", &|r| attention::wgpu::l2_normalise(r, from(&many), to(&many)));
+    }
 }

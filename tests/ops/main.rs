@@ -12,6 +12,7 @@ mod diffusion;
 mod dumps;
 mod elementwise;
 mod embedding;
+mod far;
 #[cfg(feature = "wgpu")]
 mod foreign;
 mod jacobi;
