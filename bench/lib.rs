@@ -177,7 +177,16 @@ impl Bench {
 
     /// Runs ours, PyTorch's task and the rivals in turns, as often as criterion asks; nothing if its filter leaves the
     /// task out. Products are in `T`.
-    pub fn compare<T: Float>(&mut self, task: Task, mut ours: impl FnMut(), rivals: &mut [Rival<'_>]) {
+    pub fn compare<T: Float>(&mut self, task: Task, ours: impl FnMut(), rivals: &mut [Rival<'_>]) {
+        self.take_turns::<T>(task, ours, rivals, true);
+    }
+
+    /// The same without PyTorch, which has no such task.
+    pub fn compare_without_pytorch<T: Float>(&mut self, task: Task, ours: impl FnMut(), rivals: &mut [Rival<'_>]) {
+        self.take_turns::<T>(task, ours, rivals, false);
+    }
+
+    fn take_turns<T: Float>(&mut self, task: Task, mut ours: impl FnMut(), rivals: &mut [Rival<'_>], pytorch: bool) {
         let mut our_seconds = Vec::new();
         let mut peer_seconds = vec![Vec::new(); 1 + rivals.len()];
         let mut group = self.criterion.benchmark_group(self.family);
@@ -189,7 +198,9 @@ impl Bench {
                     our_seconds.push(turn(&mut ours));
                     total += our_seconds[our_seconds.len() - 1];
                     std::thread::sleep(PAUSE);
-                    peer_seconds[0].extend(self.pytorch.run());
+                    if pytorch {
+                        peer_seconds[0].extend(self.pytorch.run());
+                    }
                     for (rival, peer_seconds) in rivals.iter_mut().zip(&mut peer_seconds[1..]) {
                         peer_seconds.push(turn(&mut rival.run));
                     }

@@ -1,9 +1,9 @@
 //! Attention of the sizes of LlamaGen-B (12 heads of 64) and VAR-d16 (16 heads of 64, 680 tokens), two rows each.
 
 use serde_json::json;
-use smalti::attention::{self, Align, Mask, Options, ScalesKind};
+use smalti::attention::{self, Align, Lengths, Mask, Options, ScalesKind};
 use smalti::{Float, Tensor, bf16};
-use smalti_bench::{Bench, Operand, Place, Task, candle, numbers};
+use smalti_bench::{Bench, Operand, Place, Rival, Task, candle, numbers};
 
 const BATCH: usize = 2;
 const HEAD_DIM: usize = 64;
@@ -111,9 +111,42 @@ fn compare<T: Float>(bench: &mut Bench) {
     }
 }
 
+/// Making a mask and compiling it, and as a rival one use of it, of one head.
+fn make(bench: &mut Bench) {
+    const SIDE: usize = 64;
+    const LENGTH: usize = SIDE * SIDE;
+    let device = &bench.device();
+    let shape = [1, 1, LENGTH, HEAD_DIM];
+    let operand = Tensor::from_vec(device, &shape, numbers::<f32>(LENGTH * HEAD_DIM)).expect("room for an operand");
+    let lengths = Lengths { batch: 1, q_len: LENGTH, k_len: LENGTH };
+    // An order without any pattern: each tile is partial.
+    let order: Vec<_> = (0..LENGTH).map(|n| n * 2_741 % LENGTH).collect();
+    let cases: [(&str, &dyn Fn() -> Mask); 5] = [
+        ("causal", &|| Mask::Causal { align: Align::TopLeft }),
+        ("frames", &|| Mask::Frames { frame: 256, align: Align::TopLeft }),
+        ("diagonals", &|| Mask::diagonals(&[SIDE, SIDE], 0, true)),
+        ("columns", &|| Mask::columns([SIDE, SIDE], 8)),
+        ("any order", &|| Mask::permuted(&order).expect("a permutation")),
+    ];
+    for (name, mask) in cases {
+        let made = || mask().prepare(device, lengths).expect("a mask that fits");
+        let options = Options::new(0.125).mask(made());
+        let use_once = || {
+            std::hint::black_box(attention::attention(&operand, &operand, &operand, &options).expect("fits"));
+        };
+        let mut rivals = [Rival { name: "one use of it, one head", run: Box::new(use_once) }];
+        let task = Task { name: format!("making a mask: {name} {LENGTH}"), bytes: 0.0, operations: 0.0, place: None };
+        let ours = || {
+            std::hint::black_box(made());
+        };
+        bench.compare_without_pytorch::<f32>(task, ours, &mut rivals);
+    }
+}
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut bench = Bench::new("attention")?;
     compare::<f32>(&mut bench);
     compare::<bf16>(&mut bench);
+    make(&mut bench);
     Ok(bench.finish()?)
 }
