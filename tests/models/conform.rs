@@ -137,9 +137,9 @@ fn the_models_here_draw_the_same_tokens_on_cpu_and_cuda() {
     }
 }
 
-/// For the seeds from 1 on: two of them, or as many as `SMALTI_SEEDS` says.
+/// For the seeds from 1 on: one of them, which takes minutes where CUDA is emulated, or as many as `SMALTI_SEEDS` says.
 fn draws_the_tokens_of_the_cpu(gpu: &Device) {
-    let seeds = std::env::var("SMALTI_SEEDS").map_or(2, |seeds| seeds.parse().expect("a number of seeds"));
+    let seeds = std::env::var("SMALTI_SEEDS").map_or(1, |seeds| seeds.parse().expect("a number of seeds"));
     for model in ["llamagen", "var"] {
         let checkpoint = smalti_models::weights::embedded(model).expect("weights in the program");
         let [here, there] = [&on("cpu"), gpu].map(|device| zoo::load::<f32>(&checkpoint, device).unwrap());
