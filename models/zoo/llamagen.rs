@@ -323,8 +323,8 @@ impl<T: Float> Network<T> for Running<'_, T> {
         let LlamaGen { table, condition_len, codes, .. } = self.model;
         let positions = table.positions();
         let mut weights = vec![1.0; 2 * factors.len() * positions];
-        let without = weights.chunks_mut(positions).skip(factors.len());
-        for (row, factors) in without.zip(factors) {
+        let (_, without) = weights.split_at_mut(factors.len() * positions);
+        for (row, factors) in without.chunks_mut(positions).zip(factors) {
             row[*condition_len..].iter_mut().zip(factors).for_each(|(weight, factor)| *weight = *factor);
         }
         self.values = Some(Tensor::from_vec(&codes.device, &[2 * factors.len(), positions], weights)?);
