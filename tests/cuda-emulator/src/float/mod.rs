@@ -212,6 +212,20 @@ pub fn fma(rounding: Rounding, a: f64, b: f64, c: f64) -> f64 {
     add(rounding, a * b, c)
 }
 
+/// `a * b + c`, rounded once to nearest. It has no branches and no calls, so that the lanes of a warp go through the
+/// host's vector unit together, whether or not it has such an instruction.
+pub fn fma_f32(a: f32, b: f32, c: f32) -> f32 {
+    let (product, c) = (f64::from(a) * f64::from(b), f64::from(c));
+    let sum = product + c;
+    let c_part = sum - product;
+    let residual = (product - (sum - c_part)) + (c - c_part);
+    // To odd first. A NaN as residual, of an infinite sum, is not above zero.
+    let bits = sum.to_bits() as i64;
+    let is_moved = residual.abs() > 0.0 && bits & 1 == 0;
+    let away = 1 - 2 * ((bits ^ residual.to_bits() as i64) >> 63 & 1);
+    f64::from_bits((bits + if is_moved { away } else { 0 }) as u64) as f32
+}
+
 /// A sum of two unlike signs that is exactly zero is negative when rounding down.
 fn zero_sign(sum: f64, rounding: Rounding, a: f64, b: f64) -> f64 {
     if sum == 0.0 && rounding == Rounding::Down && a.is_sign_negative() != b.is_sign_negative() { -0.0 } else { sum }
@@ -240,7 +254,7 @@ pub fn round_integral(value: f64, rounding: Rounding) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{BF16, F16, F32, Rounding, fma};
+    use super::{BF16, F16, F32, Rounding, fma, fma_f32};
 
     #[test]
     fn every_half_survives_widening_and_narrowing() {
@@ -289,6 +303,25 @@ mod tests {
             let (a, b, c) = (next(), next(), next());
             let got = F32.narrow(fma(Rounding::Nearest, a.into(), b.into(), c.into()), Rounding::Nearest);
             assert_eq!(got, u64::from(a.mul_add(b, c).to_bits()), "{a} {b} {c}");
+        }
+    }
+
+    #[test]
+    fn fma_of_lanes_agrees_with_the_host() {
+        let mut state = 11u64;
+        let mut next = |spread: u32| {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            let bits = (state >> 32) as u32;
+            // All of f32, or close exponents and few bits, where sums cancel and come to lie between two numbers.
+            f32::from_bits(if spread == 0 { bits } else { bits & 0x83f0_000f | 0x3c00_0000 })
+        };
+        for round in 0..2_000_000 {
+            let (a, b, c) = (next(round % 2), next(round % 2), next(round % 2));
+            let (got, expected) = (fma_f32(a, b, c), a.mul_add(b, c));
+            assert!(got.to_bits() == expected.to_bits() || got.is_nan() && expected.is_nan(), "{a} {b} {c}: {got}");
+        }
+        for (a, b, c) in [(0.0, -1.0, 0.0), (-0.0, 1.0, -0.0), (f32::MAX, 2.0, f32::NEG_INFINITY), (1.0, 1.0, -1.0)] {
+            assert_eq!(fma_f32(a, b, c).to_bits(), a.mul_add(b, c).to_bits(), "{a} {b} {c}");
         }
     }
 }

@@ -8,7 +8,7 @@ use super::shadow::{Action, Conflict, Earlier, Observer, Stamp};
 use super::warp::AsyncCopy;
 use crate::counts::{GlobalAccess, SharedAccess};
 use crate::error::{FaultKind, Problem};
-use crate::program::{Address, Condition, Element, Lanes, Memory, Register, Source, Strength, Update, WARP};
+use crate::program::{Address, Base, Condition, Element, Lanes, Memory, Register, Source, Strength, Update, WARP};
 
 /// The widest vector of a load or store.
 const MOST: usize = 8;
@@ -88,28 +88,57 @@ impl<'a> Execution<'a, '_> {
     ) -> Outcome<()> {
         let addresses = self.addresses(address);
         let total = element.bytes * destinations.len() as u32;
+        let strong = strength != Strength::Weak;
         let mut values = [[0u64; WARP]; MOST];
-        let mut resolved = [(Memory::Global, 0); WARP];
-        for lane in lanes(active) {
-            let access = self.resolve(lane, memory, addresses[lane], total, Verb::Load, strength != Strength::Weak)?;
-            resolved[lane] = (access.memory, access.address);
-            self.observe(&access, |_| false)?;
-            for (at, value) in values.iter_mut().take(destinations.len()).enumerate() {
-                value[lane] = self.fetch(&access, at as u32 * element.bytes, element.bytes);
+        let values = &mut values[..destinations.len()];
+        if memory == Memory::Parameters && address.base == Base::Nothing {
+            // The same in all lanes.
+            let access =
+                self.resolve(active.trailing_zeros() as usize, memory, addresses[0], total, Verb::Load, strong)?;
+            for (at, value) in values.iter_mut().enumerate() {
+                value.fill(self.fetch(&access, at as u32 * element.bytes, element.bytes));
             }
+        } else if let Some(allocation) = self.resolve_together(memory, &addresses, total, Verb::Load, active) {
+            let access = |lane: usize| Access {
+                allocation,
+                ..Access::new(lane, memory, addresses[lane], total, Verb::Load, strong)
+            };
+            if !self.observe_readers(&addresses, total, active, access) {
+                // In order, for the first race.
+                for lane in lanes(active) {
+                    self.observe(&access(lane), |_| false)?;
+                }
+            }
+            for lane in lanes(active) {
+                let access = access(lane);
+                for (at, value) in values.iter_mut().enumerate() {
+                    value[lane] = self.fetch(&access, at as u32 * element.bytes, element.bytes);
+                }
+            }
+            self.count(memory, &addresses, total, Verb::Load, active);
+        } else {
+            let mut resolved = [(Memory::Global, 0); WARP];
+            for lane in lanes(active) {
+                let access = self.resolve(lane, memory, addresses[lane], total, Verb::Load, strong)?;
+                resolved[lane] = (access.memory, access.address);
+                self.observe(&access, |_| false)?;
+                for (at, value) in values.iter_mut().enumerate() {
+                    value[lane] = self.fetch(&access, at as u32 * element.bytes, element.bytes);
+                }
+            }
+            self.count_each(&resolved, total, Verb::Load, active);
         }
-        if strength != Strength::Weak {
+        if strong {
             self.strong_read(strength);
         }
-        self.count(&resolved, total, Verb::Load, active);
-        for (destination, mut value) in destinations.iter().zip(values) {
+        for (destination, value) in destinations.iter().zip(values) {
             let Some(destination) = destination else { continue };
             if element.extend_to > 8 * element.bytes {
                 let shift = 64 - 8 * element.bytes;
                 let keep = u64::MAX >> (64 - element.extend_to);
-                value = value.map(|value| (((value << shift) as i64) >> shift) as u64 & keep);
+                *value = value.map(|value| (((value << shift) as i64) >> shift) as u64 & keep);
             }
-            self.write(*destination, &value, active);
+            self.write(*destination, value, active);
         }
         Ok(())
     }
@@ -134,15 +163,23 @@ impl<'a> Execution<'a, '_> {
         }
         let keep = u64::MAX >> (64 - 8 * bytes);
         let mut resolved = [(Memory::Global, 0); WARP];
+        let together = self.resolve_together(memory, &addresses, total, Verb::Store, active);
         for lane in lanes(active) {
-            let access = self.resolve(lane, memory, addresses[lane], total, Verb::Store, strength != Strength::Weak)?;
+            let address = addresses[lane];
+            let strong = strength != Strength::Weak;
+            let access = match together {
+                Some(allocation) => {
+                    Access { allocation, ..Access::new(lane, memory, address, total, Verb::Store, strong) }
+                }
+                None => self.resolve(lane, memory, address, total, Verb::Store, strong)?,
+            };
             resolved[lane] = (access.memory, access.address);
             self.observe(&access, |this| this.holds(&access, bytes, sources.len(), |at| values[at][lane] & keep))?;
             for (at, value) in values.iter().take(sources.len()).enumerate() {
                 self.put(&access, at as u32 * bytes, bytes, value[lane] & keep);
             }
         }
-        self.count(&resolved, total, Verb::Store, active);
+        self.count_each(&resolved, total, Verb::Store, active);
         Ok(())
     }
 
@@ -180,7 +217,7 @@ impl<'a> Execution<'a, '_> {
         }
         self.strong_read(strength);
         self.strong_write(strength);
-        self.count(&resolved, bytes, Verb::Update, active);
+        self.count_each(&resolved, bytes, Verb::Update, active);
         Ok(old)
     }
 
@@ -236,8 +273,8 @@ impl<'a> Execution<'a, '_> {
             let copy = AsyncCopy { lane: lane as u8, to: target.address, bytes: bytes as u8, data, group };
             self.warp.copies.push(copy);
         }
-        self.count(&read, bytes, Verb::Load, reading);
-        self.count(&written, bytes, Verb::Store, active);
+        self.count_each(&read, bytes, Verb::Load, reading);
+        self.count_each(&written, bytes, Verb::Store, active);
         Ok(())
     }
 
@@ -289,6 +326,64 @@ impl<'a> Execution<'a, '_> {
             self.fence();
         }
         self.block.published.merge(&self.warp.released);
+    }
+
+    // Lanes together -----------------------------------------------------------------------------------------------
+
+    /// The allocation that holds every lane's access, or `None` inside for shared memory, if [`resolve`](Self::resolve)
+    /// would find nothing wrong with any: most accesses are such, and are looked at much faster together.
+    fn resolve_together(
+        &mut self,
+        memory: Memory,
+        addresses: &Lanes,
+        bytes: u32,
+        verb: Verb,
+        active: u32,
+    ) -> Option<Option<&'a Allocation>> {
+        let (mut first, mut last, mut bits) = (u64::MAX, 0, 0);
+        for (lane, address) in addresses.iter().enumerate() {
+            let runs = active >> lane & 1 == 1;
+            first = first.min(if runs { *address } else { u64::MAX });
+            last = last.max(if runs { *address } else { 0 });
+            bits |= if runs { *address } else { 0 };
+        }
+        if bits & u64::from(bytes - 1) != 0 || !bytes.is_power_of_two() {
+            return None;
+        }
+        let end = last.checked_add(u64::from(bytes))?;
+        match memory {
+            Memory::Global => {
+                let held = |allocation: &&Allocation| allocation.contains(first, end - first);
+                let allocation = match self.last.filter(held) {
+                    Some(allocation) => allocation,
+                    None => self.context.memory.find(first).filter(held)?,
+                };
+                self.last = Some(allocation);
+                let step = bytes.min(8);
+                let is_fine = match verb {
+                    Verb::Load => lanes(active).all(|lane| {
+                        let offset = addresses[lane] - allocation.address;
+                        (0..bytes)
+                            .step_by(step as usize)
+                            .all(|at| allocation.first_invalid(offset + u64::from(at), step).is_none())
+                    }),
+                    Verb::Store => !allocation.constant,
+                    Verb::Update => false,
+                };
+                is_fine.then_some(Some(allocation))
+            }
+            Memory::Shared => {
+                let is_outside = self.context.outside_shared(first, end).is_some();
+                let is_fine = |lane: usize| {
+                    let range = addresses[lane] as usize..addresses[lane] as usize + bytes as usize;
+                    let is_still = self.block.in_flight[range.clone()].iter().fold(0, |all, line| all | line) == 0;
+                    let is_valid = || self.block.shared_valid[range].iter().fold(true, |all, valid| all & valid);
+                    is_still && (verb == Verb::Store || is_valid())
+                };
+                (!is_outside && lanes(active).all(is_fine)).then_some(None)
+            }
+            _ => None,
+        }
     }
 
     // One lane -----------------------------------------------------------------------------------------------------
@@ -408,41 +503,82 @@ impl<'a> Execution<'a, '_> {
         if !matches!(access.memory, Memory::Global | Memory::Shared) {
             return Ok(());
         }
-        let recorded = self.record(access, false);
+        let recorded = self.record(access, None, false);
         let Err(conflict) = recorded else { return Ok(()) };
         if conflict.earlier == Earlier::Write
             && access.verb == Verb::Store
             && unchanged(self)
-            && self.record(access, true).is_ok()
+            && self.record(access, None, true).is_ok()
         {
             return Ok(());
         }
         Err(self.conflict(access, conflict))
     }
 
-    fn record(&mut self, access: &Access<'_>, unchanged: bool) -> Result<(), Conflict> {
-        let thread = self.warp.index * 32 + access.lane as u32;
+    /// Records reads by all lanes; whether they are free of races. Of those that read the same, two are enough to find
+    /// every race.
+    fn observe_readers(
+        &mut self,
+        addresses: &Lanes,
+        bytes: u32,
+        active: u32,
+        access: impl Fn(usize) -> Access<'a>,
+    ) -> bool {
+        // By address: the first lane that reads there, and the next, unless it is the same.
+        let mut readers = [(0u64, u8::MAX, u8::MAX); WARP];
+        let mut is_free = true;
+        let mut record = |(_, lane, beside): (u64, u8, u8)| {
+            let beside = (lane != beside).then_some(usize::from(beside));
+            is_free &= self.record(&access(usize::from(lane)), beside, false).is_ok();
+        };
+        for lane in lanes(active) {
+            let (address, number) = (addresses[lane], lane as u8);
+            let reader = &mut readers[(address >> bytes.trailing_zeros()) as usize % WARP];
+            match *reader {
+                (_, u8::MAX, _) => *reader = (address, number, number),
+                (at, first, next) if at == address => {
+                    if first == next {
+                        reader.2 = number;
+                    }
+                }
+                _ => record(std::mem::replace(reader, (address, number, number))),
+            }
+        }
+        for reader in readers {
+            if reader.1 != u8::MAX {
+                record(reader);
+            }
+        }
+        is_free
+    }
+
+    /// Records the access, and that of a lane `beside` that reads the same.
+    fn record(&mut self, access: &Access<'_>, beside: Option<usize>, unchanged: bool) -> Result<(), Conflict> {
+        // A warp that has met a million barriers is no longer looked at.
+        let clock = self.warp.clock().min(Stamp::LAST_CLOCK);
+        let stamp = |lane: usize| Stamp::new(self.warp.index * 32 + lane as u32, clock, access.strong);
         let by = Observer {
-            // A warp that has met a million barriers is no longer looked at.
-            stamp: Stamp::new(thread, self.warp.clock().min(Stamp::LAST_CLOCK), access.strong),
+            stamp: stamp(access.lane),
+            beside: beside.map(stamp),
             seen: &self.warp.seen,
             line: self.warp.line,
             late: self.block.late,
             proxy: None,
         };
-        self.block.record(access, by, unchanged)
+        self.block.record(access, &by, unchanged)
     }
 
     /// Records an access by a copy that this warp starts, which knows `seen` and ends at `clock` of `agent`.
     pub fn observe_copy(&mut self, access: &Access<'_>, agent: Agent, clock: u32, seen: &Clocks) -> Outcome<()> {
         let by = Observer {
             stamp: Stamp::new(agent.thread(), clock.min(Stamp::LAST_CLOCK), false),
+            beside: None,
             seen,
             line: self.warp.line,
             late: self.block.late,
             proxy: Some(if access.memory == Memory::Shared { Proxied::Shared } else { Proxied::Global }),
         };
-        self.block.record(access, by, false).map_err(|conflict| self.conflict(access, conflict))
+        self.block.record(access, &by, false).map_err(|conflict| self.conflict(access, conflict))
     }
 
     fn conflict(&self, access: &Access<'_>, Conflict { thread, earlier }: Conflict) -> Problem {
@@ -508,7 +644,19 @@ impl<'a> Execution<'a, '_> {
 
     // Counting -----------------------------------------------------------------------------------------------------
 
-    fn count(&mut self, resolved: &[(Memory, u64); WARP], bytes: u32, verb: Verb, active: u32) {
+    /// Counts an access to one memory by each lane.
+    fn count(&mut self, memory: Memory, addresses: &Lanes, bytes: u32, verb: Verb, active: u32) {
+        let mut compact = [0; WARP];
+        let mut count = 0;
+        for lane in lanes(active) {
+            compact[count] = addresses[lane];
+            count += 1;
+        }
+        self.count_in(memory, &mut compact[..count], bytes, verb);
+    }
+
+    /// Counts accesses by lanes to different memories.
+    fn count_each(&mut self, resolved: &[(Memory, u64); WARP], bytes: u32, verb: Verb, active: u32) {
         if active == 0 {
             return;
         }
@@ -530,23 +678,30 @@ impl<'a> Execution<'a, '_> {
                 Memory::Parameters => {}
             }
         }
-        let counts = &mut self.block.counts;
-        counts.local_bytes += locals * u64::from(bytes);
-        if globals != 0 {
-            let target = match verb {
-                Verb::Load => &mut counts.global_loads,
-                Verb::Store => &mut counts.global_stores,
-                Verb::Update => &mut counts.global_atomics,
-            };
-            count_global(target, &mut global[..globals], bytes);
+        self.block.counts.local_bytes += locals * u64::from(bytes);
+        self.count_in(Memory::Global, &mut global[..globals], bytes, verb);
+        self.count_in(Memory::Shared, &mut shared[..shareds], bytes, verb);
+    }
+
+    fn count_in(&mut self, memory: Memory, addresses: &mut [u64], bytes: u32, verb: Verb) {
+        if addresses.is_empty() {
+            return;
         }
-        if shareds != 0 {
+        let counts = &mut self.block.counts;
+        if memory == Memory::Shared {
             let target = match verb {
                 Verb::Load => &mut counts.shared_loads,
                 Verb::Store => &mut counts.shared_stores,
                 Verb::Update => &mut counts.shared_atomics,
             };
-            count_shared(target, &shared[..shareds], bytes);
+            count_shared(target, addresses, bytes);
+        } else {
+            let target = match verb {
+                Verb::Load => &mut counts.global_loads,
+                Verb::Store => &mut counts.global_stores,
+                Verb::Update => &mut counts.global_atomics,
+            };
+            count_global(target, addresses, bytes);
         }
     }
 
@@ -559,11 +714,14 @@ impl<'a> Execution<'a, '_> {
 }
 
 impl Block {
-    fn record(&mut self, access: &Access<'_>, by: Observer<'_>, unchanged: bool) -> Result<(), Conflict> {
+    fn record(&mut self, access: &Access<'_>, by: &Observer<'_>, unchanged: bool) -> Result<(), Conflict> {
         let shadow = match access.memory {
             Memory::Shared => &mut self.shared_shadow,
             _ => &mut self.global_shadow,
         };
+        if access.bytes <= 16 {
+            return shadow.access(access.address, access.bytes, access.verb.action(), by, unchanged);
+        }
         // A vector is recorded in parts of at most 16 bytes, none of which leaves its page.
         for at in (0..access.bytes).step_by(16) {
             let bytes = (access.bytes - at).min(16);
@@ -627,6 +785,10 @@ fn count_shared(target: &mut SharedAccess, addresses: &[u64], bytes: u32) {
     let words = bytes.div_ceil(4) as usize;
     let lanes_at_once = (32 / words).max(1);
     for part in addresses.chunks(lanes_at_once) {
+        if is_free_of_conflicts(part, words as u64) {
+            target.wavefronts += 1;
+            continue;
+        }
         let mut all = [0u64; WARP];
         let mut count = 0;
         for address in part {
@@ -653,6 +815,24 @@ fn count_shared(target: &mut SharedAccess, addresses: &[u64], bytes: u32) {
     }
 }
 
+/// Whether no two words that lanes access at once share a bank.
+fn is_free_of_conflicts(addresses: &[u64], words: u64) -> bool {
+    let mut held = [u64::MAX; 32];
+    addresses.iter().all(|address| {
+        (address / 4..address / 4 + words).all(|word| {
+            let held = &mut held[(word % 32) as usize];
+            let is_free = *held == u64::MAX || *held == word;
+            *held = word;
+            is_free
+        })
+    })
+}
+
+/// The value of up to 8 bytes.
 fn little_endian(bytes: &[u8]) -> u64 {
-    bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
+    match *bytes {
+        [a, b, c, d] => u64::from(u32::from_le_bytes([a, b, c, d])),
+        [a, b, c, d, e, f, g, h] => u64::from_le_bytes([a, b, c, d, e, f, g, h]),
+        _ => bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)),
+    }
 }

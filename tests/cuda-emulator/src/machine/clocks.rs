@@ -61,6 +61,11 @@ impl Agent {
         THREADS + self.0 - WARPS
     }
 
+    /// Its number among warps, if it is one.
+    pub fn warp_index(self) -> Option<usize> {
+        (self.0 < WARPS).then_some(self.0 as usize)
+    }
+
     /// What it is, in words; `None` for a warp.
     pub fn words(self) -> Option<&'static str> {
         if self.0 < Self::PRODUCTS {

@@ -692,6 +692,12 @@ impl<'a> Execution<'a, '_> {
     /// The member mask of each lane, checked: all lanes of a mask are here, and agree on it.
     pub fn members(&self, mask: Source, active: u32, name: &str) -> Outcome<Lanes32> {
         let masks = self.source(mask);
+        // What is right for one lane is right for all if they agree.
+        let first = masks[active.trailing_zeros() as usize] as u32;
+        let is_whole = first == active || first == u32::MAX && active == self.warp.lanes;
+        if is_whole && lanes(active).all(|lane| masks[lane] as u32 == first) {
+            return Ok([active; WARP]);
+        }
         let mut out = [0; WARP];
         for lane in lanes(active) {
             let mask = masks[lane] as u32;

@@ -44,6 +44,7 @@ impl Stamp {
 
     /// Whether `self` happened with nothing that orders it before an access at `now`. A thread's own accesses are in
     /// order; an agent's are not.
+    #[inline]
     fn is_concurrent(self, now: Self, seen: &Clocks) -> bool {
         let agent = Agent::of_thread(self.thread());
         let own = self.thread() == now.thread() && agent.words().is_none();
@@ -75,10 +76,10 @@ impl Stamp {
             && (!self.is_strong() || other.is_strong())
     }
 
-    /// Whether it is of another thread of the same warp, at the same time and as strong.
+    /// Whether it is of a thread of the same warp at the same time, both of them weak.
     fn is_beside(self, other: Self) -> bool {
         const LANE: u32 = 31;
-        self.0 != other.0 && (self.0 ^ other.0) & !LANE == 0 && Agent::of_thread(self.thread()).words().is_none()
+        (self.0 ^ other.0) & !LANE == 0
     }
 
     /// Whether an access that races with one here races with one of `kept` anyway: of a warp, two threads' suffice,
@@ -95,28 +96,63 @@ impl Stamp {
     }
 }
 
+/// Weak reads by one warp's threads at one time: two of them are enough, see [`Stamp::is_covered`].
+type Readers = [Stamp; 2];
+
+const NOBODY: Readers = [Stamp::NONE; 2];
+
+/// Room for this many warps' reads is made at once: where two warps read, others mostly follow.
+const WARPS_AT_ONCE: usize = 8;
+
+/// Keeps a warp's weak read, if there is room; else the readers there are of another warp and may race yet.
+#[inline]
+fn keep_reader(readers: &mut Readers, now: Stamp, seen: &Clocks) -> bool {
+    let [one, other] = *readers;
+    if now.is_beside(one) {
+        if other == Stamp::NONE && now != one {
+            readers[1] = now;
+        }
+        return true;
+    }
+    // They have one clock, and no clock is 0.
+    let is_over = one.clock() <= seen[Agent::of_thread(one.thread())];
+    if is_over {
+        *readers = [now, Stamp::NONE];
+    }
+    is_over
+}
+
 #[derive(Clone, Copy)]
 struct Entry {
     write: Stamp,
-    reads: [Stamp; 2],
+    /// Weak reads, of one warp.
+    readers: Readers,
     /// Where in [`Others`] what has no room here is; 0: there is none.
     others: u32,
 }
 
-const EMPTY: Entry = Entry { write: Stamp::NONE, reads: [Stamp::NONE; 2], others: 0 };
+const EMPTY: Entry = Entry { write: Stamp::NONE, readers: NOBODY, others: 0 };
 
-/// An access for which its entry has no room.
+/// An access that is strong, or of what works beside the warps.
 #[derive(Clone, Copy)]
 struct Other {
     stamp: Stamp,
     wrote: bool,
 }
 
-/// Accesses for which their entries have no room: where several warps read the same, or strong accesses meet.
+/// What an entry has no room for.
+#[derive(Clone, Default)]
+struct List {
+    /// Weak reads, of each warp: where several warps read the same.
+    by_warp: Vec<Readers>,
+    rest: Vec<Other>,
+}
+
+/// Accesses for which their entries have no room.
 #[derive(Default)]
 struct Others {
     /// The first is never used: its number says that there is no list.
-    lists: Vec<Vec<Other>>,
+    lists: Vec<List>,
     free: Vec<u32>,
 }
 
@@ -126,64 +162,95 @@ impl Others {
         self.free.extend(1..self.lists.len() as u32);
     }
 
-    fn of(&self, list: u32) -> &[Other] {
-        self.lists.get(list as usize).map_or(&[], Vec::as_slice)
+    fn rest(&self, entry: Entry, wrote: bool) -> impl Iterator<Item = Stamp> {
+        let list = self.lists.get(entry.others as usize).map_or(&[][..], |list| &list.rest);
+        list.iter().filter(move |other| other.wrote == wrote).map(|other| other.stamp)
     }
 
-    /// An entry's reads, or its writes.
-    fn stamps(&self, entry: Entry, wrote: bool) -> impl Iterator<Item = Stamp> {
-        let here = if wrote { [entry.write, Stamp::NONE] } else { entry.reads };
-        let others = self.of(entry.others).iter().filter(move |other| other.wrote == wrote);
-        here.into_iter().chain(others.map(|other| other.stamp))
+    fn writes(&self, entry: Entry) -> impl Iterator<Item = Stamp> {
+        std::iter::once(entry.write).chain(self.rest(entry, true))
     }
 
-    /// An empty list's number.
-    fn list(&mut self) -> u32 {
-        let list = self.free.pop().unwrap_or_else(|| {
-            let next = self.lists.len().max(1);
-            self.lists.resize_with(next + 1, Vec::new);
-            next as u32
-        });
-        self.lists[list as usize].clear();
-        list
-    }
-
-    fn push(&mut self, entry: &mut Entry, other: Other) {
-        if entry.others == 0 {
-            entry.others = self.list();
+    #[inline]
+    fn racing_write(&self, entry: Entry, now: Stamp, seen: &Clocks) -> Option<Stamp> {
+        if entry.write.races(now, seen) {
+            return Some(entry.write);
         }
-        self.lists[entry.others as usize].push(other);
+        if entry.others == 0 { None } else { self.rest(entry, true).find(|write| write.races(now, seen)) }
+    }
+
+    fn reads(&self, entry: Entry) -> impl Iterator<Item = Stamp> {
+        let by_warp = self.lists.get(entry.others as usize).map_or(&[][..], |list| &list.by_warp);
+        entry.readers.into_iter().chain(by_warp.iter().copied().flatten()).chain(self.rest(entry, false))
+    }
+
+    /// An entry's list, which it gets if it has none.
+    fn list(&mut self, entry: &mut Entry) -> &mut List {
+        if entry.others == 0 {
+            entry.others = self.free.pop().unwrap_or_else(|| {
+                let next = self.lists.len().max(1);
+                self.lists.resize_with(next + 1, List::default);
+                next as u32
+            });
+            let list = &mut self.lists[entry.others as usize];
+            list.by_warp.clear();
+            list.rest.clear();
+        }
+        &mut self.lists[entry.others as usize]
     }
 
     /// The same entry for another byte.
     fn copy(&mut self, entry: &Entry) -> Entry {
-        let mut copy = *entry;
+        let mut copy = Entry { others: 0, ..*entry };
         if entry.others != 0 {
-            copy.others = self.list();
-            self.lists[copy.others as usize] = self.lists[entry.others as usize].clone();
+            let list = self.lists[entry.others as usize].clone();
+            *self.list(&mut copy) = list;
         }
         copy
     }
 
     /// Keeps a read.
+    #[inline]
     fn read(&mut self, entry: &mut Entry, now: Stamp, seen: &Clocks) {
-        let [one, other] = entry.reads;
-        // What most reads of a warp at one place are.
-        if now.is_beside(one) && now.is_beside(other) && one != other {
-            return;
+        match Agent::of_thread(now.thread()).warp_index() {
+            Some(warp) if !now.is_strong() => {
+                // A warp's earlier reads are always over, so there is room in its own place.
+                let kept = match self.lists.get_mut(entry.others as usize) {
+                    Some(list) if !list.by_warp.is_empty() => {
+                        list.by_warp.get_mut(warp).is_some_and(|readers| keep_reader(readers, now, seen))
+                    }
+                    _ => keep_reader(&mut entry.readers, now, seen),
+                };
+                if !kept {
+                    self.spread(entry, now, warp, seen);
+                }
+            }
+            _ => self.read_otherwise(entry, now, seen),
         }
-        if let Some(old) = entry.reads.iter_mut().find(|old| old.is_superseded(now, seen)) {
-            *old = now;
-            return;
+    }
+
+    /// Keeps a warp's weak read where another warp has read.
+    #[cold]
+    fn spread(&mut self, entry: &mut Entry, now: Stamp, warp: usize, seen: &Clocks) {
+        let earlier = std::mem::replace(&mut entry.readers, NOBODY);
+        let by_warp = &mut self.list(entry).by_warp;
+        if let Some(other) = Agent::of_thread(earlier[0].thread()).warp_index().filter(|_| earlier != NOBODY) {
+            by_warp.resize((other + 1).next_multiple_of(WARPS_AT_ONCE), NOBODY);
+            by_warp[other] = earlier;
         }
-        if now.is_covered(self.stamps(*entry, false)) {
-            return;
+        if by_warp.len() <= warp {
+            by_warp.resize((warp + 1).next_multiple_of(WARPS_AT_ONCE), NOBODY);
         }
+        keep_reader(&mut by_warp[warp], now, seen);
+    }
+
+    fn read_otherwise(&mut self, entry: &mut Entry, now: Stamp, seen: &Clocks) {
         let other = Other { stamp: now, wrote: false };
-        let mut old = self.lists.get_mut(entry.others as usize).into_iter().flatten();
-        match old.find(|old| !old.wrote && old.stamp.is_superseded(now, seen)) {
-            Some(old) => *old = other,
-            None => self.push(entry, other),
+        let mut old = self.lists.get_mut(entry.others as usize).into_iter().flat_map(|list| &mut list.rest);
+        if let Some(old) = old.find(|old| !old.wrote && old.stamp.is_superseded(now, seen)) {
+            *old = other;
+        } else if !now.is_covered(self.reads(*entry)) {
+            self.list(entry).rest.push(other);
         }
     }
 
@@ -193,11 +260,16 @@ impl Others {
         *entry = Entry { write: now, ..EMPTY };
         // A race has been reported by now, so nothing is concurrent to it but strong accesses to a strong one.
         if now.is_strong() {
-            let reads = old.reads.map(|stamp| Other { stamp, wrote: false });
-            let before = [&reads[..], &[Other { stamp: old.write, wrote: true }], self.of(old.others)].concat();
+            let rest = self.lists.get(old.others as usize).map_or(&[][..], |list| &list.rest);
+            let before = [rest, &[Other { stamp: old.write, wrote: true }]].concat();
             for other in before.into_iter().filter(|other| other.stamp.is_concurrent(now, seen)) {
-                if !other.stamp.is_covered(self.stamps(*entry, other.wrote)) {
-                    self.push(entry, other);
+                let is_covered = if other.wrote {
+                    other.stamp.is_covered(self.writes(*entry))
+                } else {
+                    other.stamp.is_covered(self.reads(*entry))
+                };
+                if !is_covered {
+                    self.list(entry).rest.push(other);
                 }
             }
         }
@@ -281,20 +353,36 @@ pub enum Earlier {
 }
 
 /// The accesses of one block to one space.
-#[derive(Default)]
 pub struct Shadow {
     pages: Vec<Page>,
     used: usize,
     others: Others,
     index: PageMap<u32>,
-    /// The page found last.
-    last: Option<(u64, u32)>,
+    /// Pages found lately, by the last bits of their numbers.
+    recent: [Option<(u64, u32)>; RECENT],
+}
+
+/// How many pages are found without a look into the index.
+const RECENT: usize = 64;
+
+impl Default for Shadow {
+    fn default() -> Self {
+        Self {
+            pages: Vec::new(),
+            used: 0,
+            others: Others::default(),
+            index: PageMap::default(),
+            recent: [None; RECENT],
+        }
+    }
 }
 
 /// Who accesses, when, and what it is ordered after.
 #[derive(Clone, Copy)]
 pub struct Observer<'a> {
     pub stamp: Stamp,
+    /// Another thread of the warp that does the same: for reads only, of which more threads' would tell no more.
+    pub beside: Option<Stamp>,
     pub seen: &'a Clocks,
     pub line: u32,
     /// The block is ordered after all earlier blocks.
@@ -309,7 +397,7 @@ impl Shadow {
         self.used = 0;
         self.others.clear();
         self.index.clear();
-        self.last = None;
+        self.recent = [None; RECENT];
     }
 
     /// The pages touched, in the order in which they first were.
@@ -320,8 +408,9 @@ impl Shadow {
     /// Where in `pages` the page of an address is.
     fn page(&mut self, address: u64) -> usize {
         let start = address & !(PAGE - 1);
-        let index = match self.last {
-            Some((last, index)) if last == start => index,
+        let recent = (start / PAGE) as usize % RECENT;
+        let index = match self.recent[recent] {
+            Some((page, index)) if page == start => index,
             _ => {
                 let next = self.used as u32;
                 let index = *self.index.entry(start).or_insert(next);
@@ -338,7 +427,7 @@ impl Shadow {
                     page.entries.resize(64, EMPTY);
                     self.used += 1;
                 }
-                self.last = Some((start, index));
+                self.recent[recent] = Some((start, index));
                 index
             }
         };
@@ -352,7 +441,7 @@ impl Shadow {
         address: u64,
         bytes: u32,
         action: Action,
-        by: Observer<'_>,
+        by: &Observer<'_>,
         unchanged: bool,
     ) -> Result<(), Conflict> {
         let index = self.page(address);
@@ -377,22 +466,29 @@ impl Shadow {
         }
         let (first, count) = if page.by_word { (offset / 4, bytes as usize / 4) } else { (offset, bytes as usize) };
         for entry in &mut page.entries[first..first + count] {
-            let Observer { stamp: now, seen, .. } = by;
-            if !(action == Action::Write && unchanged)
-                && let Some(write) = others.stamps(*entry, true).find(|write| write.races(now, seen))
-            {
-                return Err(Conflict { thread: write.thread(), earlier: Earlier::Write });
+            let Observer { stamp: now, seen, .. } = *by;
+            if !(action == Action::Write && unchanged) {
+                let mut racing = others.racing_write(*entry, now, seen);
+                if let Some(beside) = by.beside {
+                    racing = racing.or_else(|| others.racing_write(*entry, beside, seen));
+                }
+                if let Some(write) = racing {
+                    return Err(Conflict { thread: write.thread(), earlier: Earlier::Write });
+                }
             }
             if let Some(memory) = by.proxy
-                && let Some(write) = others.stamps(*entry, true).find(|write| write.is_unfenced(memory, seen))
+                && let Some(write) = others.writes(*entry).find(|write| write.is_unfenced(memory, seen))
             {
                 return Err(Conflict { thread: write.thread(), earlier: Earlier::Unfenced });
             }
             if action == Action::Read {
                 others.read(entry, now, seen);
+                if let Some(beside) = by.beside {
+                    others.read(entry, beside, seen);
+                }
                 continue;
             }
-            if let Some(read) = others.stamps(*entry, false).find(|read| read.races(now, seen)) {
+            if let Some(read) = others.reads(*entry).find(|read| read.races(now, seen)) {
                 return Err(Conflict { thread: read.thread(), earlier: Earlier::Read });
             }
             others.write(entry, now, seen);

@@ -397,12 +397,13 @@ impl Group<'_, '_> {
                 (first.product_groups + 1).min(Stamp::LAST_CLOCK),
                 false,
             ),
+            beside: None,
             seen,
             line: first.line,
             late: self.block.late,
             proxy: Some(Proxied::Shared),
         };
-        if let Err(conflict) = self.block.shared_shadow.access(address, PIECE as u32, Action::Read, by, false) {
+        if let Err(conflict) = self.block.shared_shadow.access(address, PIECE as u32, Action::Read, &by, false) {
             let (kind, detail) = describe(conflict.thread, conflict.earlier, &|thread| self.context.thread(thread));
             return fail(kind, detail);
         }

@@ -152,7 +152,7 @@ fn each_half<const N: usize>(pair: bool, values: [u64; N], compute: impl Fn([u64
 
 fn fused(kind: Type, m: Modifiers) -> Option<Ternary> {
     Some(match kind {
-        Type::F32 if m.is_plain() => ternary(|a, b, c| f32_bits(f32_of(a).mul_add(f32_of(b), f32_of(c)))),
+        Type::F32 if m.is_plain() => ternary(|a, b, c| f32_bits(float::fma_f32(f32_of(a), f32_of(b), f32_of(c)))),
         Type::F32 => ternary(move |a, b, c| {
             let [a, b, c] = [a, b, c].map(|bits| m.input(F32, bits));
             m.finish(F32, float::fma(m.rounding, a, b, c))
