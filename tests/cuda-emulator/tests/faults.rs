@@ -292,6 +292,27 @@ setp.ge.u32 p, thread, {first};
 }
 
 #[test]
+fn readers_of_one_word_in_a_warp_are_not_all_its_writer() {
+    // All lanes read, and the lane of `writer` writes: of them or not, and ordered or not.
+    let lines = |active: u32, writer: u32, order: &str| {
+        format!(
+            "st.shared.u32 [r0], 0; bar.sync 0;
+setp.lt.u32 p, thread, {active};
+@p ld.shared.u32 r1, [place];
+{order} setp.eq.u32 q, thread, {writer};
+@q st.shared.u32 [place], 1;"
+        )
+    };
+    for writer in [0, 1, 31] {
+        expect(&lines(32, writer, ""), 32, FaultKind::Race, 14, writer);
+        passes(&lines(32, writer, "bar.warp.sync -1;"), 32);
+    }
+    // One reader, and it writes.
+    passes(&lines(1, 0, ""), 32);
+    expect(&lines(1, 1, ""), 32, FaultKind::Race, 14, 1);
+}
+
+#[test]
 fn every_atomic_operation_must_be_ordered_before_a_plain_access() {
     // Warps 0 to 2 add, and warp 3 reads or writes after a barrier with those from `first` on.
     for access in ["ld.shared.u32 r1, [place];", "st.shared.u32 [place], 7;"] {
