@@ -42,22 +42,4 @@ fn moved(at: u32) -> f32 {
     return fma(params.step, v, ${ element.load(dtype, "x", "params.x_offset + at") });
 }
 
-@compute @workgroup_size(${ width })
-fn ${ entry }(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) workgroups: vec3<u32>,
-    @builtin(local_invocation_index) invocation: u32,
-) {
-    let at = 2u * ((workgroup.x + workgroup.y * workgroups.x) * ${ width }u + invocation);
-    if at >= params.elements {
-        return;
-    }
-    let a = moved(at);
-    var b = 0.0;
-    if at + 1u < params.elements {
-        b = moved(at + 1u);
-    }
-    let first = params.y_offset + at;
-    let end = params.y_offset + params.elements;
-    ${ element.store_pair(dtype, "y", "first", "end", "a", "b") }
-}
+${ element.each_pair(entry, dtype, width, "moved") }

@@ -10,6 +10,9 @@ be loaded but not stored.
     element.store_pair(dtype, array, index, count, a, b)
                                           elements `index` (even) and `index + 1`, the second only if below `count`
     element.functions(dtype)              what store_pair calls; once per kernel
+    element.each_pair(entry, dtype, width, compute)
+                                          the entry point of a kernel in which an invocation writes two elements of `y`,
+                                          `compute(at)` of `params.elements` from `params.y_offset` (even) on
 #*/
 /*% macro storage(dtype) -%*/
 ${ "f32" if dtype == "f32" else "u32" }
@@ -66,4 +69,25 @@ fn round_to_half(value: f32) -> u32 {
     return sign | ((mantissa + half + ((mantissa >> shift) & 1u)) >> shift);
 }
 /*%- endif %*/
+/*%- endmacro %*/
+/*% macro each_pair(entry, dtype, width, compute) -%*/
+@compute @workgroup_size(${ width })
+fn ${ entry }(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) workgroups: vec3<u32>,
+    @builtin(local_invocation_index) invocation: u32,
+) {
+    let at = 2u * ((workgroup.x + workgroup.y * workgroups.x) * ${ width }u + invocation);
+    if at >= params.elements {
+        return;
+    }
+    let a = ${ compute }(at);
+    var b = 0.0;
+    if at + 1u < params.elements {
+        b = ${ compute }(at + 1u);
+    }
+    let first = params.y_offset + at;
+    let end = params.y_offset + params.elements;
+    ${ store_pair(dtype, "y", "first", "end", "a", "b") }
+}
 /*%- endmacro %*/

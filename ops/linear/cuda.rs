@@ -68,7 +68,6 @@ pub fn linear(
         dense_or_absent(OP, "bias", bias)?,
         dense(OP, "y", y)?,
         Argument::U64(if entries > 1 { (outputs * inputs) as u64 } else { 0 }),
-        Argument::U32(to_u32(OP, "x", batch)?),
         Argument::U32(to_u32(OP, "x", rows)?),
         Argument::U32(to_u32(OP, "x", inputs)?),
         Argument::U32(to_u32(OP, "y", outputs)?),
