@@ -2,8 +2,14 @@
 //!
 //! In each iteration that criterion asks for, ours and its peers run one after the other, so that what disturbs one
 //! disturbs the others; a ratio is the median of the ratios of neighbours. `SMALTI_PYTHON` names a Python that has
-//! PyTorch; a peer that is not there is named as absent. `SMALTI_THREADS` is how many threads all take.
+//! PyTorch; a peer that is not there is named as absent. `SMALTI_THREADS` is how many threads all take. A family runs on
+//! the CPU, then on a wgpu adapter if there is one: the one that burn takes, or the first; `SMALTI_BENCH_DEVICE` says `cpu` or `wgpu` for one of them.
 
+#[cfg(feature = "burn")]
+pub mod burn;
+#[cfg(not(feature = "burn"))]
+#[path = "without_burn.rs"]
+pub mod burn;
 #[cfg(feature = "candle")]
 pub mod candle;
 #[cfg(not(feature = "candle"))]
@@ -26,7 +32,7 @@ pub use ceilings::Ceilings;
 use criterion::{Criterion, SamplingMode};
 pub use peer::{Operand, Peer};
 pub use report::{Memory, Row, compare, write};
-use smalti::{Device, Float};
+use smalti::{Backend, Device, DeviceInfo, Dtype, Element, Float, Tensor};
 
 /// How many threads all take: `SMALTI_THREADS`, or one per core.
 #[must_use]
@@ -77,12 +83,12 @@ const PAUSE: Duration = Duration::from_millis(20);
 const TURN: Duration = Duration::from_millis(40);
 
 /// Seconds that one run takes: the median of the later half of a turn's.
-fn turn(work: &mut dyn FnMut()) -> f64 {
+fn turn(mut work: impl FnMut()) -> f64 {
     std::thread::sleep(PAUSE);
     let start = Instant::now();
     let mut runs = Vec::new();
     while runs.is_empty() || start.elapsed() < TURN {
-        runs.push(seconds(&mut *work));
+        runs.push(seconds(&mut work));
     }
     median(runs.split_off(runs.len() / 2))
 }
@@ -91,8 +97,38 @@ fn turn(work: &mut dyn FnMut()) -> f64 {
 pub struct Rival<'a> {
     /// Its name.
     pub name: &'static str,
-    /// Does the task once.
-    pub run: Box<dyn FnMut() + 'a>,
+    /// Does the task once and waits until that is done; gives its results if asked, and if it is to have ours.
+    pub run: Box<dyn FnMut(bool) -> Option<Vec<f64>> + 'a>,
+}
+
+/// Results that a rival's can be compared with.
+pub trait Results {
+    /// Whether they name things, and so are right or wrong.
+    const INDICES: bool;
+    /// All of them; none if they are nobody else's.
+    fn numbers(&self) -> Option<Vec<f64>>;
+}
+
+impl<T: Element> Results for Tensor<T> {
+    const INDICES: bool = matches!(T::DTYPE, Dtype::U32);
+
+    fn numbers(&self) -> Option<Vec<f64>> {
+        let values = self.to_vec().expect("a device that works");
+        let bytes: &[u8] = bytemuck::cast_slice(&values);
+        match T::DTYPE {
+            Dtype::F32 => Some(bytemuck::cast_slice::<_, f32>(bytes).iter().map(|&value| value.into()).collect()),
+            Dtype::U32 => Some(bytemuck::cast_slice::<_, u32>(bytes).iter().map(|&value| value.into()).collect()),
+            _ => None,
+        }
+    }
+}
+
+impl Results for () {
+    const INDICES: bool = false;
+
+    fn numbers(&self) -> Option<Vec<f64>> {
+        None
+    }
 }
 
 /// How a peer did.
@@ -141,32 +177,68 @@ pub struct Place {
     pub density: f64,
 }
 
-/// The bench of one family on the CPU.
+/// The bench of one family on one device.
 pub struct Bench {
-    family: &'static str,
+    family: String,
     criterion: Criterion,
     device: Device,
+    /// The device's name in the report.
+    name: String,
     ceilings: Ceilings,
     /// PyTorch: prepare it before each comparison.
     pub pytorch: Peer,
     rows: Vec<Row>,
 }
 
+/// What may go wrong in a bench.
+pub type Failure = Box<dyn std::error::Error>;
+
+/// Runs a family's tasks on the CPU, then on a wgpu adapter, and writes a report of each.
+///
+/// # Errors
+/// If a device cannot be opened, `tasks` fail or the report cannot be written.
+pub fn run(family: &str, tasks: impl Fn(&mut Bench) -> smalti::Result<()>) -> Result<(), Failure> {
+    let asked = std::env::var("SMALTI_BENCH_DEVICE").ok();
+    let wanted = |device: &str| asked.as_ref().is_none_or(|asked| asked == device);
+    let mut benches = Vec::new();
+    if wanted("cpu") {
+        benches.push(Bench::cpu(family)?);
+    }
+    if wanted("wgpu") {
+        let same = |info: &DeviceInfo| burn::adapter().is_none_or(|adapter| adapter == info.name);
+        match Device::list().into_iter().find(|info| info.backend == Backend::Wgpu && same(info)) {
+            Some(adapter) => benches.push(Bench::wgpu(family, adapter)?),
+            None => println!("{family}: no wgpu adapter"),
+        }
+    }
+    for mut bench in benches {
+        tasks(&mut bench)?;
+        bench.finish()?;
+    }
+    Ok(())
+}
+
 impl Bench {
     /// Measures the ceilings and starts PyTorch.
-    ///
-    /// # Errors
-    /// If the threads cannot be started.
-    pub fn new(family: &'static str) -> smalti::Result<Self> {
+    fn cpu(family: &str) -> smalti::Result<Self> {
         let device = Device::cpu_with_threads(threads())?;
+        let ceilings = Ceilings::measure(&device, threads());
+        let name = format!("cpu, {} threads", threads());
+        Ok(Self::new(family.to_owned(), device, name, ceilings, Peer::pytorch(threads())))
+    }
+
+    fn wgpu(family: &str, adapter: DeviceInfo) -> smalti::Result<Self> {
+        let device = Device::open(&adapter.id)?;
+        Ok(Self::new(format!("wgpu {family}"), device, adapter.name, Ceilings::UNKNOWN, Peer::absent("it has no wgpu")))
+    }
+
+    fn new(family: String, device: Device, name: String, ceilings: Ceilings, pytorch: Peer) -> Self {
         let criterion = Criterion::default()
             .sample_size(10)
             .warm_up_time(Duration::from_millis(200))
             .measurement_time(Duration::from_millis(1500))
             .configure_from_args();
-        let ceilings = Ceilings::measure(&device, threads());
-        let pytorch = Peer::pytorch(threads());
-        Ok(Self { family, criterion, device, ceilings, pytorch, rows: Vec::new() })
+        Self { family, criterion, device, name, ceilings, pytorch, rows: Vec::new() }
     }
 
     /// The device that ours runs on.
@@ -175,34 +247,75 @@ impl Bench {
         self.device.clone()
     }
 
-    /// Runs ours, PyTorch's task and the rivals in turns, as often as criterion asks; nothing if its filter leaves the
-    /// task out. Products are in `T`.
-    pub fn compare<T: Float>(&mut self, task: Task, ours: impl FnMut(), rivals: &mut [Rival<'_>]) {
-        self.take_turns::<T>(task, ours, rivals, true);
+    /// Whether that is the CPU.
+    #[must_use]
+    pub fn on_cpu(&self) -> bool {
+        self.device.backend() == Backend::Cpu
+    }
+
+    /// The peers in this process that run on the same device.
+    pub fn rivals<'a>(
+        &self,
+        on_cpu: impl FnOnce() -> Vec<Rival<'a>>,
+        on_wgpu: impl FnOnce() -> Vec<Rival<'a>>,
+    ) -> Vec<Rival<'a>> {
+        if self.on_cpu() { on_cpu() } else { on_wgpu() }
+    }
+
+    /// Runs ours, PyTorch's task and the rivals in turns, as often as criterion asks, each until its results are there;
+    /// nothing if its filter leaves the task out. Products are in `T`.
+    ///
+    /// # Panics
+    /// If the results of a rival are not ours.
+    pub fn compare<T: Float, R: Results>(&mut self, task: Task, ours: impl FnMut() -> R, rivals: &mut [Rival<'_>]) {
+        self.take_turns::<T, R>(task, ours, rivals, true);
     }
 
     /// The same without PyTorch, which has no such task.
-    pub fn compare_without_pytorch<T: Float>(&mut self, task: Task, ours: impl FnMut(), rivals: &mut [Rival<'_>]) {
-        self.take_turns::<T>(task, ours, rivals, false);
+    ///
+    /// # Panics
+    /// As [`Bench::compare`].
+    pub fn compare_without_pytorch<T: Float, R: Results>(
+        &mut self,
+        task: Task,
+        ours: impl FnMut() -> R,
+        rivals: &mut [Rival<'_>],
+    ) {
+        self.take_turns::<T, R>(task, ours, rivals, false);
     }
 
-    fn take_turns<T: Float>(&mut self, task: Task, mut ours: impl FnMut(), rivals: &mut [Rival<'_>], pytorch: bool) {
+    fn take_turns<T: Float, R: Results>(
+        &mut self,
+        task: Task,
+        mut ours: impl FnMut() -> R,
+        rivals: &mut [Rival<'_>],
+        pytorch: bool,
+    ) {
         let mut our_seconds = Vec::new();
         let mut peer_seconds = vec![Vec::new(); 1 + rivals.len()];
-        let mut group = self.criterion.benchmark_group(self.family);
+        let mut error = None;
+        let mut group = self.criterion.benchmark_group(&self.family);
         group.sampling_mode(SamplingMode::Flat);
         group.bench_function(&task.name, |bencher| {
+            if our_seconds.is_empty() {
+                error = difference(&task.name, &ours(), rivals);
+            }
             bencher.iter_custom(|iterations| {
                 let mut total = 0.0;
                 for _ in 0..iterations {
-                    our_seconds.push(turn(&mut ours));
+                    our_seconds.push(turn(|| {
+                        std::hint::black_box(ours());
+                        self.device.synchronize().expect("a device that works");
+                    }));
                     total += our_seconds[our_seconds.len() - 1];
                     std::thread::sleep(PAUSE);
                     if pytorch {
                         peer_seconds[0].extend(self.pytorch.run());
                     }
                     for (rival, peer_seconds) in rivals.iter_mut().zip(&mut peer_seconds[1..]) {
-                        peer_seconds.push(turn(&mut rival.run));
+                        peer_seconds.push(turn(|| {
+                            (rival.run)(false);
+                        }));
                     }
                 }
                 Duration::from_secs_f64(total)
@@ -219,21 +332,39 @@ impl Bench {
             spread: spread(&our_seconds),
             seconds: median(our_seconds),
             product_ceiling: self.ceilings.product::<T>(),
-            error: None,
+            error,
             memory: None,
             task,
         });
     }
 
     /// Writes the report.
-    ///
-    /// # Errors
-    /// If its folder cannot be written.
-    pub fn finish(self) -> std::io::Result<()> {
+    fn finish(self) -> std::io::Result<()> {
         self.criterion.final_summary();
-        let peers = [self.pytorch.name(), candle::NAME.to_owned()];
-        write(self.family, &format!("cpu, {} threads", threads()), &peers, &self.ceilings, &self.rows)
+        let rival = if self.on_cpu() { candle::NAME.to_owned() } else { burn::name() };
+        write(&self.family, &self.name, &[self.pytorch.name(), rival], &self.ceilings, &self.rows)
     }
+}
+
+/// The largest difference from a rival's results: the distance over their size; of indices, the share that is not the same.
+fn difference<R: Results>(task: &str, ours: &R, rivals: &mut [Rival<'_>]) -> Option<f64> {
+    let mut largest = None;
+    for rival in rivals {
+        let Some(theirs) = (rival.run)(true) else { continue };
+        let ours = ours.numbers().expect("results to compare");
+        assert_eq!(ours.len(), theirs.len(), "{task}: how many results, and how many of {}", rival.name);
+        let pairs = || ours.iter().zip(&theirs);
+        let (error, allowed) = if R::INDICES {
+            // What is as good but for rounding may be taken for the best.
+            (pairs().filter(|(ours, theirs)| ours != theirs).count() as f64 / ours.len() as f64, 1e-3)
+        } else {
+            let distance: f64 = pairs().map(|(ours, theirs)| (ours - theirs).powi(2)).sum();
+            ((distance / theirs.iter().map(|value| value * value).sum::<f64>()).sqrt(), 1e-5)
+        };
+        assert!(error < allowed, "{task}: differs from {} by {error:.1e}", rival.name);
+        largest = Some(error.max(largest.unwrap_or(0.0)));
+    }
+    largest
 }
 
 /// The largest memory that this process has held, in bytes; Linux only.

@@ -49,6 +49,11 @@ impl Peer {
         })
     }
 
+    /// One that cannot run.
+    pub(crate) fn absent(reason: &str) -> Self {
+        Self(Err(reason.to_owned()))
+    }
+
     fn start(script: &str, arguments: impl FnOnce(&Path) -> std::io::Result<Vec<String>>) -> Self {
         let python = std::env::var_os("SMALTI_PYTHON").ok_or_else(|| "SMALTI_PYTHON is not set".to_owned());
         let start = |python| {

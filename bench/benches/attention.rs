@@ -3,7 +3,7 @@
 use serde_json::json;
 use smalti::attention::{self, Align, Lengths, Mask, Options, ScalesKind};
 use smalti::{Float, Tensor, bf16};
-use smalti_bench::{Bench, Operand, Place, Rival, Task, candle, numbers};
+use smalti_bench::{Bench, Failure, Operand, Place, Rival, Task, burn, candle, numbers, run};
 
 const BATCH: usize = 2;
 const HEAD_DIM: usize = 64;
@@ -87,11 +87,15 @@ fn compare<T: Float>(bench: &mut Bench) {
             Tensor::from_slice(device, &shapes[operand], &values[operand]).expect("room for an operand")
         });
         let scale = 1.0 / (HEAD_DIM as f32).sqrt();
-        let mut rivals = match mask {
-            Mask::Full => candle::attention(&operands, scale, false),
-            Mask::Causal { .. } => candle::attention(&operands, scale, true),
-            _ => Vec::new(),
+        let causal = match mask {
+            Mask::Full => Some(false),
+            Mask::Causal { .. } => Some(true),
+            _ => None,
         };
+        let mut rivals = causal.map_or_else(Vec::new, |causal| {
+            let on_cpu = || candle::attention(&operands, scale, causal);
+            bench.rivals(on_cpu, || burn::attention(&operands, scale, causal))
+        });
         let options = Options::new(scale).mask(mask);
         let task = Task {
             name: format!("{} {name} {queries} x {keys}, {heads} heads", T::DTYPE),
@@ -104,10 +108,8 @@ fn compare<T: Float>(bench: &mut Bench) {
                 density: pairs as f64 / (queries * keys) as f64,
             }),
         };
-        let ours = || {
-            std::hint::black_box(attention::attention(&q, &k, &v, &options).expect("shapes that fit"));
-        };
-        bench.compare::<T>(task, ours, &mut rivals);
+        let ours = || attention::attention(&q, &k, &v, &options).expect("shapes that fit").y;
+        bench.compare::<T, _>(task, ours, &mut rivals);
     }
 }
 
@@ -131,22 +133,26 @@ fn make(bench: &mut Bench) {
     for (name, mask) in cases {
         let made = || mask().prepare(device, lengths).expect("a mask that fits");
         let options = Options::new(0.125).mask(made());
-        let use_once = || {
+        let use_once = |_| {
             std::hint::black_box(attention::attention(&operand, &operand, &operand, &options).expect("fits"));
+            None
         };
         let mut rivals = [Rival { name: "one use of it, one head", run: Box::new(use_once) }];
         let task = Task { name: format!("making a mask: {name} {LENGTH}"), bytes: 0.0, operations: 0.0, place: None };
         let ours = || {
             std::hint::black_box(made());
         };
-        bench.compare_without_pytorch::<f32>(task, ours, &mut rivals);
+        bench.compare_without_pytorch::<f32, _>(task, ours, &mut rivals);
     }
 }
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let mut bench = Bench::new("attention")?;
-    compare::<f32>(&mut bench);
-    compare::<bf16>(&mut bench);
-    make(&mut bench);
-    Ok(bench.finish()?)
+fn main() -> Result<(), Failure> {
+    run("attention", |bench| {
+        compare::<f32>(bench);
+        if bench.on_cpu() {
+            compare::<bf16>(bench);
+            make(bench);
+        }
+        Ok(())
+    })
 }

@@ -4,13 +4,12 @@ use serde_json::json;
 use smalti::Tensor;
 use smalti::jacobi::{self, Proposal, Rule, VerifyDraws};
 use smalti::sample::{self, Draws, Filter, Places};
-use smalti_bench::{Bench, Operand, Task, numbers};
+use smalti_bench::{Bench, Failure, Operand, Task, numbers, run};
 
 const VOCABULARY: usize = 8192;
 const TOP_K: usize = 2000;
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let mut bench = Bench::new("jacobi")?;
+fn compare(bench: &mut Bench) -> smalti::Result<()> {
     let device = bench.device();
     for drafts in [16, 64] {
         let shape = [1, drafts, VOCABULARY];
@@ -38,7 +37,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let step = jacobi::step(&logits, None, &filter, &proposal, None, Rule::Coupled, &draws);
             std::hint::black_box(step.expect("finite logits"));
         };
-        bench.compare::<f32>(task, ours, &mut []);
+        bench.compare::<f32, _>(task, ours, &mut []);
     }
-    Ok(bench.finish()?)
+    Ok(())
+}
+
+fn main() -> Result<(), Failure> {
+    run("jacobi", compare)
 }

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 use smalti::{Float, Tensor, Weight, bf16, linear};
-use smalti_bench::{Bench, Operand, Task, candle, numbers};
+use smalti_bench::{Bench, Failure, Operand, Task, burn, candle, numbers, run};
 
 /// Inputs and outputs.
 const SIZES: &[[usize; 2]] = &[[768, 2304], [1024, 4096], [4096, 1024]];
@@ -24,7 +24,7 @@ where
                 Operand { name: "weight", shape: &[outputs, inputs], values: &weight },
             ];
             bench.pytorch.prepare(json!({"task": "linear", "copies": copies}), &operands);
-            let mut rivals = candle::linear(&operands, copies);
+            let mut rivals = bench.rivals(|| candle::linear(&operands, copies), || burn::linear(&operands, copies));
             let x = Tensor::from_vec(device, &[count, inputs], x).expect("room");
             let weights: Vec<Weight> = (0..copies)
                 .map(|_| Tensor::from_slice(device, &[outputs, inputs], &weight).expect("room").into())
@@ -38,16 +38,19 @@ where
             };
             let ours = || {
                 let weight = next.next().expect("a cycle has no end");
-                std::hint::black_box(linear::linear(&x, weight, None).expect("shapes that fit"));
+                linear::linear(&x, weight, None).expect("shapes that fit")
             };
-            bench.compare::<T>(task, ours, &mut rivals);
+            bench.compare::<T, _>(task, ours, &mut rivals);
         }
     }
 }
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let mut bench = Bench::new("linear")?;
-    compare::<f32>(&mut bench);
-    compare::<bf16>(&mut bench);
-    Ok(bench.finish()?)
+fn main() -> Result<(), Failure> {
+    run("linear", |bench| {
+        compare::<f32>(bench);
+        if bench.on_cpu() {
+            compare::<bf16>(bench);
+        }
+        Ok(())
+    })
 }

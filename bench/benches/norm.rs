@@ -2,7 +2,7 @@
 
 use serde_json::json;
 use smalti::{Float, Tensor, bf16, norm};
-use smalti_bench::{Bench, Operand, Task, candle, numbers};
+use smalti_bench::{Bench, Failure, Operand, Task, burn, candle, numbers, run};
 
 fn compare<T: Float>(bench: &mut Bench) -> smalti::Result<()> {
     let device = bench.device();
@@ -17,7 +17,7 @@ fn compare<T: Float>(bench: &mut Bench) -> smalti::Result<()> {
         let x = numbers::<T>(rows * channels);
         let operand = Operand { name: "x", shape: &[rows, channels], values: &x };
         bench.pytorch.prepare(json!({"task": "norm", "op": op}), &[operand]);
-        let mut rivals = candle::norm(op, &operand);
+        let mut rivals = bench.rivals(|| candle::norm(op, &operand), || burn::norm(op, &operand));
         let x = Tensor::from_vec(&device, &[rows, channels], x)?;
         let weight = Tensor::from_vec(&device, &[channels], vec![1.0; channels])?;
         let task = Task {
@@ -32,16 +32,16 @@ fn compare<T: Float>(bench: &mut Bench) -> smalti::Result<()> {
                 "layer_norm" => norm::layer_norm(&x, Some(&weight), Some(&weight), 1e-5),
                 _ => norm::softmax(&x),
             };
-            std::hint::black_box(y.expect("shapes that fit"));
+            y.expect("shapes that fit")
         };
-        bench.compare::<T>(task, ours, &mut rivals);
+        bench.compare::<T, _>(task, ours, &mut rivals);
     }
     Ok(())
 }
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let mut bench = Bench::new("norm")?;
-    compare::<f32>(&mut bench)?;
-    compare::<bf16>(&mut bench)?;
-    Ok(bench.finish()?)
+fn main() -> Result<(), Failure> {
+    run("norm", |bench| {
+        compare::<f32>(bench)?;
+        if bench.on_cpu() { compare::<bf16>(bench) } else { Ok(()) }
+    })
 }

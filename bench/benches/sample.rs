@@ -3,12 +3,11 @@
 use serde_json::json;
 use smalti::Tensor;
 use smalti::sample::{self, Draws, Filter};
-use smalti_bench::{Bench, Operand, Task, numbers};
+use smalti_bench::{Bench, Failure, Operand, Task, burn, numbers, run};
 
 const SHAPE: [usize; 2] = [8, 16384];
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let mut bench = Bench::new("sample")?;
+fn compare(bench: &mut Bench) -> smalti::Result<()> {
     let device = bench.device();
     let logits: Vec<f32> = numbers::<f32>(SHAPE[0] * SHAPE[1]).iter().map(|logit| 5.0 * logit).collect();
     for (top_k, top_p) in [(0, 1.0), (2000, 1.0), (0, 0.9), (2000, 0.9)] {
@@ -20,10 +19,18 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let bytes = (logits.elements() * 4) as f64;
         let task =
             Task { name: format!("f32 8 x 16384, top-k {top_k}, top-p {top_p}"), bytes, operations: 0.0, place: None };
-        let ours = || {
-            std::hint::black_box(sample::sample(&logits, &filter, &draws).expect("finite logits"));
-        };
-        bench.compare::<f32>(task, ours, &mut []);
+        let ours = || sample::sample(&logits, &filter, &draws).expect("finite logits");
+        bench.compare::<f32, _>(task, ours, &mut []);
     }
-    Ok(bench.finish()?)
+    let operand = Operand { name: "logits", shape: &SHAPE, values: &logits };
+    let mut rivals = bench.rivals(Vec::new, || burn::argmax(&operand));
+    let bytes = size_of_val(logits.as_slice()) as f64;
+    let task = Task { name: "f32 8 x 16384, the largest".to_owned(), bytes, operations: 0.0, place: None };
+    let logits = Tensor::from_slice(&device, &SHAPE, &logits)?;
+    bench.compare_without_pytorch::<f32, _>(task, || sample::argmax(&logits).expect("finite logits"), &mut rivals);
+    Ok(())
+}
+
+fn main() -> Result<(), Failure> {
+    run("sample", compare)
 }

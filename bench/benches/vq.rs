@@ -3,12 +3,11 @@
 
 use serde_json::json;
 use smalti::{Tensor, Weight, vq};
-use smalti_bench::{Bench, Operand, Task, numbers};
+use smalti_bench::{Bench, Failure, Operand, Task, burn, numbers, run};
 
 const QUERIES: usize = 4096;
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let mut bench = Bench::new("vq")?;
+fn compare(bench: &mut Bench) -> smalti::Result<()> {
     let device = bench.device();
     for [codes, dim] in [[16384, 8], [4096, 32], [16384, 256]] {
         // Not the same numbers again: else each query is a code.
@@ -20,6 +19,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             Operand { name: "codebook", shape: &shapes[1], values: codebook },
         ];
         bench.pytorch.prepare(json!({"task": "nearest"}), &operands);
+        let mut rivals = bench.rivals(Vec::new, || burn::nearest(&operands));
         let x = Tensor::from_slice(&device, &shapes[0], x)?;
         let codebook = Weight::from(Tensor::from_slice(&device, &shapes[1], codebook)?);
         let task = Task {
@@ -28,10 +28,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             operations: (2 * QUERIES * codes * dim) as f64,
             place: None,
         };
-        let ours = || {
-            std::hint::black_box(vq::nearest_l2(&x, &codebook).expect("shapes that fit"));
-        };
-        bench.compare::<f32>(task, ours, &mut []);
+        let ours = || vq::nearest_l2(&x, &codebook).expect("shapes that fit");
+        bench.compare::<f32, _>(task, ours, &mut rivals);
     }
-    Ok(bench.finish()?)
+    Ok(())
+}
+
+fn main() -> Result<(), Failure> {
+    run("vq", compare)
 }

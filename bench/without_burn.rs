@@ -1,0 +1,45 @@
+//! What stands for burn in a build without it.
+
+use smalti::Float;
+
+use crate::{Operand, Rival};
+
+/// What the report says instead of its name.
+pub(crate) fn name() -> String {
+    "burn is absent: built without the feature burn".to_owned()
+}
+
+/// None.
+pub(crate) fn adapter() -> Option<&'static str> {
+    None
+}
+
+/// None.
+#[must_use]
+pub fn attention<T: Float>(_: &[Operand<'_, T>; 3], _: f32, _: bool) -> Vec<Rival<'static>> {
+    Vec::new()
+}
+
+/// None.
+#[must_use]
+pub fn linear<T: Float>(_: &[Operand<'_, T>; 2], _: usize) -> Vec<Rival<'static>> {
+    Vec::new()
+}
+
+/// None.
+#[must_use]
+pub fn norm<T: Float>(_: &'static str, _: &Operand<'_, T>) -> Vec<Rival<'static>> {
+    Vec::new()
+}
+
+/// None.
+#[must_use]
+pub fn nearest<T: Float>(_: &[Operand<'_, T>; 2]) -> Vec<Rival<'static>> {
+    Vec::new()
+}
+
+/// None.
+#[must_use]
+pub fn argmax<T: Float>(_: &Operand<'_, T>) -> Vec<Rival<'static>> {
+    Vec::new()
+}
