@@ -140,7 +140,7 @@ fn a_device_that_is_not_there_is_named() {
 }
 
 /// Whether the driver is the emulator, which can be told what to be, and counts.
-fn emulated() -> bool {
+pub(crate) fn emulated() -> bool {
     let emulated = Device::list().iter().any(|info| info.backend == Backend::Cuda && info.software);
     if !emulated {
         println!("SKIPPED: no emulated driver");
@@ -148,9 +148,14 @@ fn emulated() -> bool {
     emulated
 }
 
-/// Runs a test of this file again in a process of its own with these variables, which tell the emulator what to be;
-/// true in that process.
+/// Runs a test of this file again in a process of its own, see [`again_at`].
 fn again(test: &str, variables: &[(&str, &str)]) -> bool {
+    again_at(&format!("cuda::{test}"), variables)
+}
+
+/// Runs a test again in a process of its own with these variables, which tell the emulator what to be; true in that
+/// process.
+pub(crate) fn again_at(test: &str, variables: &[(&str, &str)]) -> bool {
     const AGAIN: &str = "SMALTI_TEST_AGAIN";
     if std::env::var_os(AGAIN).is_some() {
         return true;
@@ -159,7 +164,7 @@ fn again(test: &str, variables: &[(&str, &str)]) -> bool {
         return false;
     }
     let mut this = std::process::Command::new(std::env::current_exe().unwrap());
-    let this = this.args(["--exact", &format!("cuda::{test}")]).env(AGAIN, test).env_remove("SMALTI_REQUIRE");
+    let this = this.args(["--exact", test]).env(AGAIN, test).env_remove("SMALTI_REQUIRE");
     let output = this.envs(variables.iter().copied()).output().unwrap();
     let [said, failed] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
     assert!(output.status.success() && said.contains("1 passed"), "{said}{failed}");
@@ -554,10 +559,10 @@ fn operands_on_16_bytes_are_moved_by_as_many() {
     assert_eq!(found, expected);
 }
 
-fn kernel(launch: &serde_json::Value) -> &str {
+pub(crate) fn kernel(launch: &serde_json::Value) -> &str {
     launch["kernel"].as_str().unwrap()
 }
 
-fn number(launch: &serde_json::Value, path: &str) -> u64 {
+pub(crate) fn number(launch: &serde_json::Value, path: &str) -> u64 {
     launch.pointer(path).and_then(serde_json::Value::as_u64).unwrap_or(0)
 }

@@ -15,6 +15,8 @@ mod embedding;
 mod far;
 #[cfg(feature = "wgpu")]
 mod foreign;
+#[cfg(feature = "cuda")]
+mod inner_loops;
 mod jacobi;
 mod kernels;
 mod linear;

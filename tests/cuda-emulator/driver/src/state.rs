@@ -152,6 +152,13 @@ pub fn start() -> Result {
             Code::NO_DEVICE
         })?,
     };
+    let mut architecture = architecture;
+    if let Ok(text) = std::env::var("CUDA_EMULATOR_MULTIPROCESSORS") {
+        architecture.multiprocessors = text.parse().ok().filter(|count| *count != 0).ok_or_else(|| {
+            eprintln!("cuda emulator: CUDA_EMULATOR_MULTIPROCESSORS={text}: expected a number from 1");
+            Code::NO_DEVICE
+        })?;
+    }
     let machine = Machine::new(architecture);
     if let Ok(text) = std::env::var("CUDA_EMULATOR_MEMORY") {
         machine.set_memory(text.parse().map_err(|_| {

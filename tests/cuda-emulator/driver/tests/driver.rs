@@ -192,6 +192,15 @@ fn memory_ends_where_it_is_told_to() {
 }
 
 #[test]
+fn a_device_has_as_many_multiprocessors_as_it_is_told() {
+    let test = "a_device_has_as_many_multiprocessors_as_it_is_told";
+    emulated(test, &[("CUDA_EMULATOR_MULTIPROCESSORS", "7")], || {
+        let count = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+        assert_eq!(CudaContext::new(0).unwrap().attribute(count).unwrap(), 7);
+    });
+}
+
+#[test]
 fn a_text_that_does_not_parse_or_is_too_new_is_refused_at_load() {
     let variables = [("CUDA_EMULATOR_VERSION", "11.8"), ("CUDA_EMULATOR_ARCH", "sm_86")];
     let output = emulated("a_text_that_does_not_parse_or_is_too_new_is_refused_at_load", &variables, || {
