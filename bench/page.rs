@@ -4,6 +4,8 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
+use crate::report::KERNELS;
+
 const WIDTH: f64 = 640.0;
 const HEIGHT: f64 = 360.0;
 /// Room for the axes' numbers.
@@ -34,6 +36,9 @@ pub(crate) fn page(families: &[Value]) -> String {
     for family in families {
         let name = text(&family["family"]);
         let _ = write!(body, "<h2>{name}: times the speed of each peer</h2>\n{}", bars(family));
+    }
+    for (title, table) in KERNELS {
+        let _ = write!(body, "<details><summary>{title}</summary>\n<pre>{table}</pre></details>\n");
     }
     format!(
         "<!doctype html>\n<meta charset=\"utf-8\">\n<title>smalti: benches</title>\n<style>body {{ font: 15px sans-serif; \

@@ -8,6 +8,12 @@ use serde_json::{Value, json};
 
 use crate::{Ceilings, Place, Rated, Task, page};
 
+/// What the PTX kernels take whatever the machine: tables that tests hold them to.
+pub(crate) const KERNELS: [(&str, &str); 2] = [
+    ("Inner loops of PTX kernels, counted in the emulator", include_str!("../tests/ops/inner_loops.txt")),
+    ("PTX kernels, assembled by ptxas", include_str!("../tests/ptxas/kernels.txt")),
+];
+
 /// Memory of a process, in bytes.
 #[derive(Debug, Clone, Copy)]
 pub struct Memory {
@@ -116,7 +122,8 @@ pub(crate) fn save(
         }
     }
     let tables: Vec<_> = families.iter().map(table).collect();
-    std::fs::write(folder.join("report.md"), format!("# Benches\n\n{}", tables.join("\n")))?;
+    let kernels = KERNELS.map(|(title, table)| format!("\n## {title}\n\n```\n{table}```\n"));
+    std::fs::write(folder.join("report.md"), format!("# Benches\n\n{}{}", tables.join("\n"), kernels.concat()))?;
     std::fs::write(folder.join("index.html"), page::page(&families))?;
     std::fs::write(folder.join("report.json"), format!("{:#}\n", Value::from(families)))?;
     Ok(own)
