@@ -15,25 +15,11 @@
 //
 // Each invocation keeps the best of every ${ width }-th code, then a tree keeps the best of all: at equal
 // distance the lower index. No distance is written to memory. Every code is summed in the same order, so
-// equal codes tie exactly.
+// equal codes tie exactly; what is beyond the last of four channels is 0 in both, and adds nothing.
 //
 // Variants: dtype f32, f16, bf16 (the half types as u32 pairs).
 // Source: van den Oord et al. 2017, arXiv:1711.00937, eq. 1; Yu et al. 2021, arXiv:2110.04627, sec. 3.2.
-struct Params {
-    vectors: u32,
-    codes: u32,
-    dim: u32,
-    cosine: u32,
-    x_offset: u32,
-    codebook_offset: u32,
-    y_offset: u32,
-}
-
-@group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<${ element.storage(dtype) }>;
-@group(0) @binding(2) var<storage, read> codebook: array<f32>;
-@group(0) @binding(3) var<storage, read_write> y: array<u32>;
-
+//% include "vq/nearest_declarations.wgsl"
 var<workgroup> distances: array<f32, ${ width }>;
 var<workgroup> indices: array<u32, ${ width }>;
 
@@ -42,21 +28,23 @@ fn distance_to(vector: u32, code: u32) -> f32 {
     let code_at = params.codebook_offset + code * params.dim;
     var sum = 0.0;
     var squares = 0.0;
-    for (var d = 0u; d < params.dim; d++) {
-        let value = ${ element.load(dtype, "x", "x_at + d") };
-        let code_value = codebook[code_at + d];
+    for (var d = 0u; d < params.dim; d += 4u) {
+        var values = vec4<f32>();
+        var code_values = vec4<f32>();
+        //% for k in range(4)
+        if d + ${ k }u < params.dim {
+            values[${ k }] = ${ element.load(dtype, "x", "x_at + d + " ~ k ~ "u") };
+            code_values[${ k }] = codebook[code_at + d + ${ k }u];
+        }
+        //% endfor
         if params.cosine != 0u {
-            sum -= value * code_value;
-            squares += code_value * code_value;
+            sum = with_product(sum, -values, code_values);
+            squares = with_product(squares, code_values, code_values);
         } else {
-            let difference = value - code_value;
-            sum += difference * difference;
+            sum = with_distance(sum, values, code_values);
         }
     }
-    if params.cosine != 0u && squares > 0.0 {
-        return sum / sqrt(squares);
-    }
-    return sum;
+    return finished(sum, squares);
 }
 
 @compute @workgroup_size(${ width })

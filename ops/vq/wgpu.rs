@@ -6,6 +6,9 @@ use crate::{Error, Result};
 
 /// Invocations in a workgroup of the kernels that make a few elements each.
 const WORKGROUP: usize = 64;
+/// Vectors of a workgroup of the kernel for many of them, and from how many on they are many: fewer leave it idle.
+const TILE: usize = 64;
+const MANY: usize = 16;
 
 params! {
     struct NearestParams {
@@ -41,8 +44,12 @@ pub fn nearest(
         codebook_offset: dense_offset(OP, "codebook", codebook)?,
         y_offset: dense_offset(OP, "y", y)?,
     };
-    let entry = format!("nearest_{}", x.dtype);
-    recorder.dispatch(&entry, &params, &[x.buffer, codebook.buffer, y.buffer], fold(OP, vectors)?)
+    let (kernel, workgroups) = match vectors {
+        MANY.. => ("nearest_tile", vectors.div_ceil(TILE)),
+        _ => ("nearest", vectors),
+    };
+    let buffers = [x.buffer, codebook.buffer, y.buffer];
+    recorder.dispatch(&format!("{kernel}_{}", x.dtype), &params, &buffers, fold(OP, workgroups)?)
 }
 
 params! {
