@@ -187,8 +187,13 @@ pub struct Bench {
     ceilings: Ceilings,
     /// PyTorch: prepare it before each comparison.
     pub pytorch: Peer,
+    /// Tasks with more operations are left out.
+    most_operations: f64,
     rows: Vec<Row>,
 }
+
+/// What a task may have on an adapter that is software, unless that is asked for: more takes minutes.
+const MOST_OPERATIONS_IN_SOFTWARE: f64 = 2e10;
 
 /// What may go wrong in a bench.
 pub type Failure = Box<dyn std::error::Error>;
@@ -199,6 +204,9 @@ pub type Failure = Box<dyn std::error::Error>;
 /// If a device cannot be opened, `tasks` fail or the report cannot be written.
 pub fn run(family: &str, tasks: impl Fn(&mut Bench) -> smalti::Result<()>) -> Result<(), Failure> {
     let asked = std::env::var("SMALTI_BENCH_DEVICE").ok();
+    if let Some(asked) = asked.as_deref().filter(|asked| !["cpu", "wgpu"].contains(asked)) {
+        return Err(format!("SMALTI_BENCH_DEVICE={asked}: expected cpu or wgpu").into());
+    }
     let wanted = |device: &str| asked.as_ref().is_none_or(|asked| asked == device);
     let mut benches = Vec::new();
     if wanted("cpu") {
@@ -207,7 +215,12 @@ pub fn run(family: &str, tasks: impl Fn(&mut Bench) -> smalti::Result<()>) -> Re
     if wanted("wgpu") {
         let same = |info: &DeviceInfo| burn::adapter().is_none_or(|adapter| adapter == info.name);
         match Device::list().into_iter().find(|info| info.backend == Backend::Wgpu && same(info)) {
-            Some(adapter) => benches.push(Bench::wgpu(family, adapter)?),
+            Some(adapter) => {
+                let is_limited = adapter.software && asked.is_none();
+                let bench = Bench::wgpu(family, adapter)?;
+                let most_operations = if is_limited { MOST_OPERATIONS_IN_SOFTWARE } else { f64::INFINITY };
+                benches.push(Bench { most_operations, ..bench });
+            }
             None => println!("{family}: no wgpu adapter"),
         }
     }
@@ -238,7 +251,7 @@ impl Bench {
             .warm_up_time(Duration::from_millis(200))
             .measurement_time(Duration::from_millis(1500))
             .configure_from_args();
-        Self { family, criterion, device, name, ceilings, pytorch, rows: Vec::new() }
+        Self { family, criterion, device, name, ceilings, pytorch, most_operations: f64::INFINITY, rows: Vec::new() }
     }
 
     /// The device that ours runs on.
@@ -291,6 +304,10 @@ impl Bench {
         rivals: &mut [Rival<'_>],
         pytorch: bool,
     ) {
+        if task.operations > self.most_operations {
+            println!("{}: {} left out: too long in software; SMALTI_BENCH_DEVICE=wgpu runs it", self.family, task.name);
+            return;
+        }
         let mut our_seconds = Vec::new();
         let mut peer_seconds = vec![Vec::new(); 1 + rivals.len()];
         let mut error = None;
