@@ -27,8 +27,8 @@ static OPENED: LazyLock<Result<(Device, String), String>> = LazyLock::new(|| {
 });
 
 /// Its name and version, or that it is absent and why.
-pub(crate) fn name() -> String {
-    OPENED.as_ref().map_or_else(|error| format!("burn is absent: {error}"), |_| NAME.to_owned())
+pub(crate) fn name() -> Option<String> {
+    Some(OPENED.as_ref().map_or_else(|error| format!("burn is absent: {error}"), |_| NAME.to_owned()))
 }
 
 /// The adapter that it takes.

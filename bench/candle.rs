@@ -8,7 +8,12 @@ use smalti::Float;
 use crate::{Operand, Rival};
 
 /// What it is called in the report.
-pub(crate) const NAME: &str = "candle 0.11";
+const NAME: &str = "candle 0.11";
+
+/// Its name and version.
+pub(crate) fn name() -> Option<String> {
+    Some(NAME.to_owned())
+}
 
 /// Attention over `[batch, heads, length, head_dim]` by its fused kernel, which puts the tokens before the heads, and by
 /// products and a softmax in full.

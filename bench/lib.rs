@@ -3,17 +3,14 @@
 //! In each iteration that criterion asks for, ours and its peers run one after the other, so that what disturbs one
 //! disturbs the others; a ratio is the median of the ratios of neighbours. `SMALTI_PYTHON` names a Python that has
 //! PyTorch; a peer that is not there is named as absent. `SMALTI_THREADS` is how many threads all take. A family runs on
-//! the CPU, then on a wgpu adapter if there is one: the one that burn takes, or the first; `SMALTI_BENCH_DEVICE` says `cpu` or `wgpu` for one of them.
+//! the CPU, then on a wgpu adapter if there is one: the one that burn takes, or the first; `SMALTI_BENCH_DEVICE` says
+//! `cpu` or `wgpu` for one of them.
 
+#[cfg(not(all(feature = "burn", feature = "candle")))]
+pub mod absent;
 #[cfg(feature = "burn")]
 pub mod burn;
-#[cfg(not(feature = "burn"))]
-#[path = "without_burn.rs"]
-pub mod burn;
 #[cfg(feature = "candle")]
-pub mod candle;
-#[cfg(not(feature = "candle"))]
-#[path = "without_candle.rs"]
 pub mod candle;
 mod ceilings;
 #[cfg(feature = "cuda")]
@@ -28,6 +25,10 @@ mod report;
 
 use std::time::{Duration, Instant};
 
+#[cfg(not(feature = "burn"))]
+pub use absent as burn;
+#[cfg(not(feature = "candle"))]
+pub use absent as candle;
 pub use ceilings::Ceilings;
 use criterion::{Criterion, SamplingMode};
 pub use peer::{Operand, Peer};
@@ -217,9 +218,8 @@ pub fn run(family: &str, tasks: impl Fn(&mut Bench) -> smalti::Result<()>) -> Re
         match Device::list().into_iter().find(|info| info.backend == Backend::Wgpu && same(info)) {
             Some(adapter) => {
                 let is_limited = adapter.software && asked.is_none();
-                let bench = Bench::wgpu(family, adapter)?;
                 let most_operations = if is_limited { MOST_OPERATIONS_IN_SOFTWARE } else { f64::INFINITY };
-                benches.push(Bench { most_operations, ..bench });
+                benches.push(Bench { most_operations, ..Bench::wgpu(family, adapter)? });
             }
             None => println!("{family}: no wgpu adapter"),
         }
@@ -358,8 +358,9 @@ impl Bench {
     /// Writes the report.
     fn finish(self) -> std::io::Result<()> {
         self.criterion.final_summary();
-        let rival = if self.on_cpu() { candle::NAME.to_owned() } else { burn::name() };
-        write(&self.family, &self.name, &[self.pytorch.name(), rival], &self.ceilings, &self.rows)
+        let (peer, name) = if self.on_cpu() { ("candle", candle::name()) } else { ("burn", burn::name()) };
+        let name = name.unwrap_or_else(|| format!("{peer} is absent: built without the feature {peer}"));
+        write(&self.family, &self.name, &[self.pytorch.name(), name], &self.ceilings, &self.rows)
     }
 }
 

@@ -18,14 +18,16 @@ const HEAD: &str = "\
 # What the inner loops of kernels on tensor cores take, without a GPU: per product of matrices that a warp takes part in,
 # its other instructions and its waits; bytes read over the least that there are, and sectors over those that these
 # bytes would fill; conflicts of shared memory's banks.
-# Changed by `SMALTI_BLESS=1 cargo test --features cuda --test ops -- inner_loops` alone.
+# Changed by `tests/run --bless` alone.
 ";
+
+/// What the loops run over.
+const LENGTHS: [usize; 2] = [512, 1024];
 
 /// A kernel's loop: how to run it over `length`, and the bytes that its blocks read at least for one more of it.
 struct Loop {
     architecture: &'static str,
     kernel: &'static str,
-    lengths: [usize; 2],
     bytes: usize,
     run: fn(&Device, usize),
 }
@@ -55,77 +57,66 @@ const LOOPS: &[Loop] = &[
     Loop {
         architecture: "sm_80",
         kernel: "linear_mma_bf16_r8",
-        lengths: [2048, 4096],
         bytes: 2 * (8 + 16),
         run: |device, inputs| product(device, 8, inputs, 16, Weight::Bf16),
     },
     Loop {
         architecture: "sm_80",
         kernel: "linear_mma_f16_r32",
-        lengths: [2048, 4096],
         bytes: 2 * (32 + 16),
         run: |device, inputs| product(device, 32, inputs, 16, Weight::F16),
     },
     Loop {
         architecture: "sm_80",
         kernel: "linear_mma_tile_bf16_t64",
-        lengths: [512, 1024],
         bytes: 2 * 2 * (64 + 64),
         run: |device, inputs| product(device, 64, inputs, 2 * 64, Weight::Bf16),
     },
     Loop {
         architecture: "sm_80",
         kernel: "linear_mma_tile_bf16_t128",
-        lengths: [512, 1024],
         bytes: 2 * 4 * (128 + 128),
         run: |device, inputs| product(device, 128, inputs, 4 * 128, Weight::Bf16),
     },
     Loop {
         architecture: "sm_80",
         kernel: "attention_mma_bf16_d64_q64",
-        lengths: [512, 1024],
         bytes: 2 * 4 * 2 * 64,
         run: |device, keys| attend::<bf16>(device, 4 * 64, keys, 64),
     },
     Loop {
         architecture: "sm_80",
         kernel: "attention_mma_f16_d128_q64",
-        lengths: [512, 1024],
         bytes: 2 * 4 * 2 * 128,
         run: |device, keys| attend::<f16>(device, 4 * 64, keys, 128),
     },
     Loop {
         architecture: "sm_80",
         kernel: "nearest_mma_bound",
-        lengths: [256, 512],
         bytes: 2 * 4 * (128 + 128),
         run: |device, dim| nearest(device, 128, 4 * 128, dim),
     },
     Loop {
         architecture: "sm_90a",
         kernel: "linear_wgmma_bf16_o128",
-        lengths: [512, 1024],
         bytes: 2 * 4 * (128 + 128),
         run: |device, inputs| product(device, 4 * 128, inputs, 128, Weight::Bf16),
     },
     Loop {
         architecture: "sm_90a",
         kernel: "attention_wgmma_bf16_d64",
-        lengths: [512, 1024],
         bytes: 2 * 2 * 64,
         run: |device, keys| attend::<bf16>(device, 128, keys, 64),
     },
     Loop {
         architecture: "sm_90a",
         kernel: "attention_wgmma_bf16_d128",
-        lengths: [512, 1024],
         bytes: 2 * 2 * 128,
         run: |device, keys| attend::<bf16>(device, 128, keys, 128),
     },
     Loop {
         architecture: "sm_90a",
         kernel: "attention_wgmma_bf16_d256",
-        lengths: [512, 1024],
         bytes: 2 * 2 * 256,
         run: |device, keys| attend::<bf16>(device, 128, keys, 256),
     },
@@ -151,7 +142,7 @@ fn row(one: &Loop, short: &Value, long: &Value) -> String {
     for (wait, count) in more_of_each("/waits") {
         write!(row, "{:8.3} {wait}", count as f64 / products).unwrap();
     }
-    let least = (one.bytes * (one.lengths[1] - one.lengths[0])) as f64;
+    let least = (one.bytes * (LENGTHS[1] - LENGTHS[0])) as f64;
     let both = |count: &str| more(&format!("/global_loads/{count}")) + more(&format!("/bulk_loads/{count}"));
     write!(row, "{:8.3} bytes", both("bytes") as f64 / least).unwrap();
     write!(row, "{:8.3} sectors", both("sectors") as f64 / both("ideal_sectors") as f64).unwrap();
@@ -176,7 +167,7 @@ fn inner_loops_keep_to_their_figures() {
         if again_at("inner_loops::inner_loops_keep_to_their_figures", &variables) {
             if std::env::var("CUDA_EMULATOR_ARCH").as_deref() == Ok(architecture) {
                 let device = Device::cuda(0).unwrap();
-                loops().for_each(|one| one.lengths.iter().for_each(|length| (one.run)(&device, *length)));
+                loops().for_each(|one| LENGTHS.iter().for_each(|length| (one.run)(&device, *length)));
                 return;
             }
             continue;

@@ -141,7 +141,7 @@ pub fn start() -> Result {
         return Ok(());
     }
     let name = std::env::var("CUDA_EMULATOR_ARCH").unwrap_or_else(|_| "sm_80".to_owned());
-    let architecture = Architecture::parse(&name).ok_or_else(|| {
+    let mut architecture = Architecture::parse(&name).ok_or_else(|| {
         eprintln!("cuda emulator: CUDA_EMULATOR_ARCH={name}: no such architecture");
         Code::NO_DEVICE
     })?;
@@ -152,7 +152,6 @@ pub fn start() -> Result {
             Code::NO_DEVICE
         })?,
     };
-    let mut architecture = architecture;
     if let Ok(text) = std::env::var("CUDA_EMULATOR_MULTIPROCESSORS") {
         architecture.multiprocessors = text.parse().ok().filter(|count| *count != 0).ok_or_else(|| {
             eprintln!("cuda emulator: CUDA_EMULATOR_MULTIPROCESSORS={text}: expected a number from 1");

@@ -68,6 +68,11 @@ impl Access<'_> {
         Self { lane, memory, address, bytes, verb, strong, allocation: None }
     }
 
+    /// The same by another lane, elsewhere in what holds the address.
+    fn at(self, lane: usize, address: u64) -> Self {
+        Self { lane, address, ..self }
+    }
+
     pub fn problem(&self, kind: FaultKind, detail: impl std::fmt::Display) -> Problem {
         let text = format!("{} of {} bytes of {} memory{detail}", self.verb.word(), self.bytes, name(self.memory));
         Problem::new(kind, text).lane(self.lane).address(self.address)
@@ -98,19 +103,15 @@ impl<'a> Execution<'a, '_> {
             for (at, value) in values.iter_mut().enumerate() {
                 value.fill(self.fetch(&access, at as u32 * element.bytes, element.bytes));
             }
-        } else if let Some(allocation) = self.resolve_together(memory, &addresses, total, Verb::Load, active) {
-            let access = |lane: usize| Access {
-                allocation,
-                ..Access::new(lane, memory, addresses[lane], total, Verb::Load, strong)
-            };
-            if !self.observe_readers(&addresses, total, active, access) {
+        } else if let Some(any) = self.resolve_together(memory, &addresses, total, Verb::Load, strong, active) {
+            if !self.observe_readers(any, &addresses, active) {
                 // In order, for the first race.
                 for lane in lanes(active) {
-                    self.observe(&access(lane), |_| false)?;
+                    self.observe(&any.at(lane, addresses[lane]), |_| false)?;
                 }
             }
             for lane in lanes(active) {
-                let access = access(lane);
+                let access = any.at(lane, addresses[lane]);
                 for (at, value) in values.iter_mut().enumerate() {
                     value[lane] = self.fetch(&access, at as u32 * element.bytes, element.bytes);
                 }
@@ -158,20 +159,17 @@ impl<'a> Execution<'a, '_> {
         for (value, source) in values.iter_mut().zip(sources) {
             *value = *self.source(*source);
         }
-        if strength != Strength::Weak {
+        let strong = strength != Strength::Weak;
+        if strong {
             self.strong_write(strength);
         }
         let keep = u64::MAX >> (64 - 8 * bytes);
         let mut resolved = [(Memory::Global, 0); WARP];
-        let together = self.resolve_together(memory, &addresses, total, Verb::Store, active);
+        let together = self.resolve_together(memory, &addresses, total, Verb::Store, strong, active);
         for lane in lanes(active) {
-            let address = addresses[lane];
-            let strong = strength != Strength::Weak;
             let access = match together {
-                Some(allocation) => {
-                    Access { allocation, ..Access::new(lane, memory, address, total, Verb::Store, strong) }
-                }
-                None => self.resolve(lane, memory, address, total, Verb::Store, strong)?,
+                Some(any) => any.at(lane, addresses[lane]),
+                None => self.resolve(lane, memory, addresses[lane], total, Verb::Store, strong)?,
             };
             resolved[lane] = (access.memory, access.address);
             self.observe(&access, |this| this.holds(&access, bytes, sources.len(), |at| values[at][lane] & keep))?;
@@ -330,7 +328,7 @@ impl<'a> Execution<'a, '_> {
 
     // Lanes together -----------------------------------------------------------------------------------------------
 
-    /// The allocation that holds every lane's access, or `None` inside for shared memory, if [`resolve`](Self::resolve)
+    /// One lane's access, of which those of the others differ by lane and address alone, if [`resolve`](Self::resolve)
     /// would find nothing wrong with any: most accesses are such, and are looked at much faster together.
     fn resolve_together(
         &mut self,
@@ -338,8 +336,9 @@ impl<'a> Execution<'a, '_> {
         addresses: &Lanes,
         bytes: u32,
         verb: Verb,
+        strong: bool,
         active: u32,
-    ) -> Option<Option<&'a Allocation>> {
+    ) -> Option<Access<'a>> {
         let (mut first, mut last, mut bits) = (u64::MAX, 0, 0);
         for (lane, address) in addresses.iter().enumerate() {
             let runs = active >> lane & 1 == 1;
@@ -351,7 +350,8 @@ impl<'a> Execution<'a, '_> {
             return None;
         }
         let end = last.checked_add(u64::from(bytes))?;
-        match memory {
+        let mut any = Access::new(active.trailing_zeros() as usize, memory, first, bytes, verb, strong);
+        let is_fine = match memory {
             Memory::Global => {
                 let held = |allocation: &&Allocation| allocation.contains(first, end - first);
                 let allocation = match self.last.filter(held) {
@@ -359,8 +359,9 @@ impl<'a> Execution<'a, '_> {
                     None => self.context.memory.find(first).filter(held)?,
                 };
                 self.last = Some(allocation);
+                any.allocation = Some(allocation);
                 let step = bytes.min(8);
-                let is_fine = match verb {
+                match verb {
                     Verb::Load => lanes(active).all(|lane| {
                         let offset = addresses[lane] - allocation.address;
                         (0..bytes)
@@ -369,8 +370,7 @@ impl<'a> Execution<'a, '_> {
                     }),
                     Verb::Store => !allocation.constant,
                     Verb::Update => false,
-                };
-                is_fine.then_some(Some(allocation))
+                }
             }
             Memory::Shared => {
                 let is_outside = self.context.outside_shared(first, end).is_some();
@@ -380,10 +380,11 @@ impl<'a> Execution<'a, '_> {
                     let is_valid = || self.block.shared_valid[range].iter().fold(true, |all, valid| all & valid);
                     is_still && (verb == Verb::Store || is_valid())
                 };
-                (!is_outside && lanes(active).all(is_fine)).then_some(None)
+                !is_outside && lanes(active).all(is_fine)
             }
-            _ => None,
-        }
+            _ => false,
+        };
+        is_fine.then_some(any)
     }
 
     // One lane -----------------------------------------------------------------------------------------------------
@@ -515,25 +516,19 @@ impl<'a> Execution<'a, '_> {
         Err(self.conflict(access, conflict))
     }
 
-    /// Records reads by all lanes; whether they are free of races. Of those that read the same, two are enough to find
-    /// every race.
-    fn observe_readers(
-        &mut self,
-        addresses: &Lanes,
-        bytes: u32,
-        active: u32,
-        access: impl Fn(usize) -> Access<'a>,
-    ) -> bool {
+    /// Records reads by all lanes that are like `any`; whether they are free of races. Of those that read the same, two
+    /// are enough to find every race.
+    fn observe_readers(&mut self, any: Access<'a>, addresses: &Lanes, active: u32) -> bool {
         // By address: the first lane that reads there, and the next, unless it is the same.
         let mut readers = [(0u64, u8::MAX, u8::MAX); WARP];
         let mut is_free = true;
-        let mut record = |(_, lane, beside): (u64, u8, u8)| {
+        let mut record = |(address, lane, beside): (u64, u8, u8)| {
             let beside = (lane != beside).then_some(usize::from(beside));
-            is_free &= self.record(&access(usize::from(lane)), beside, false).is_ok();
+            is_free &= self.record(&any.at(usize::from(lane), address), beside, false).is_ok();
         };
         for lane in lanes(active) {
             let (address, number) = (addresses[lane], lane as u8);
-            let reader = &mut readers[(address >> bytes.trailing_zeros()) as usize % WARP];
+            let reader = &mut readers[(address >> any.bytes.trailing_zeros()) as usize % WARP];
             match *reader {
                 (_, u8::MAX, _) => *reader = (address, number, number),
                 (at, first, next) if at == address => {

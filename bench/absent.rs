@@ -1,15 +1,16 @@
-//! What stands for burn in a build without it.
+//! What stands for a peer in a build without it.
 
 use smalti::Float;
 
 use crate::{Operand, Rival};
 
-/// What the report says instead of its name.
-pub(crate) fn name() -> String {
-    "burn is absent: built without the feature burn".to_owned()
+/// None.
+pub(crate) fn name() -> Option<String> {
+    None
 }
 
 /// None.
+#[cfg(not(feature = "burn"))]
 pub(crate) fn adapter() -> Option<&'static str> {
     None
 }
