@@ -121,8 +121,13 @@ fn nearest_takes_the_lowest_index_among_equal_codes() {
         let codes: Vec<f32> =
             (0..200).flat_map(|code| if code < 70 { [9.0, code as f32] } else { [1.0, 2.0] }).collect();
         let codebook = Tensor::from_vec(device, &[200, 2], codes).unwrap().into();
-        let x = Tensor::from_slice(device, &[3, 2], &[1.0f32, 2.0, 1.1, 2.1, f32::NAN, 0.0]).unwrap();
-        assert_eq!(vq::nearest_l2(&x, &codebook).unwrap().to_vec().unwrap(), [70, 70, 0], "{device}");
+        // Few vectors, many, and more than a tile of them.
+        for times in [1, 7, 30] {
+            let x = [1.0f32, 2.0, 1.1, 2.1, f32::NAN, 0.0].repeat(times);
+            let x = Tensor::from_vec(device, &[3 * times, 2], x).unwrap();
+            let got = vq::nearest_l2(&x, &codebook).unwrap().to_vec().unwrap();
+            assert_eq!(got, [70, 70, 0].repeat(times), "{device} {times}");
+        }
     }
 }
 
