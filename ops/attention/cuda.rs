@@ -21,7 +21,7 @@ const SEGMENT: usize = 256;
 #[must_use]
 pub fn segments([batch, heads, q_len, k_len]: [usize; 4], multiprocessors: usize) -> usize {
     match k_len.div_ceil(SEGMENT) {
-        segments if segments > 1 && q_len <= FEW_QUERIES && batch * heads < 2 * multiprocessors => segments,
+        segments if segments > 1 && q_len <= FEW_QUERIES && batch * heads < 16 * multiprocessors => segments,
         _ => 1,
     }
 }
@@ -294,7 +294,8 @@ mod tests {
         assert_eq!(segments([1, 16, 1, 256], 132), 1);
         assert_eq!(segments([1, 16, 1, 257], 132), 2);
         assert_eq!(segments([1, 16, 9, 4096], 132), 1, "many queries");
-        assert_eq!(segments([16, 20, 1, 4096], 132), 1, "many heads");
+        assert_eq!(segments([64, 16, 1, 4096], 132), 16);
+        assert_eq!(segments([132, 16, 1, 4096], 132), 1, "many heads");
     }
 
     #[test]

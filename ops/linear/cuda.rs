@@ -117,7 +117,7 @@ const ONE: Variant = Variant { kernel: "linear", suffix: "_r1", rows: 1, outputs
 const FOUR: Variant = Variant { kernel: "linear", suffix: "_r4", rows: 4, outputs: 16, threads: 128 };
 const TILE: Variant = Variant { kernel: "linear_tile", suffix: "", rows: 64, outputs: 64, threads: 256 };
 const MMA_8: Variant = Variant { kernel: "linear_mma", suffix: "_r8", rows: 8, outputs: 16, threads: 256 };
-const MMA_32: Variant = Variant { kernel: "linear_mma", suffix: "_r32", rows: 32, outputs: 16, threads: 256 };
+const MMA_16: Variant = Variant { kernel: "linear_mma", suffix: "_r16", rows: 16, outputs: 16, threads: 256 };
 const MMA_TILE_64: Variant = Variant { kernel: "linear_mma_tile", suffix: "_t64", rows: 64, outputs: 64, threads: 128 };
 const MMA_TILE_128: Variant =
     Variant { kernel: "linear_mma_tile", suffix: "_t128", rows: 128, outputs: 128, threads: 256 };
@@ -131,9 +131,10 @@ fn variant(tensor_cores: bool, shape: [usize; 3], multiprocessors: usize) -> Var
         (false, 2..ROWS_FOR_A_TILE) => FOUR,
         (false, _) => TILE,
         (true, 0..=8) => MMA_8,
+        (true, 9..=16) => MMA_16,
         _ if MMA_TILE_128.blocks(shape) >= multiprocessors => MMA_TILE_128,
         _ if 2 * MMA_TILE_64.blocks(shape) >= multiprocessors => MMA_TILE_64,
-        _ => MMA_32,
+        _ => MMA_16,
     }
 }
 
@@ -160,7 +161,8 @@ mod tests {
         assert_eq!(variant(false, [1, 16, 4096], 132), FOUR);
         assert_eq!(variant(false, [1, 17, 64], 132), TILE);
         assert_eq!(variant(true, [1, 8, 4096], 132), MMA_8);
-        assert_eq!(variant(true, [1, 64, 768], 132), MMA_32);
+        assert_eq!(variant(true, [1, 16, 65536], 132), MMA_16);
+        assert_eq!(variant(true, [1, 64, 768], 132), MMA_16);
         assert_eq!(variant(true, [1, 256, 2048], 132), MMA_TILE_64);
         assert_eq!(variant(true, [1, 256, 2048], 32), MMA_TILE_128);
         assert_eq!(variant(true, [40, 256, 256], 132), MMA_TILE_128);

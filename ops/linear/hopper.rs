@@ -10,8 +10,8 @@ const ROWS: usize = 128;
 /// Its outputs, by variant.
 const COLUMNS: [usize; 3] = [192, 128, 64];
 const THREADS: u32 = 384;
-/// Rows that fill no more than one instruction of the kernel for few rows, which then reads the weight at memory's speed.
-const FEW_ROWS: usize = 8;
+/// Rows that a block of the kernel for few rows has, which then reads the weight at memory's speed.
+const FEW_ROWS: usize = 16;
 
 /// Enqueues the kernel if it takes the operands, contiguous and of one half type, and says whether it did. It adds in
 /// the same order as the kernels for all tensor cores. That it gives the same bits rests on `wgmma` adding 16 products
@@ -92,8 +92,8 @@ mod tests {
     #[test]
     fn work_comes_in_few_and_even_pieces() {
         assert_eq!(columns([1, 128, 1024], 132), None);
-        assert_eq!(columns([1, 8, 9600], 132), None);
-        assert_eq!(columns([1, 9, 9600], 132), Some(128));
+        assert_eq!(columns([1, 16, 9600], 132), None);
+        assert_eq!(columns([1, 17, 9600], 132), Some(128));
         assert_eq!(columns([1, 256, 2304], 132), Some(64));
         assert_eq!(columns([1, 8192, 8192], 132), Some(192));
         // One piece for each multiprocessor, and not one for one of them more.

@@ -62,9 +62,9 @@ const LOOPS: &[Loop] = &[
     },
     Loop {
         architecture: "sm_80",
-        kernel: "linear_mma_f16_r32",
-        bytes: 2 * (32 + 16),
-        run: |device, inputs| product(device, 32, inputs, 16, Weight::F16),
+        kernel: "linear_mma_f16_r16",
+        bytes: 2 * (16 + 16),
+        run: |device, inputs| product(device, 16, inputs, 16, Weight::F16),
     },
     Loop {
         architecture: "sm_80",
