@@ -122,6 +122,9 @@ const MMA_TILE_64: Variant = Variant { kernel: "linear_mma_tile", suffix: "_t64"
 const MMA_TILE_128: Variant =
     Variant { kernel: "linear_mma_tile", suffix: "_t128", rows: 128, outputs: 128, threads: 256 };
 
+/// Rows for which tensor cores read the weight at memory's speed.
+pub(super) const FEW_ROWS: usize = MMA_16.rows;
+
 /// The kernel for so many rows and outputs. The larger a tile, the less is read; but its blocks must occupy the
 /// device, and those for few rows share the inputs among their warps.
 fn variant(tensor_cores: bool, shape: [usize; 3], multiprocessors: usize) -> Variant {
@@ -130,8 +133,8 @@ fn variant(tensor_cores: bool, shape: [usize; 3], multiprocessors: usize) -> Var
         (false, 0..=1) => ONE,
         (false, 2..ROWS_FOR_A_TILE) => FOUR,
         (false, _) => TILE,
-        (true, 0..=8) => MMA_8,
-        (true, 9..=16) => MMA_16,
+        (true, _) if rows <= MMA_8.rows => MMA_8,
+        (true, _) if rows <= FEW_ROWS => MMA_16,
         _ if MMA_TILE_128.blocks(shape) >= multiprocessors => MMA_TILE_128,
         _ if 2 * MMA_TILE_64.blocks(shape) >= multiprocessors => MMA_TILE_64,
         _ => MMA_16,

@@ -1,6 +1,6 @@
 //! Hopper's own kernel of products: what it takes, and its launch.
 
-use super::cuda::segment;
+use super::cuda::{FEW_ROWS, segment};
 use crate::backend::cuda::{Argument, Operand, Stream, blocks, dense_or_absent, has_tensor_map, to_u32};
 use crate::{Layout, Result};
 
@@ -10,8 +10,6 @@ const ROWS: usize = 128;
 /// Its outputs, by variant.
 const COLUMNS: [usize; 3] = [192, 128, 64];
 const THREADS: u32 = 384;
-/// Rows that a block of the kernel for few rows has, which then reads the weight at memory's speed.
-const FEW_ROWS: usize = 16;
 
 /// Enqueues the kernel if it takes the operands, contiguous and of one half type, and says whether it did. It adds in
 /// the same order as the kernels for all tensor cores. That it gives the same bits rests on `wgmma` adding 16 products
